@@ -1,0 +1,48 @@
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+
+export OMP_NUM_THREADS ?= $(shell nproc 2>/dev/null || echo 2)
+
+.PHONY: help demo test test-all lint clean
+
+help:
+	@echo "make demo      set up, make a synthetic chest CT, run on it and say where to look"
+	@echo "make test      set up, lint, check types, run the tests"
+	@echo "make test-all  the same with the tests that take minutes"
+	@echo "make clean     remove the environment and all that was made"
+
+$(STAMP): pyproject.toml constraints.txt
+	@echo "Setting up $(VENV): takes a minute or two, needs about 3 GB ..."
+	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] < (3, 14))' \
+		|| { echo "error: Python 3.11, 3.12 or 3.13 is needed; try make PYTHON=python3.11"; exit 1; }
+	@$(PYTHON) -m venv $(VENV)
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	@touch $@
+
+demo: $(STAMP)
+	@rm -rf demo
+	@$(BIN)/covid-ct phantom demo/phantom > /dev/null
+	@$(BIN)/covid-ct run -i demo/phantom/ct -o demo/out > /dev/null
+	@echo
+	@echo "Look at:"
+	@echo "  demo/out/result.json  the findings in numbers"
+	@echo "  demo/out/sc/          overlays for the eye: any DICOM viewer"
+	@echo "  demo/out/seg/         lungs and lesions as DICOM Segmentation"
+	@echo "  demo/out/sr/          the report as DICOM Structured Report"
+
+lint: $(STAMP)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+test: lint
+	$(BIN)/pytest -m "not slow"
+
+test-all: lint
+	$(BIN)/pytest
+
+clean:
+	rm -rf $(VENV) demo build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .coverage
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

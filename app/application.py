@@ -1,0 +1,172 @@
+"""The clinical graph: from a folder of CT images to report, segmentation and overlays."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass, fields
+from datetime import datetime
+from pathlib import Path
+from typing import Any, Self
+
+from holoscan.conditions import CountCondition
+from monai.deploy.core import (
+    Application,
+    ExecutionContext,
+    InputContext,
+    Operator,
+    OperatorSpec,
+    OutputContext,
+)
+
+from app.outcome import RunFailed
+from app.settings import Settings
+from models.classifier.network import Classifier
+from models.involvement.network import involvement_network
+from models.lesions.network import lesion_network
+from models.lungs.network import DeepMedic
+from models.store import ModelUnavailable, load_weights
+from models.unet import UNet
+from operators.classification import ClassificationOperator
+from operators.explanation import ExplanationOperator
+from operators.findings import Classification
+from operators.identity import ModelSet, Provenance
+from operators.involvement import InvolvementOperator
+from operators.journal import Journal
+from operators.lesion_segmentation import LesionSegmentationOperator
+from operators.lung_segmentation import LungSegmentationOperator
+from operators.measurements import MeasurementOperator, Measurements
+from operators.sc_writer import ScWriterOperator
+from operators.seg_writer import SegWriterOperator
+from operators.series_loader import SeriesLoaderOperator
+from operators.software import NAME
+from operators.sr_writer import SrWriterOperator
+from operators.volume import CTVolume
+
+
+@dataclass(frozen=True, slots=True)
+class Models:
+    """The networks with their weights, and the identity of these."""
+
+    lungs: DeepMedic
+    lesions: UNet
+    involvement: UNet
+    classifier: Classifier
+    records: ModelSet
+
+    @classmethod
+    def load(cls, folder: Path) -> Self:
+        """Load all networks from the model folders in ``folder``.
+
+        Raises
+        ------
+        RunFailed
+            If a model is missing, incomplete or altered.
+        """
+        networks = DeepMedic(), lesion_network(), involvement_network(), Classifier()
+        tasks = [field.name for field in fields(ModelSet)]
+        try:
+            records = [load_weights(folder / task, network) for task, network in zip(tasks, networks, strict=True)]
+        except ModelUnavailable as error:
+            raise RunFailed(str(error)) from error
+        return cls(*networks, ModelSet(*records))
+
+
+class FindingsOperator(Operator):
+    """End of the graph: keeps what ``result.json`` states.
+
+    Named inputs ``volume``, ``measurements``, ``classification``.
+    """
+
+    findings: tuple[CTVolume, Measurements, Classification] | None = None
+
+    def setup(self, spec: OperatorSpec) -> None:
+        """Declare the ports."""
+        for name in ("volume", "measurements", "classification"):
+            spec.input(name)
+
+    def compute(self, op_input: InputContext, op_output: OutputContext, context: ExecutionContext) -> None:
+        """Receive the findings and keep them."""
+        volume, measurements = op_input.receive("volume"), op_input.receive("measurements")
+        self.findings = volume, measurements, op_input.receive("classification")
+
+
+class CovidCTApplication(Application):
+    """The graph of one study.
+
+    Parameters
+    ----------
+    source : Path
+        Folder of the study.
+    results : Path
+        Folder in which ``sr/``, ``seg/`` and ``sc/`` are written.
+    models : Models
+        Networks with their weights.
+    settings : Settings
+        Checked settings.
+    journal : Journal
+        Told what the nodes find.
+    """
+
+    def __init__(self, source: Path, results: Path, models: Models, settings: Settings, journal: Journal) -> None:
+        self._source = source
+        self._models = models
+        self._settings = settings
+        self._journal = journal
+        self._results = results
+        self._provenance = Provenance(models.records, settings.fingerprint, datetime.now().astimezone())
+        super().__init__([sys.executable, NAME])  # else Holoscan parses the arguments of the process
+
+    def compose(self) -> None:
+        """Say which node gives what to which."""
+        models, settings = self._models, self._settings
+        told: dict[str, Any] = {"journal": self._journal}
+        segmenting = told | {"precision": settings.precision}
+        classifying = told | {"threshold": settings.threshold, "in_plane": settings.in_plane}
+        explaining = told | {"target": settings.target, "gate_share": settings.gate_share}
+        writing = told | {"folder": self._results, "provenance": self._provenance}
+        once = CountCondition(self, 1)
+
+        loader = SeriesLoaderOperator(self, once, name="loader", folder=self._source, **told)
+        lungs = LungSegmentationOperator(self, name="lungs", network=models.lungs, **segmenting)
+        lesions = LesionSegmentationOperator(self, name="lesions", network=models.lesions, **segmenting)
+        involvement = InvolvementOperator(self, name="involvement", network=models.involvement, **segmenting)
+        measurements = MeasurementOperator(self, name="measurements", **told)
+        classification = ClassificationOperator(self, name="classification", network=models.classifier, **classifying)
+        explanation = ExplanationOperator(self, name="explanation", network=models.classifier, **explaining)
+        seg = SegWriterOperator(self, name="seg", **writing)
+        sr = SrWriterOperator(self, name="sr", **writing)
+        sc = ScWriterOperator(self, name="sc", **writing)
+        self._findings = FindingsOperator(self, name="findings")
+
+        self._connect(loader, "volume", lungs, lesions, involvement, measurements, classification)
+        self._connect(loader, "volume", seg, sr, sc, self._findings)
+        self._connect(lungs, "lungs", lesions, involvement, measurements, classification, seg, sc)
+        self._connect(lesions, "lesions", measurements, classification, seg, sc)
+        self._connect(involvement, "involvement", measurements)
+        self._connect(classification, "classification", explanation, sr, sc, self._findings)
+        self._connect(explanation, "explanation", sr, sc)
+        self._connect(measurements, "measurements", sr, self._findings)
+        self._connect(seg, "segmentation", sr)
+
+    def _connect(self, source: Operator, port: str, *receivers: Operator) -> None:
+        """Give what ``source`` emits at ``port`` to the input of the same name of each receiver."""
+        for receiver in receivers:
+            self.add_flow(source, receiver, {(port, port)})
+
+    def process(self) -> tuple[CTVolume, Measurements, Classification]:
+        """Run the graph and return what ``result.json`` states.
+
+        The graph runs in another thread, so that this one can be interrupted.
+
+        Raises
+        ------
+        RunFailed
+            If the graph ended without findings, as Holoscan does in silence where a node emits nothing.
+        Exception
+            Whatever a node raised, of its own type.
+        """
+        self.run_async().result()
+        self.shutdown_async_executor()
+        if self._findings.findings is None:
+            raise RunFailed("the graph ended without findings")
+        return self._findings.findings

@@ -1,0 +1,237 @@
+"""The command line. Nothing heavy is imported before it is needed: ``--help`` answers at once."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+import signal
+import sys
+import tempfile
+import traceback
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from types import FrameType
+from typing import NoReturn
+
+from app.outcome import ExitStatus, Interrupted, RunFailed, UsageError
+from app.training import add_train_arguments
+from operators.refusal import InputRefused
+from operators.software import NAME, RESEARCH_NOTICE, VERSION
+
+_ROOT = Path(__file__).resolve().parent.parent
+_DEBUG = os.environ.get("COVID_CT_DEBUG") == "1"
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line and return its exit status.
+
+    Parameters
+    ----------
+    argv : sequence of str, optional
+        Arguments without the program; by default those of the process.
+    """
+    arguments = _parser().parse_args(_with_default_command(list(sys.argv[1:] if argv is None else argv)))
+    try:
+        with _interruptible():
+            arguments.command(arguments)
+    except Interrupted as interrupt:
+        _tell("interrupted")
+        _leave(interrupt.exit_status)
+    except Exception as error:  # the last resort: one line instead of a traceback, which may quote headers
+        if _DEBUG:
+            traceback.print_exc()
+        status, line = _verdict(error)
+        _tell(line)
+        return status
+    return ExitStatus.OK
+
+
+class _Parser(argparse.ArgumentParser):
+    """Answers wrong usage with one line and our exit status."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(ExitStatus.USAGE, f"error: {message}; see {self.prog} --help\n")
+
+
+def _with_default_command(argv: list[str]) -> list[str]:
+    """``run`` is meant where the first argument is an option, as in ``python -m app -i IN -o OUT``."""
+    if argv and (not argv[0].startswith("-") or argv[0] in ("-h", "--help")):
+        return argv
+    return ["run", *argv]
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = _Parser(
+        prog="covid-ct",
+        description=f"Explainable COVID-19 findings from a chest CT series. {RESEARCH_NOTICE}",
+        epilog="Without a command, run is meant: python -m app -i DICOM_FOLDER -o OUT",
+    )
+    commands = parser.add_subparsers(metavar="COMMAND", required=True)
+    _add_run(commands.add_parser("run", help="read a DICOM folder, write report, segmentation and overlays"))
+    phantom = commands.add_parser("phantom", help="write a synthetic chest CT series with lesions")
+    phantom.add_argument("output", metavar="OUT", type=Path, help="folder for the DICOM series and its truth")
+    phantom.add_argument("--seed", type=int, default=0, help="another seed, another phantom (default 0)")
+    phantom.set_defaults(command=_phantom)
+    add_train_arguments(commands.add_parser("train", help="train a model on a hospital's or a public data set"))
+    version = commands.add_parser("version", help="print name and version")
+    version.set_defaults(command=_version)
+    return parser
+
+
+def _add_run(parser: argparse.ArgumentParser) -> None:
+    environment = os.environ.get
+    parser.add_argument(
+        "-i",
+        "--input",
+        metavar="FOLDER",
+        default=environment("HOLOSCAN_INPUT_PATH"),
+        help="folder that holds one CT study",
+    )
+    parser.add_argument(
+        "-o", "--output", metavar="OUT", default=environment("HOLOSCAN_OUTPUT_PATH"), help="folder for the results"
+    )
+    parser.add_argument(
+        "-m",
+        "--model",
+        metavar="FOLDER",
+        default=environment("HOLOSCAN_MODEL_PATH") or _ROOT / "models",
+        help="folder of the models (default: those of this installation)",
+    )
+    parser.add_argument(
+        "-w",
+        "--workdir",
+        metavar="FOLDER",
+        default=environment("HOLOSCAN_WORKDIR"),
+        help="folder for temporary files (default: that of the system)",
+    )
+    parser.add_argument(
+        "--set",
+        metavar="NAME=VALUE",
+        action="append",
+        default=[],
+        dest="assignments",
+        help="change a setting; repeatable",
+    )
+    parser.epilog = (
+        "The environment variables HOLOSCAN_INPUT_PATH, HOLOSCAN_OUTPUT_PATH, HOLOSCAN_MODEL_PATH and HOLOSCAN_WORKDIR "
+        "stand in for arguments not given. Exit status: 0 results written, 64 usage, 65 input refused, 70 our failure."
+    )
+    parser.set_defaults(command=_run)
+
+
+def _run(arguments: argparse.Namespace) -> None:
+    from app.settings import load_settings
+    from app.study import Request, run_study
+
+    if arguments.workdir:
+        tempfile.tempdir = str(_folder(arguments.workdir, "work folder", os.R_OK | os.W_OK | os.X_OK))
+    if not arguments.input:
+        raise UsageError("no input folder: give -i FOLDER or set HOLOSCAN_INPUT_PATH")
+    if not arguments.output:
+        raise UsageError("no output folder: give -o OUT or set HOLOSCAN_OUTPUT_PATH")
+    request = Request(
+        input=_folder(arguments.input, "input folder", os.R_OK | os.X_OK),
+        output=Path(arguments.output).absolute(),
+        models=Path(arguments.model).absolute(),
+        settings=load_settings(arguments.assignments),
+    )
+    if not _DEBUG:
+        _quieten()
+    result = run_study(request, _tell)
+    _tell(f"{result.message}; {len(result.files)} files and result.json in {request.output}")
+    print(request.output)  # for scripts
+
+
+def _phantom(arguments: argparse.Namespace) -> None:
+    from app.phantom import write_phantom
+
+    try:
+        arguments.output.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UsageError(f"cannot make the folder {arguments.output}: {error.strerror}") from error
+    _tell("Making the phantom ...")
+    series = write_phantom(arguments.output, seed=arguments.seed)
+    print(series)
+
+
+def _version(arguments: argparse.Namespace) -> None:
+    print(f"{NAME} {VERSION}")
+
+
+def _folder(path: str, what: str, mode: int) -> Path:
+    folder = Path(path).absolute()
+    if not folder.exists():
+        raise UsageError(f"the {what} {path} does not exist")
+    if not folder.is_dir():
+        raise UsageError(f"the {what} {path} is not a folder")
+    if not os.access(folder, mode):
+        raise UsageError(f"no permission to use the {what} {path}")
+    return folder
+
+
+def _quieten() -> None:
+    """Silence the libraries of this process: their messages quote header values, and with them the patient."""
+    os.environ["HOLOSCAN_LOG_LEVEL"] = "OFF"
+    logging.disable(logging.CRITICAL)
+    warnings.showwarning = lambda *_, **__: None  # a filter would not do: libraries change the filters
+
+
+def _verdict(error: Exception) -> tuple[ExitStatus, str]:
+    """Exit status and the one line that explains an error."""
+    match error:
+        case UsageError():
+            return ExitStatus.USAGE, f"error: {error}"
+        case InputRefused():
+            return ExitStatus.REFUSED, f"refused: {error.code}: {error.message}"
+        case RunFailed():
+            return ExitStatus.FAILED, f"error: {error}"
+        case MemoryError():
+            return ExitStatus.FAILED, "error: not enough memory"
+        case OSError() if error.strerror:
+            return ExitStatus.FAILED, f"error: {error.strerror} ({_place(error)})"
+    return (
+        ExitStatus.FAILED,
+        f"error: unexpected {type(error).__name__} at {_place(error)}; COVID_CT_DEBUG=1 tells more",
+    )
+
+
+def _place(error: Exception) -> str:
+    """File and line in this software where the error came through last; its text may quote patient data."""
+    packages = [_ROOT / name for name in ("app", "operators", "models")]
+    frames = [(Path(frame.filename), frame.lineno) for frame in traceback.extract_tb(error.__traceback__)]
+    ours = [
+        f"{path.relative_to(_ROOT)}:{line}" for path, line in frames if any(path.is_relative_to(p) for p in packages)
+    ]
+    return ours[-1] if ours else "an unknown place"
+
+
+@contextmanager
+def _interruptible() -> Iterator[None]:
+    """Turn SIGTERM and SIGINT into :class:`Interrupted`, once, in the main thread."""
+
+    def interrupt(number: int, frame: FrameType | None) -> NoReturn:
+        for each in previous:
+            signal.signal(each, signal.SIG_IGN)  # cleaning up is not to be interrupted
+        raise Interrupted(number)
+
+    previous = {number: signal.signal(number, interrupt) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        yield
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
+
+
+def _leave(status: int) -> NoReturn:
+    """End the process at once: the threads of the graph cannot be stopped."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(status)
+
+
+def _tell(line: str) -> None:
+    with suppress(OSError):  # nobody listens any more: no reason to stop
+        print(line, file=sys.stderr, flush=True)

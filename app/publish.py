@@ -1,0 +1,184 @@
+"""Results appear all at once: built in a hidden staging folder, then moved into place.
+
+Renaming is atomic only for one folder at a time, so a publication is two steps that can be undone:
+
+1. *retire*: earlier results move into ``retiring/``, which is then renamed to ``retired/``;
+2. *reveal*: the new results move into place, ``result.json`` last.
+
+Whatever interrupts it, the staging folder itself tells how far it came, and :func:`_undo` restores the
+earlier state: at once if the process still lives, else when the next run finds the folder.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import shutil
+import tempfile
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+from app.outcome import UsageError
+from operators.software import NAME
+
+RESULT = "result.json"
+RESULT_FOLDERS = ("sr", "seg", "sc")
+_NAMES = (*RESULT_FOLDERS, RESULT)
+_PREFIX = ".covid-ct-staging-"
+
+
+class Staging:
+    """The hidden folder of one run inside the output folder, on the same file system.
+
+    Use as a context manager. Unless :meth:`publish` was reached, leaving it restores the output folder to
+    what it was, and removes the output folder itself if this run made it.
+
+    Parameters
+    ----------
+    output : Path
+        The output folder; made where absent.
+
+    Raises
+    ------
+    UsageError
+        If the output folder cannot be written, or holds files named as results that this software did not write.
+    """
+
+    def __init__(self, output: Path) -> None:
+        self._output = output
+        self._made = _make_folder(output)
+        try:
+            _sweep(output)
+            _check_owned(output)
+            self._root = Path(tempfile.mkdtemp(prefix=_PREFIX, dir=output))
+        except OSError as error:
+            self._drop_output()
+            raise UsageError(f"cannot write to the output folder {output}: {error.strerror}") from error
+        except UsageError:
+            self._drop_output()
+            raise
+        self._lock = _lock(self._root)
+        self.folder = self._root / "new"
+        """Where the results are to be built."""
+        self.folder.mkdir()
+        self.scratch = self._root / "scratch"
+        """For temporary files; never published."""
+        self.scratch.mkdir()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        _undo(self._root, self._output)
+        _remove_busy(self._root)
+        if self._lock is not None:
+            os.close(self._lock)
+        self._drop_output()
+
+    def discard(self) -> None:
+        """Forget what was built so far."""
+        _remove_busy(self.folder)
+        self.folder.mkdir()
+
+    def publish(self) -> None:
+        """Put the built results in the place of all earlier ones; ``result.json`` must be among them."""
+        if not (self.folder / RESULT).is_file():
+            raise ValueError(f"{RESULT} completes the results and was not built")
+        retiring = self._root / "retiring"
+        retiring.mkdir()
+        for name in _NAMES:
+            _move(self._output / name, retiring / name)
+        retiring.rename(self._root / "retired")
+        for name in _NAMES:
+            _move(self.folder / name, self._output / name)
+
+    def _drop_output(self) -> None:
+        for folder in self._made:
+            with suppress(OSError):  # not empty: it holds the results
+                folder.rmdir()
+
+
+def _make_folder(folder: Path) -> list[Path]:
+    """Make ``folder``; return those of it and its parents that were absent, innermost first."""
+    try:
+        absent = [path for path in (folder, *folder.parents) if not path.exists()]
+        folder.mkdir(parents=True, exist_ok=True)
+    except FileExistsError:
+        raise UsageError(f"the output folder {folder} is a file; give a folder") from None
+    except OSError as error:
+        raise UsageError(f"cannot make the output folder {folder}: {error.strerror}") from error
+    return absent
+
+
+def _check_owned(output: Path) -> None:
+    """Never replace what this software did not write."""
+    if not any((output / name).exists() for name in _NAMES):
+        return
+    try:
+        content = json.loads((output / RESULT).read_text("utf-8"))
+        owned = content["software"]["name"] == NAME
+    except (OSError, ValueError, KeyError, TypeError):
+        owned = False
+    if not owned:
+        names = ", ".join(_NAMES)
+        raise UsageError(f"the output folder {output} holds other files named {names}; give an empty folder")
+
+
+def _sweep(output: Path) -> None:
+    """Undo and remove the staging folders of runs that died."""
+    for root in output.glob(f"{_PREFIX}*"):
+        descriptor = _lock(root)
+        if descriptor is not None:
+            _undo(root, output)
+            _remove_busy(root)
+            os.close(descriptor)
+
+
+def _lock(root: Path) -> int | None:
+    """Mark a staging folder as in use for as long as the process lives; None if it is or cannot be known."""
+    descriptor = os.open(root, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        os.close(descriptor)
+        return None
+    return descriptor
+
+
+def _undo(root: Path, output: Path) -> None:
+    """Restore what an unfinished publication changed; can itself be interrupted and done again."""
+    if not (root / "new" / RESULT).exists():  # not begun, or finished
+        return
+    if (root / "retired").exists():  # whatever is in place is new
+        for name in _NAMES:
+            _remove(output / name)
+        (root / "retired").rename(root / "retiring")
+    for name in _NAMES:
+        _move(root / "retiring" / name, output / name)
+
+
+def _move(source: Path, target: Path) -> None:
+    if os.path.lexists(source):
+        source.rename(target)
+
+
+def _remove_busy(folder: Path) -> None:
+    """Remove a folder in which a thread of a stopped run may still be writing."""
+    for _ in range(20):
+        shutil.rmtree(folder, ignore_errors=True)
+        if not folder.exists():
+            return
+        time.sleep(0.05)
+
+
+def _remove(path: Path) -> None:
+    remove: Callable[[Path], object] = shutil.rmtree if path.is_dir() and not path.is_symlink() else os.unlink
+    with suppress(FileNotFoundError):
+        remove(path)

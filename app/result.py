@@ -1,0 +1,155 @@
+"""``result.json``: what a run found, or why it refused the input. The schema is part of the interface."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import fields
+from pathlib import Path
+from typing import Annotated, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from app.publish import RESULT, RESULT_FOLDERS
+from app.settings import Settings
+from operators.findings import Classification
+from operators.identity import ModelSet
+from operators.measurements import Measurements
+from operators.refusal import InputRefused, ReasonCode
+from operators.software import NAME, RESEARCH_NOTICE, VERSION
+from operators.volume import CTVolume
+
+Sha256 = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+class Software(_Part):
+    """What made the results."""
+
+    name: str = NAME
+    version: str = VERSION
+
+
+class Model(_Part):
+    """Identity of the weights of one model."""
+
+    name: str
+    version: str
+    sha256: Sha256
+
+
+class OutputFile(_Part):
+    """A written file; ``path`` is relative to the output folder."""
+
+    path: str
+    sha256: Sha256
+    bytes: int
+
+
+class _Result(_Part):
+    status: str
+    reason_codes: list[ReasonCode]
+    message: str
+    notice: str = RESEARCH_NOTICE
+    software: Software = Software()
+    settings: dict[str, float | int | str]
+
+    def write(self, folder: Path) -> None:
+        """Write ``result.json`` into ``folder``."""
+        (folder / RESULT).write_text(self.model_dump_json(indent=2) + "\n", "utf-8")
+
+
+class RefusedResult(_Result):
+    """The input cannot be processed; there are no other outputs."""
+
+    status: Literal["refused"] = "refused"
+    reason_codes: list[ReasonCode] = Field(min_length=1)
+
+    @classmethod
+    def of(cls, refusal: InputRefused, settings: Settings) -> Self:
+        """Say why the input was refused."""
+        return cls(message=refusal.message, reason_codes=[refusal.code], settings=settings.model_dump())
+
+
+class CompletedResult(_Result):
+    """The study was processed and every output written.
+
+    Parameters
+    ----------
+    reason_codes : list
+        Empty.
+    study_uid, series_uid : str
+        Of the source images.
+    models : dict
+        Identity of the weights by task: lungs, lesions, involvement, classifier.
+    probability : float
+        Probability of COVID-19, 0 to 1.
+    decision : str
+        ``positive`` where the probability is at or above ``threshold``.
+    measurements : Measurements
+        Volumes in ml, percentages of the lung, mean attenuation in HU; in total, left and right.
+    seconds : dict
+        Wall-clock seconds of each node.
+    files : list of OutputFile
+        Everything written beside ``result.json``.
+    """
+
+    status: Literal["completed"] = "completed"
+    reason_codes: list[ReasonCode] = Field(default=[], max_length=0)
+    study_uid: str
+    series_uid: str
+    models: dict[str, Model]
+    probability: float
+    decision: Literal["positive", "negative"]
+    threshold: float
+    measurements: Measurements
+    seconds: dict[str, float]
+    files: list[OutputFile]
+
+    @classmethod
+    def of(
+        cls,
+        volume: CTVolume,
+        measurements: Measurements,
+        classification: Classification,
+        *,
+        models: ModelSet,
+        settings: Settings,
+        seconds: dict[str, float],
+        folder: Path,
+    ) -> Self:
+        """Put together what was found; ``folder`` holds the written files."""
+        decision: Literal["positive", "negative"] = "positive" if classification.positive else "negative"
+        return cls(
+            message=f"COVID-19 {decision}, probability {classification.probability:.2f}",
+            settings=settings.model_dump(),
+            study_uid=volume.study_uid,
+            series_uid=volume.series_uid,
+            models={field.name: _model(models, field.name) for field in fields(models)},
+            probability=classification.probability,
+            decision=decision,
+            threshold=classification.threshold,
+            measurements=measurements,
+            seconds={node: round(value, 3) for node, value in seconds.items()},
+            files=list_files(folder),
+        )
+
+
+def _model(models: ModelSet, task: str) -> Model:
+    record = getattr(models, task)
+    return Model(name=record.name, version=record.version, sha256=record.sha256)
+
+
+def list_files(folder: Path) -> list[OutputFile]:
+    """Name, hash and size of every file in the result folders below ``folder``, in order of their paths."""
+    paths = sorted(path for name in RESULT_FOLDERS for path in (folder / name).rglob("*") if path.is_file())
+    return [
+        OutputFile(
+            path=path.relative_to(folder).as_posix(),
+            sha256=hashlib.sha256(content := path.read_bytes()).hexdigest(),
+            bytes=len(content),
+        )
+        for path in paths
+    ]

@@ -1,0 +1,70 @@
+"""What a person may set, checked before any work."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable
+from typing import Literal
+
+from pydantic import Field, ValidationError
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from app.outcome import UsageError
+
+PREFIX = "COVID_CT_"
+DEBUG = f"{PREFIX}DEBUG"
+"""Environment variable, not a setting: 1 shows tracebacks and the messages of libraries. These may quote headers."""
+
+
+class Settings(BaseSettings):
+    """Settings of one run; the environment variable of ``x`` is ``COVID_CT_X``."""
+
+    model_config = SettingsConfigDict(env_prefix=PREFIX, extra="forbid", frozen=True, hide_input_in_errors=True)
+
+    threshold: float = Field(0.5, gt=0.0, lt=1.0)
+    """Probability of COVID-19 at and above which the study is called positive."""
+    in_plane: int = Field(256, ge=32, le=1024)
+    """Rows and columns of the slices that the classifier sees (paper, section 3: in-plane resolution)."""
+    target: Literal["positive", "negative", "decision"] = "positive"
+    """Class whose logit is explained; ``decision`` is the class decided for."""
+    gate_share: float = Field(1.0, ge=0.5, le=1.0)
+    """Share of its relevance that the gate hands to each branch: 1 as the paper, 0.5 to split it."""
+    precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    """Arithmetic of the segmentation networks; ``auto`` is bfloat16 where the processor is fast in it."""
+
+    @property
+    def fingerprint(self) -> str:
+        """All values in one line, part of the identity of the results: other settings, other UIDs."""
+        return self.model_dump_json()
+
+
+def load_settings(assignments: Iterable[str] = ()) -> Settings:
+    """Read the settings from ``NAME=VALUE`` assignments, then the environment, then the defaults.
+
+    Raises
+    ------
+    UsageError
+        If a name is unknown, in the environment too, or a value does not fit.
+    """
+    values: dict[str, str] = {}
+    for assignment in assignments:
+        name, equals, value = assignment.partition("=")
+        if not equals:
+            raise UsageError(f"--set {assignment}: write NAME=VALUE")
+        values[name.strip()] = value.strip()
+    known = [f"{PREFIX}{name.upper()}" for name in Settings.model_fields]
+    unknown = [name for name in os.environ if name.startswith(PREFIX) and name not in (*known, DEBUG)]
+    if unknown:
+        raise UsageError(f"unknown setting {unknown[0]} in the environment; known: {', '.join(known)}")
+    try:
+        return Settings(**values)  # type: ignore[arg-type]  # pydantic converts and checks
+    except ValidationError as error:
+        raise UsageError(_explain(error)) from error
+
+
+def _explain(error: ValidationError) -> str:
+    first = error.errors()[0]
+    name = str(first["loc"][0])
+    if name not in Settings.model_fields:
+        return f"unknown setting {name}; known: {', '.join(Settings.model_fields)}"
+    return f"setting {name}: {first['msg'].lower()}"

@@ -1,0 +1,151 @@
+"""``covid-ct train``: the recipes of the shipped weights, from a manifest of CT studies to a model folder."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+MODELS = ("lungs", "involvement", "lesions", "classifier")
+
+
+def add_train_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the arguments of the command; nothing heavy is imported."""
+    parser.add_argument("model", choices=MODELS, help="what to train; lesions and classifier need involvement before")
+    parser.add_argument("--manifest", type=Path, required=True, help="YAML file that lists the studies")
+    parser.add_argument("--cache", type=Path, required=True, help="folder for prepared volumes and checkpoints")
+    parser.add_argument("--output", type=Path, required=True, help="folder of the models; MODEL/ in it is written")
+    parser.add_argument("--steps", type=int, help="optimiser steps (epochs for the classifier) instead of the recipe's")
+    parser.add_argument("--seed", type=int, default=0, help="another seed, other weights (default 0)")
+    parser.set_defaults(command=train)
+
+
+def train(arguments: argparse.Namespace) -> None:
+    """Train one model and write its folder.
+
+    Raises
+    ------
+    UsageError
+        If the manifest cannot be used.
+    """
+    recipes: dict[str, Callable[[argparse.Namespace], None]] = {
+        "lungs": _train_lungs,
+        "involvement": _train_involvement,
+        "lesions": _train_lesions,
+        "classifier": _train_classifier,
+    }
+    arguments.cache.mkdir(parents=True, exist_ok=True)
+    recipes[arguments.model](arguments)
+
+
+def _tell(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
+
+
+def _save(arguments: argparse.Namespace, network: object) -> None:
+    """Write the weights; name, version and description stay as the metadata in the output folder say."""
+    from torch import nn
+
+    from models.store import METADATA, save_weights
+
+    assert isinstance(network, nn.Module)  # noqa: S101 - the recipes pass networks
+    folder = arguments.output / arguments.model
+    shipped = Path(__file__).resolve().parent.parent / "models" / arguments.model / METADATA
+    own = folder / METADATA
+    metadata = json.loads((own if own.exists() else shipped).read_text("utf-8"))
+    record = save_weights(folder, network, metadata)
+    _tell(f"{folder}: {record.name} {record.version}, sha256 {record.sha256}")
+
+
+def _train_lungs(arguments: argparse.Namespace) -> None:
+    """DeepMedic on reference masks, healthy lungs also with lesions inserted that the mask takes in."""
+    from dataclasses import replace
+
+    from app.training_data import load_source, read_manifest, with_lesions
+    from models.lungs.training import DEFAULTS, train
+    from models.training.patterns import MIXED, SEVERE
+
+    manifest = read_manifest(arguments.manifest)
+    sources = []
+    for entry in manifest.studies:
+        source = load_source(entry, arguments.cache, _tell)
+        variants = with_lesions(source, [MIXED, MIXED, SEVERE, SEVERE, SEVERE], arguments.seed) if entry.healthy else []
+        sources += [source, *variants]
+    settings = replace(DEFAULTS, seed=arguments.seed, steps=arguments.steps or DEFAULTS.steps)
+    network = train(sources, _tell, settings, arguments.cache / "lungs.checkpoint.safetensors")
+    _save(arguments, network)
+
+
+def _train_involvement(arguments: argparse.Namespace) -> None:
+    """2DS in two rounds: on inserted lesions and annotated slices; then also on what it found in diseased lungs."""
+    from dataclasses import replace
+
+    from app.training_data import infected_slices, label_lesions, load_annotated_slices, load_source, read_manifest
+    from app.training_data import with_lesions as inserted
+    from models.involvement.training import DEFAULTS, train
+    from models.training.patterns import MIXED, SEVERE
+
+    manifest = read_manifest(arguments.manifest)
+    slices = load_annotated_slices(manifest.annotated_slices) if manifest.annotated_slices else None
+    loaded = [(entry, load_source(entry, arguments.cache, _tell)) for entry in manifest.studies]
+    healthy = [source for entry, source in loaded if entry.healthy]
+    sources = [v for s in healthy for v in [s, *inserted(s, [MIXED] * 6 + [SEVERE], arguments.seed)]]
+    settings = replace(DEFAULTS, seed=arguments.seed, steps=arguments.steps or DEFAULTS.steps)
+    checkpoint = arguments.cache / "involvement.checkpoint.safetensors"
+    network = train(sources, slices, _tell, settings, checkpoint)
+    diseased = [
+        label_lesions(source, network.eval(), infected_slices(manifest, entry, source.hu.shape[0]), arguments.cache)
+        for entry, source in loaded
+        if not entry.healthy
+    ]
+    if diseased:
+        _tell("second round, with the diseased studies")
+        # each diseased study counts as much as a healthy one with its variants
+        network = train(sources + diseased * 4, slices, _tell, settings, checkpoint, start=network)
+    _save(arguments, network)
+
+
+def _train_lesions(arguments: argparse.Namespace) -> None:
+    """3D U-Net on inserted lesions, and on diseased lungs as 2DS labelled them."""
+    from dataclasses import replace
+
+    from app.training_data import load_source, read_manifest, with_labels, with_lesions
+    from models.lesions.training import DEFAULTS, train
+    from models.training.patterns import MIXED, SEVERE
+
+    manifest = read_manifest(arguments.manifest)
+    sources = []
+    for entry in manifest.studies:
+        source = load_source(entry, arguments.cache, _tell)
+        if entry.healthy:
+            sources += [source, *with_lesions(source, [MIXED] * 7 + [SEVERE], arguments.seed)]
+        else:
+            sources += [with_labels(source, arguments.cache)] * 3
+    settings = replace(DEFAULTS, seed=arguments.seed, steps=arguments.steps or DEFAULTS.steps)
+    network = train(sources, _tell, settings, arguments.cache / "lesions.checkpoint.safetensors")
+    _save(arguments, network)
+
+
+def _train_classifier(arguments: argparse.Namespace) -> None:
+    """CVAE, then the classifier from its encoder, on real studies and on healthy lungs with lesions inserted."""
+    from app.classifier_data import classifier_studies
+    from models.classifier.network import Classifier
+    from models.classifier.training import ClassifierSettings, CVAESettings, Progress, train_classifier, train_cvae
+
+    def report(progress: Progress) -> None:
+        held_out = "" if progress.validation_loss is None else f", validation {progress.validation_loss:.5f}"
+        best = " *" if progress.best and held_out else ""
+        _tell(f"epoch {progress.epoch}/{progress.epochs}: loss {progress.training_loss:.5f}{held_out}{best}")
+
+    training, validation = classifier_studies(arguments.manifest, arguments.cache, arguments.seed)
+    epochs = arguments.steps or 30
+    common = {"epochs": epochs, "seed": arguments.seed, "bfloat16": True, "slices_per_study": 16}
+    encoder = train_cvae(training, CVAESettings(**{**common, "epochs": max(epochs // 3, 1)}), report=report)
+    settings = ClassifierSettings(**common, learning_rate=2e-4, patience=10)
+    network = Classifier()
+    network.load_state_dict(
+        train_classifier(training, validation, encoder, settings, report=report, checkpoints=arguments.cache)
+    )
+    _save(arguments, network)

@@ -1,0 +1,1 @@
+"""The slice-wise gated-encoder classifier, its representation learning and its training."""

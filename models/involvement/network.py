@@ -1,0 +1,55 @@
+"""2DS: a 2D U-Net that marks affected lung in axial slices (paper, section 4.1)."""
+
+from __future__ import annotations
+
+import torch
+from monai.inferers.inferer import SlidingWindowInferer
+from torch import Tensor
+
+from models.unet import UNet
+
+WIDTHS = ((16, 16), (32, 32), (64, 64), (128, 128), (256, 256))
+PATCH = (128, 128)
+"""Rows and columns of a patch."""
+PIXEL_MM = 1.5
+"""Working resolution in the axial plane."""
+MARGIN_MM = 15.0
+"""What lies farther from the lungs within a slice is blanked: the network sees lung and pleura, not the body."""
+HU_RANGE = (-1000.0, 400.0)
+"""Hounsfield units are clipped to this range and rescaled to [0, 1]."""
+
+
+def involvement_network() -> UNet:
+    """Return the network with random weights: five levels, 16 features on the first."""
+    return UNet(2, WIDTHS, classes=1)
+
+
+def normalise(hu: Tensor, near_lungs: Tensor) -> Tensor:
+    """Clip Hounsfield units to :data:`HU_RANGE`, rescale to [0, 1], and blank what is not near the lungs."""
+    low, high = HU_RANGE
+    return (hu.clamp(low, high) - low) / (high - low) * near_lungs
+
+
+@torch.inference_mode()
+def predict(network: UNet, image: Tensor, batch: int = 16) -> Tensor:
+    """Return the probability of affected lung in each pixel.
+
+    Parameters
+    ----------
+    network : UNet
+        In evaluation mode.
+    image : Tensor, shape (slices, rows, columns)
+        From :func:`normalise`, at :data:`PIXEL_MM`, cropped to the bounding box of the lungs.
+    batch : int
+        Patches at a time.
+
+    Returns
+    -------
+    Tensor of float32, shape (slices, rows, columns)
+    """
+    inferer = SlidingWindowInferer(PATCH, sw_batch_size=batch, overlap=0.25, mode="gaussian")
+    slices = [
+        torch.sigmoid(torch.as_tensor(inferer(part[:, None], network)).float())[:, 0]
+        for part in torch.split(image, batch)
+    ]
+    return torch.cat(slices)

@@ -1,0 +1,1 @@
+"""Multi-class lesion segmentation: 3D U-Net."""

@@ -1,0 +1,1 @@
+"""Lung segmentation: 3D DeepMedic."""

@@ -1,0 +1,132 @@
+"""Lung masks from thresholds and morphology: the reference that DeepMedic learns from.
+
+Right where the lungs are healthy or only hazy; dense disease at the pleura is closed over up to a stated
+radius. Too slow and too fragile for the product, good enough to teach a network that is neither.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+from scipy import ndimage
+
+from models.morphology import BoolArray, FloatArray, Spacing, bounding_box, close, dilate, distance_to, split_sides
+
+AIR_HU = -320.0
+"""Aerated lung, ground glass included, lies below; midway between air and soft tissue after smoothing."""
+LUMEN_HU = -890.0
+"""The lumen of the trachea and the main bronchi lies below this, most lung above."""
+MIN_LUNG_ML = 150.0
+"""Smaller pockets of air in the body are not a lung."""
+PURE_GAS_HU = -975.0
+"""Gas in the bowel lies below this after smoothing, lung tissue above."""
+
+
+def _air_in_body(hu: FloatArray, spacing: Spacing) -> BoolArray:
+    """Air that is not connected, within its slice, to the border of the image."""
+    smooth = ndimage.gaussian_filter(hu, [0.5 / s for s in spacing])
+    # a thin skin or a blanket may be porous: the body is what is large once opened
+    body = ndimage.binary_opening(smooth > AIR_HU, iterations=2)
+    labels, count = ndimage.label(body)
+    body = labels == 1 + int(np.argmax(ndimage.sum_labels(body, labels, range(1, count + 1))))
+    filled = np.stack([ndimage.binary_fill_holes(plane) for plane in body])
+    return np.asarray(filled & (smooth < AIR_HU))
+
+
+def _trachea_seed(lumen: BoolArray, spacing: Spacing) -> tuple[int, int, int] | None:
+    """Return a voxel of the trachea: from the top down, the first round, mid-sized, central piece of lumen."""
+    area_of = spacing[1] * spacing[2]
+    middle = np.array(lumen.shape[1:]) / 2.0
+    half = np.array(lumen.shape[1:]) * 0.2
+    for z in range(lumen.shape[0] - 1, lumen.shape[0] // 2, -1):
+        labels, count = ndimage.label(lumen[z])
+        for label in range(1, count + 1):
+            piece = labels == label
+            area = piece.sum() * area_of
+            centre = np.array(ndimage.center_of_mass(piece))
+            box = bounding_box(piece)
+            height = (box[0].stop - box[0].start) * spacing[1]
+            width = (box[1].stop - box[1].start) * spacing[2]
+            compact = area / (height * width)
+            central = bool((np.abs(centre - middle) < half).all())
+            if 60.0 < area < 600.0 and 0.4 < width / height < 2.5 and compact > 0.6 and central:
+                y, x = np.argwhere(piece)[len(np.argwhere(piece)) // 2]
+                return z, int(y), int(x)
+    return None
+
+
+def airways(hu: FloatArray, spacing: Spacing) -> BoolArray:
+    """Return the lumen of the trachea and the main bronchi, shape as ``hu``.
+
+    Grown from the trachea at rising thresholds through passages at least 5 mm wide, so that it stops where the
+    bronchi enter the lungs; the last threshold that does not leak wins (trachea and main bronchi hold 20 to 110 ml).
+    """
+    coarse = ndimage.gaussian_filter(hu, [0.6 / s for s in spacing])[:, ::2, ::2]
+    step = (spacing[0], 2 * spacing[1], 2 * spacing[2])
+    seed = _trachea_seed(coarse < LUMEN_HU, step)
+    best = np.zeros(coarse.shape, bool)
+    if seed is not None:
+        for threshold in range(-990, int(LUMEN_HU) + 41, 10):
+            lumen = coarse < threshold
+            labels, _ = ndimage.label(distance_to(~lumen, step) > 2.0)  # mm
+            near = labels[seed[0], seed[1] - 4 : seed[1] + 5, seed[2] - 4 : seed[2] + 5].max()
+            if near == 0:
+                continue
+            grown = dilate(labels == near, 3.0, step) & lumen
+            if grown.sum() * float(np.prod(step)) / 1000.0 > 110.0:  # ml
+                break
+            best = grown
+    return np.asarray(best.repeat(2, axis=1).repeat(2, axis=2)[:, : hu.shape[1], : hu.shape[2]])
+
+
+def _bowel_gas(hu: FloatArray, lungs: BoolArray, spacing: Spacing) -> BoolArray:
+    """Pockets of pure gas in the lowest part of ``lungs``: stomach and colon under a thin diaphragm."""
+    height = bounding_box(lungs)[0]
+    lowest = height.start + int(0.4 * (height.stop - height.start))
+    smooth = ndimage.gaussian_filter(hu[:lowest], [2.0 / s for s in spacing])
+    labels, count = ndimage.label(smooth < PURE_GAS_HU)
+    volumes = ndimage.sum_labels(labels > 0, labels, range(1, count + 1)) * float(np.prod(spacing)) / 1000.0
+    inside = ndimage.mean(lungs[:lowest], labels, range(1, count + 1)) if count else np.zeros(0)
+    result = np.zeros(hu.shape, bool)
+    result[:lowest] = np.isin(labels, 1 + np.flatnonzero((volumes > 2.0) & (np.asarray(inside) > 0.3)))
+    return dilate(result, 6.0, spacing)
+
+
+def reference_lungs(hu: FloatArray, spacing: Spacing, closing: float = 10.0) -> npt.NDArray[np.uint8]:
+    """Return the lung mask of a chest CT: 0 elsewhere, 1 left, 2 right.
+
+    Parameters
+    ----------
+    hu : ndarray of float32, shape (z, y, x)
+        Hounsfield units; axes run to the head, to the back and to the patient's left.
+    spacing : tuple of float
+        Voxel size in mm along z, y, x.
+    closing : float
+        Radius in mm of the closing that takes in vessels and disease at the pleura.
+
+    Raises
+    ------
+    ValueError
+        If no lung is found.
+    """
+    airway = airways(hu, spacing)
+    air = _air_in_body(hu, spacing) & ~dilate(airway, 2.0, spacing)
+    voxel_ml = float(np.prod(spacing)) / 1000.0
+    labels, count = ndimage.label(ndimage.binary_opening(air))
+    volumes = ndimage.sum_labels(air, labels, range(1, count + 1)) * voxel_ml
+    lungs = np.isin(labels, 1 + np.flatnonzero(volumes > MIN_LUNG_ML))
+    if not lungs.any():
+        raise ValueError("no lungs found")
+    lungs &= ~_bowel_gas(hu, lungs, spacing)
+    # what hung on the lung by a bridge that is now cut was bowel, too
+    labels, count = ndimage.label(ndimage.binary_opening(lungs))
+    volumes = ndimage.sum_labels(lungs, labels, range(1, count + 1)) * voxel_ml
+    lungs = np.isin(labels, 1 + np.flatnonzero(volumes > MIN_LUNG_ML))
+    result = np.zeros(hu.shape, np.uint8)
+    wall = dilate(airway, 2.0, spacing)
+    for side, half in enumerate(split_sides(lungs, spacing)[::-1], start=1):
+        closed = close(half, closing, spacing)
+        # in 3D only: in a slice, the dome of the diaphragm is a hole, too
+        closed = ndimage.binary_fill_holes(closed)
+        result[closed & ~wall & (result == 0)] = side
+    return result

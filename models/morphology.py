@@ -1,0 +1,78 @@
+"""Morphology of binary masks in millimetres."""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+import SimpleITK as sitk
+from scipy import ndimage
+
+BoolArray = npt.NDArray[np.bool_]
+FloatArray = npt.NDArray[np.float32]
+Spacing = tuple[float, float, float]
+"""Voxel size in mm along z, y, x."""
+
+
+def distance_to(mask: BoolArray, spacing: Spacing) -> FloatArray:
+    """Return the distance in mm from each voxel to the nearest voxel of ``mask``; 0 inside it."""
+    image = sitk.GetImageFromArray(mask.astype(np.uint8))
+    image.SetSpacing(spacing[::-1])  # type: ignore[no-untyped-call]
+    distance = sitk.SignedMaurerDistanceMap(image, squaredDistance=False, useImageSpacing=True)  # type: ignore[no-untyped-call]
+    return np.asarray(np.maximum(sitk.GetArrayFromImage(distance), 0.0), dtype=np.float32)
+
+
+def dilate(mask: BoolArray, radius: float, spacing: Spacing) -> BoolArray:
+    """Dilate by a ball of ``radius`` mm."""
+    return distance_to(mask, spacing) <= radius if mask.any() else mask.copy()
+
+
+def close(mask: BoolArray, radius: float, spacing: Spacing) -> BoolArray:
+    """Close by a ball of ``radius`` mm, with room around so that the border does not attract."""
+    if not mask.any():
+        return mask.copy()
+    pad = [int(np.ceil(radius / step)) + 2 for step in spacing]
+    box = tuple(slice(max(s.start - p, 0), s.stop + p) for s, p in zip(bounding_box(mask), pad, strict=True))
+    padded = np.pad(mask[box], [(p, p) for p in pad])
+    outside = ~dilate(padded, radius, spacing)
+    closed = distance_to(outside, spacing) > radius if outside.any() else padded
+    result = mask.copy()
+    result[box] |= closed[tuple(slice(p, -p) for p in pad)]
+    return result
+
+
+def bounding_box(mask: BoolArray) -> tuple[slice, ...]:
+    """Return the slices of the smallest box that holds ``mask``.
+
+    Raises
+    ------
+    ValueError
+        If the mask is empty.
+    """
+    if not mask.any():
+        raise ValueError("the mask is empty")
+    box = ndimage.find_objects(mask.astype(np.uint8))[0]
+    return tuple(box)
+
+
+def split_sides(lungs: BoolArray, spacing: Spacing) -> tuple[BoolArray, BoolArray]:
+    """Split a lung mask into the halves at low and at high x (for LPS axes: right and left lung).
+
+    Lungs that touch are parted by eroding until two large parts remain, and giving each voxel to the nearer.
+    """
+    depth = distance_to(~lungs, spacing)
+    total = lungs.sum()
+    for radius in (0.0, 1.5, 3.0, 5.0, 8.0, 12.0):
+        labels, count = ndimage.label(depth > radius)
+        if count < 2:
+            continue
+        sizes = ndimage.sum_labels(lungs, labels, range(1, count + 1))
+        first, second = (np.argsort(sizes)[::-1][:2] + 1).tolist()
+        if sizes[second - 1] < 0.1 * total:
+            continue
+        centres = [float(ndimage.center_of_mass(labels == label)[2]) for label in (first, second)]
+        low, high = (first, second) if centres[0] < centres[1] else (second, first)
+        to_low, to_high = distance_to(labels == low, spacing), distance_to(labels == high, spacing)
+        return lungs & (to_low <= to_high), lungs & (to_low > to_high)
+    middle = np.zeros(lungs.shape, bool)
+    middle[..., : lungs.shape[2] // 2] = True
+    return lungs & middle, lungs & ~middle

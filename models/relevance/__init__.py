@@ -1,0 +1,1 @@
+"""Layer-wise relevance propagation: the rules, and the explanation of the classifier by them."""

@@ -1,0 +1,1 @@
+"""What the training recipes share: sources, synthetic lesions, augmentation and the loop."""

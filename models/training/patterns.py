@@ -1,0 +1,34 @@
+"""Lesion patterns of the training recipes."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from models.training.synthesis import Pattern
+
+MIXED = Pattern()
+"""Any mixture of types and sizes."""
+SEVERE = Pattern(count=(2, 6), radius=(20.0, 60.0), weights=(0.15, 0.6, 0.1, 0.15), subpleural=1.0)
+"""Large, mostly dense lesions at the pleura: lung that must still be found as lung."""
+
+
+def covid_like(rng: np.random.Generator) -> Pattern:
+    """Bilateral, multifocal, peripheral ground glass, with or without the later patterns (paper, section 1)."""
+    weights = rng.dirichlet((4.0, 0.8, 1.5, 1.5))
+    return Pattern(
+        count=(4, 16),
+        radius=(6.0, float(rng.uniform(15.0, 40.0))),
+        weights=tuple(weights.tolist()),
+        subpleural=float(rng.uniform(0.7, 1.0)),
+    )
+
+
+def other_pneumonia(rng: np.random.Generator) -> Pattern:
+    """Few, dense, one-sided and often central lesions: what bacterial pneumonia mostly looks like."""
+    return Pattern(
+        count=(1, 3),
+        radius=(12.0, float(rng.uniform(25.0, 55.0))),
+        weights=(0.15, 0.75, 0.0, 0.1),
+        subpleural=float(rng.uniform(0.0, 0.5)),
+        sides=(int(rng.integers(1, 3)),),
+    )

@@ -1,0 +1,163 @@
+"""Realistic lesions in healthy lungs, of each type, with their masks.
+
+Air spaces fill with fluid: a fraction ``f`` of the air of each voxel is replaced by fluid (20 HU), so vessels stay
+visible in ground glass and vanish in consolidation, as they do in patients.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+from scipy import ndimage
+from scipy.spatial import cKDTree
+
+from models.morphology import BoolArray, FloatArray, Spacing, distance_to
+
+GROUND_GLASS, CONSOLIDATION, CRAZY_PAVING, COMBINED = 1, 2, 3, 4
+FLUID_HU = 20.0
+
+
+@dataclass(frozen=True, slots=True)
+class Pattern:
+    """Which lesions to insert.
+
+    Parameters
+    ----------
+    count : tuple of int
+        Fewest and most lesions.
+    radius : tuple of float
+        Smallest and largest radius in mm.
+    weights : tuple of float
+        Probability of ground glass, consolidation, crazy paving, combined.
+    subpleural : float
+        Share of the lesions that touch the pleura.
+    sides : tuple of int
+        Lungs that may be affected (1 left, 2 right).
+    """
+
+    count: tuple[int, int] = (2, 14)
+    radius: tuple[float, float] = (5.0, 32.0)
+    weights: tuple[float, float, float, float] = (0.4, 0.25, 0.18, 0.17)
+    subpleural: float = 0.75
+    sides: tuple[int, ...] = (1, 2)
+
+
+def smooth_noise(shape: tuple[int, ...], scale: float, spacing: Spacing, rng: np.random.Generator) -> FloatArray:
+    """Return noise of unit variance, smooth over ``scale`` mm, made coarse and interpolated."""
+    coarse = [max(int(np.ceil(n * s / scale)) + 3, 4) for n, s in zip(shape, spacing, strict=True)]
+    noise = rng.standard_normal(coarse).astype(np.float32)
+    points = np.meshgrid(*[np.arange(n) * s / scale + 1.0 for n, s in zip(shape, spacing, strict=True)], indexing="ij")
+    fine = ndimage.map_coordinates(noise, points, order=1, mode="nearest")
+    return np.asarray(fine / max(float(fine.std()), 1e-6), dtype=np.float32)
+
+
+def _septa(shape: tuple[int, ...], spacing: Spacing, rng: np.random.Generator) -> FloatArray:
+    """Return a network of thin walls between cells of about 6 mm, 1 on the walls, 0 in the cells."""
+    extent = np.array(shape) * spacing
+    seeds = rng.uniform(-6.0, extent + 6.0, (int(np.prod(extent + 12.0) / 6.0**3) + 2, 3))
+    points = np.stack(np.meshgrid(*[np.arange(n) * s for n, s in zip(shape, spacing, strict=True)], indexing="ij"), -1)
+    nearest, _ = cKDTree(seeds).query(points.reshape(-1, 3), k=2)
+    wall = nearest[:, 1] - nearest[:, 0]
+    return np.asarray(np.exp(-((wall / rng.uniform(0.7, 1.3)) ** 2)).reshape(shape), dtype=np.float32)
+
+
+def _place(
+    lungs: npt.NDArray[np.uint8], depth: FloatArray, pattern: Pattern, rng: np.random.Generator
+) -> npt.NDArray[np.intp]:
+    """Draw the centre of a lesion: at the pleura or anywhere, more often low and dorsal."""
+    allowed = np.isin(lungs, pattern.sides)
+    if rng.random() < pattern.subpleural:
+        shell = allowed & (depth < rng.uniform(3.0, 12.0))
+        allowed = shell if shell.any() else allowed
+    candidates = np.argwhere(allowed)
+    some = candidates[rng.integers(0, len(candidates), 8)]
+    low = 1.0 - some[:, 0] / lungs.shape[0]
+    dorsal = some[:, 1] / lungs.shape[1]
+    weight = (0.3 + low) * (0.3 + dorsal)
+    return np.asarray(some[rng.choice(len(some), p=weight / weight.sum())])
+
+
+def _fluid(kind: int, core: FloatArray, box_hu: FloatArray, spacing: Spacing, rng: np.random.Generator) -> FloatArray:
+    """Return the fluid fraction inside a lesion, before its edge; ``core`` rises from 0 at the rim to 1."""
+    shape = core.shape
+    haze = rng.uniform(0.18, 0.5) * (1.0 + 0.25 * smooth_noise(shape, 8.0, spacing, rng))
+    haze += 0.05 * smooth_noise(shape, 3.0, spacing, rng)
+    if kind == GROUND_GLASS:
+        return haze
+    dense = rng.uniform(0.85, 1.02) + 0.05 * smooth_noise(shape, 6.0, spacing, rng)
+    if rng.random() < 0.6:  # air bronchograms in most
+        dense = np.where(box_hu < np.percentile(box_hu, 4), 0.15, dense)
+    if kind == CONSOLIDATION:
+        return np.asarray(dense, dtype=np.float32)
+    if kind == CRAZY_PAVING:
+        return np.asarray(haze + rng.uniform(0.25, 0.5) * _septa(shape, spacing, rng), dtype=np.float32)
+    spots = core + 0.35 * smooth_noise(shape, 10.0, spacing, rng) > rng.uniform(0.35, 0.6)
+    soft = ndimage.gaussian_filter(spots.astype(np.float32), [1.0 / s for s in spacing])
+    return np.asarray(haze + soft * (dense - haze), dtype=np.float32)
+
+
+def insert_lesions(
+    hu: FloatArray, lungs: npt.NDArray[np.uint8], spacing: Spacing, pattern: Pattern, rng: np.random.Generator
+) -> tuple[FloatArray, npt.NDArray[np.uint8]]:
+    """Insert lesions into a healthy chest CT.
+
+    Parameters
+    ----------
+    hu : ndarray of float32, shape (z, y, x)
+        Hounsfield units; axes run to the head, to the back and to the patient's left.
+    lungs : ndarray of uint8
+        0 elsewhere, 1 left, 2 right.
+    spacing : tuple of float
+        Voxel size in mm along z, y, x.
+    pattern : Pattern
+        What to insert.
+    rng : numpy Generator
+
+    Returns
+    -------
+    hu : ndarray of float32
+        With lesions; unchanged outside the lungs.
+    lesions : ndarray of uint8
+        0 none, else the type: 1 ground glass, 2 consolidation, 3 crazy paving, 4 combined.
+    """
+    result, labels = hu.copy(), np.zeros(hu.shape, np.uint8)
+    depth = distance_to(lungs == 0, spacing)
+    for _ in range(int(rng.integers(pattern.count[0], pattern.count[1] + 1))):
+        centre = _place(lungs, depth, pattern, rng)
+        low, high = np.log(pattern.radius)
+        radii = np.exp(rng.uniform(low, high)) * rng.uniform(0.6, 1.3, 3)
+        reach = np.ceil(radii * 1.5 / np.array(spacing)).astype(int)
+        box = tuple(slice(max(c - r, 0), c + r + 1) for c, r in zip(centre, reach, strict=True))
+        _insert(result, labels, lungs == lungs[tuple(centre)], box, centre, radii, spacing, pattern, rng)
+    return result, labels
+
+
+def _insert(
+    hu: FloatArray,
+    labels: npt.NDArray[np.uint8],
+    lung: BoolArray,
+    box: tuple[slice, ...],
+    centre: npt.NDArray[np.intp],
+    radii: npt.NDArray[np.float64],
+    spacing: Spacing,
+    pattern: Pattern,
+    rng: np.random.Generator,
+) -> None:
+    """Insert one lesion into ``hu`` and ``labels``, in place."""
+    shape = hu[box].shape
+    offsets = [
+        (np.arange(s.start, s.start + n) - c) * step / r
+        for s, n, c, step, r in zip(box, shape, centre, spacing, radii, strict=True)
+    ]
+    distance = np.sqrt(sum(o.reshape([-1 if i == j else 1 for i in range(3)]) ** 2 for j, o in enumerate(offsets)))
+    rough = 0.28 * smooth_noise(shape, float(radii.mean()) * 0.6, spacing, rng)
+    core = np.asarray(1.0 - distance + rough, dtype=np.float32)
+    kind = int(rng.choice(4, p=pattern.weights)) + 1
+    fuzzy = rng.uniform(1.0, 4.0) / float(radii.mean())
+    edge = np.clip(core / fuzzy, 0.0, 1.0) * lung[box]
+    fluid = np.clip(_fluid(kind, core, hu[box], spacing, rng), 0.0, 1.0) * edge
+    before = hu[box]
+    hu[box] = before + fluid * np.maximum(FLUID_HU + 15.0 * smooth_noise(shape, 4.0, spacing, rng) - before, 0.0)
+    labels[box][(edge > 0.5) & (fluid > 0.1)] = kind  # where at least half of the effect is present

@@ -1,0 +1,82 @@
+"""The U-Net family: the 3D lesion network and the 2D involvement network differ in widths only."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+
+class _DoubleConv(nn.Sequential):
+    """Two times: convolution 3 ("same"), instance normalisation, leaky ReLU.
+
+    Instance normalisation is group normalisation with one channel a group, which keeps channels-last memory.
+    """
+
+    def __init__(self, dimensions: Literal[2, 3], channels: int, first: int, second: int) -> None:
+        conv = nn.Conv2d if dimensions == 2 else nn.Conv3d
+        super().__init__(
+            conv(channels, first, 3, padding=1, bias=False),
+            nn.GroupNorm(first, first),
+            nn.LeakyReLU(0.01, inplace=True),
+            conv(first, second, 3, padding=1, bias=False),
+            nn.GroupNorm(second, second),
+            nn.LeakyReLU(0.01, inplace=True),
+        )
+
+
+class UNet(nn.Module):
+    """U-Net with max pooling, linear up-sampling and skip connections (Cicek et al. 2016).
+
+    Parameters
+    ----------
+    dimensions : 2 or 3
+    widths : sequence of (int, int)
+        Features after the first and the second convolution of each level, finest first.
+    classes : int
+        Output channels.
+    """
+
+    def __init__(self, dimensions: Literal[2, 3], widths: Sequence[tuple[int, int]], classes: int) -> None:
+        super().__init__()
+        self._mode = "bilinear" if dimensions == 2 else "trilinear"
+        self._format = torch.channels_last if dimensions == 2 else torch.channels_last_3d
+        self._pool = F.max_pool2d if dimensions == 2 else F.max_pool3d
+        self.factor = 2 ** (len(widths) - 1)
+        """Every spatial size of the input must be a multiple of this."""
+        channels = [1] + [second for _, second in widths]
+        self.encoder = nn.ModuleList(
+            _DoubleConv(dimensions, channels[level], *pair) for level, pair in enumerate(widths)
+        )
+        self.decoder = nn.ModuleList(
+            _DoubleConv(dimensions, channels[level + 2] + skip, skip, skip)
+            for level, (_, skip) in reversed(list(enumerate(widths[:-1])))
+        )
+        conv = nn.Conv2d if dimensions == 2 else nn.Conv3d
+        self.head = conv(widths[0][1], classes, 1)
+        self.to(memory_format=self._format)  # type: ignore[call-overload]
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return logits.
+
+        Parameters
+        ----------
+        x : Tensor, shape (batch, 1, [z,] y, x)
+            Intensities in [0, 1]; sizes multiples of :attr:`factor`.
+
+        Returns
+        -------
+        Tensor, shape (batch, classes, [z,] y, x)
+        """
+        x = x.contiguous(memory_format=self._format)
+        skips = []
+        for level, block in enumerate(self.encoder):
+            x = block(x if level == 0 else self._pool(x, 2))
+            skips.append(x)
+        for block, skip in zip(self.decoder, reversed(skips[:-1]), strict=True):
+            up = F.interpolate(x, scale_factor=2.0, mode=self._mode, align_corners=False)
+            x = block(torch.cat([up, skip], dim=1))
+        return torch.as_tensor(self.head(x))

@@ -1,0 +1,100 @@
+"""Explanation of the classification by layer-wise relevance propagation.
+
+Source: Berenguer et al. 2020, arXiv:2011.11719, section 4.4.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import numpy as np
+from monai.deploy.core import ExecutionContext, Fragment, InputContext, Operator, OperatorSpec, OutputContext
+from scipy.ndimage import binary_fill_holes
+
+from models.classifier.network import Classifier
+from models.relevance.explain import explain
+from operators.classification import CHUNK, as_tensor
+from operators.findings import Classification, Explanation
+from operators.journal import Journal
+
+ExplainedClass = Literal["positive", "negative", "decision"]
+
+
+def explain_classification(
+    classification: Classification, network: Classifier, target: int = 1, *, gate_share: float = 1.0
+) -> Explanation:
+    """Distribute the logit of a class over the pixels of both input channels.
+
+    Parameters
+    ----------
+    classification : Classification
+        What to explain; its inputs are propagated again.
+    network : Classifier
+        The network that made it.
+    target : int
+        The class to explain: 0 negative, 1 positive.
+    gate_share : float
+        Share of its relevance that the gate hands to each branch: 1 as in the paper, 0.5 to split it.
+
+    Raises
+    ------
+    FloatingPointError
+        If a relevance is not finite.
+    """
+    inputs = as_tensor(classification.inputs, network)
+    relevance = explain(network, inputs, target, gate_share=gate_share, chunk=CHUNK)
+    ct, lesions = (heatmap.float().cpu().numpy() for heatmap in (relevance.ct, relevance.lesions))
+    return Explanation(ct, lesions, classification.grid, target, relevance.logit, relevance.ledger)
+
+
+def lung_share(classification: Classification, explanation: Explanation) -> float:
+    """Tell which part of the absolute relevance of both channels lies inside the lungs, 0 to 1.
+
+    The lungs are where the masked CT channel is not 0, with enclosed air at or below -1000 HU filled in. Without
+    any relevance the share is 0.
+    """
+    lung = np.stack([binary_fill_holes(image > 0) for image in classification.inputs[:, 0]])
+    magnitude = np.abs(explanation.ct) + np.abs(explanation.lesions)
+    total = float(magnitude.sum(dtype=np.float64))
+    return float(magnitude[lung].sum(dtype=np.float64)) / total if total else 0.0
+
+
+def explained_class(classification: Classification, choice: ExplainedClass) -> int:
+    """Index of the class to explain; ``decision`` is the class decided for."""
+    if choice == "decision":
+        return int(classification.positive)
+    return int(choice == "positive")
+
+
+class ExplanationOperator(Operator):
+    """Explain the classification. Named input ``classification``; named output ``explanation``."""
+
+    def __init__(
+        self,
+        fragment: Fragment,
+        *args: Any,
+        journal: Journal,
+        network: Classifier,
+        target: ExplainedClass = "positive",
+        gate_share: float = 1.0,
+        **kwargs: Any,
+    ) -> None:
+        self._journal = journal
+        self._network = network
+        self._target: ExplainedClass = target
+        self._gate_share = gate_share
+        super().__init__(fragment, *args, **kwargs)
+
+    def setup(self, spec: OperatorSpec) -> None:
+        """Declare the ports."""
+        spec.input("classification")
+        spec.output("explanation")
+
+    def compute(self, op_input: InputContext, op_output: OutputContext, context: ExecutionContext) -> None:
+        """Receive the classification, explain it, emit."""
+        classification = op_input.receive("classification")
+        target = explained_class(classification, self._target)
+        with self._journal.node("Explanation") as found:
+            explanation = explain_classification(classification, self._network, target, gate_share=self._gate_share)
+            found(f"{100 * lung_share(classification, explanation):.0f} % of |relevance| inside the lungs")
+        op_output.emit(explanation, "explanation")

@@ -1,0 +1,183 @@
+"""Identity of the outputs: deterministic UIDs, patient and study of the source, and what made them."""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import uuid
+from dataclasses import astuple, dataclass, fields
+from datetime import datetime
+from typing import Any
+
+from highdicom import AlgorithmIdentificationSequence, ContributingEquipment
+from pydicom import Dataset
+from pydicom.uid import UID
+from pydicom.valuerep import DA, DT, TM
+
+from models.store import ModelRecord
+from operators.codes import ARTIFICIAL_INTELLIGENCE, PROCESSING_EQUIPMENT
+from operators.software import MANUFACTURER, NAME, RESEARCH_NOTICE, VERSION
+from operators.volume import CTVolume
+
+_NAMESPACE = uuid.UUID("6d1c7c52-3f0f-4f5e-9a0e-7a6f5f6b2c11")
+
+# Type 2 attributes that every output must have, empty where the source lacks them (PS3.3 C.7.1.1, C.7.2.1).
+_PATIENT_AND_STUDY = (
+    "PatientName",
+    "PatientID",
+    "PatientBirthDate",
+    "PatientSex",
+    "StudyDate",
+    "StudyTime",
+    "StudyID",
+    "AccessionNumber",
+    "ReferringPhysicianName",
+)
+
+
+def _uid(*parts: str) -> UID:
+    """UUID-derived UID (PS3.5, B.2) of the parts."""
+    return UID(f"2.25.{uuid.uuid5(_NAMESPACE, chr(10).join(parts)).int}")
+
+
+IMPLEMENTATION_UID = _uid("implementation", NAME)
+
+
+@dataclass(frozen=True, slots=True)
+class ModelSet:
+    """The weights in use, by their task."""
+
+    lungs: ModelRecord
+    lesions: ModelRecord
+    involvement: ModelRecord
+    classifier: ModelRecord
+
+    @property
+    def records(self) -> tuple[ModelRecord, ...]:
+        """All of them."""
+        return tuple(getattr(self, field.name) for field in fields(self))
+
+
+@dataclass(frozen=True, slots=True)
+class Provenance:
+    """What produces the outputs of a run, and when.
+
+    Parameters
+    ----------
+    models : ModelSet
+        The weights in use.
+    settings : str
+        Fingerprint of every setting that can change a result.
+    produced : datetime
+        Written as creation and content time; has no influence on the UIDs.
+    """
+
+    models: ModelSet
+    settings: str
+    produced: datetime
+
+    @property
+    def _parts(self) -> tuple[str, ...]:
+        return (NAME, VERSION, self.settings, *(part for model in self.models.records for part in astuple(model)))
+
+    @property
+    def device_uid(self) -> UID:
+        """UID of this software with these weights and settings."""
+        return _uid("device", *self._parts)
+
+    @property
+    def serial_number(self) -> str:
+        """Short stand-in for a serial number: changes with version, weights and settings."""
+        return hashlib.sha256("\n".join(self._parts).encode()).hexdigest()[:16]
+
+
+def derived_uid(volume: CTVolume, provenance: Provenance, kind: str) -> UID:
+    """UID of an output: the same for the same images, software version, weights and settings.
+
+    Parameters
+    ----------
+    volume : CTVolume
+        Its study, series and SOP Instance UIDs identify the input.
+    provenance : Provenance
+        What produces the output.
+    kind : str
+        Which of the outputs.
+    """
+    images = (str(header.SOPInstanceUID) for header in volume.headers)
+    return _uid("derived", kind, *provenance._parts, volume.study_uid, volume.series_uid, *images)
+
+
+def model_uid(model: ModelRecord) -> UID:
+    """Device UID of a model; changes whenever its weights change."""
+    return _uid("model", model.name, model.version, model.sha256)
+
+
+def source_headers(volume: CTVolume) -> list[Dataset]:
+    """Headers of the source images, the first completed so that outputs can take patient and study from it.
+
+    De-identified images often lack attributes that an output must have, even if empty. A sex that is none
+    of the standard's values is left out too.
+    """
+    first = copy.deepcopy(volume.headers[0])
+    for keyword in _PATIENT_AND_STUDY:
+        if keyword not in first:
+            setattr(first, keyword, "")
+    if first.PatientSex not in {"M", "F", "O"}:
+        first.PatientSex = ""
+    return [first, *volume.headers[1:]]
+
+
+def equipment(provenance: Provenance) -> dict[str, Any]:
+    """Arguments by which every highdicom object names this software, the time and the purpose."""
+    return {
+        "manufacturer": MANUFACTURER,
+        "manufacturer_model_name": NAME,
+        "software_versions": VERSION,
+        "device_serial_number": provenance.serial_number,
+        "content_date": provenance.produced.date(),
+        "content_time": provenance.produced.time(),
+        "content_qualification": "RESEARCH",
+        "specific_character_set": None,  # highdicom refuses some that pydicom writes: set by :func:`sign`
+    }
+
+
+def contributing_equipment(provenance: Provenance) -> list[ContributingEquipment]:
+    """One item for each model (PS3.3 C.12.1, Contributing Equipment Sequence)."""
+    items = []
+    for model in provenance.models.records:
+        item = ContributingEquipment(
+            manufacturer=MANUFACTURER,
+            purpose_of_reference=PROCESSING_EQUIPMENT,
+            manufacturer_model_name=model.name,
+            software_versions=model.version,
+            contribution_description=RESEARCH_NOTICE,
+        )
+        item.DeviceUID = model_uid(model)
+        items.append(item)
+    return items
+
+
+def algorithm(model: ModelRecord) -> AlgorithmIdentificationSequence:
+    """Algorithm identification of a model for images (PS3.3, 10.16)."""
+    return AlgorithmIdentificationSequence(
+        name=model.name,
+        family=ARTIFICIAL_INTELLIGENCE,
+        version=model.version,
+        source=MANUFACTURER,
+        parameters={"weights sha256": model.sha256},
+    )
+
+
+def sign(dataset: Dataset, volume: CTVolume, provenance: Provenance) -> None:
+    """Say in which characters, when and by which implementation ``dataset`` is written (PS3.3 C.12.1; PS3.10, 7.1)."""
+    characters = volume.headers[0].get("SpecificCharacterSet")
+    if characters:
+        dataset.SpecificCharacterSet = characters
+    dataset.InstanceCreationDate = DA(provenance.produced.date())
+    dataset.InstanceCreationTime = TM(provenance.produced.time())
+    dataset.InstanceCreatorUID = provenance.device_uid
+    for item in dataset.ContributingEquipmentSequence:
+        if "ContributionDateTime" in item:  # highdicom's own item
+            item.ContributionDateTime = DT(provenance.produced)
+    dataset.file_meta.ImplementationClassUID = IMPLEMENTATION_UID
+    dataset.file_meta.ImplementationVersionName = f"COVIDCTMAP {VERSION}"[:16]

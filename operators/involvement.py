@@ -1,0 +1,101 @@
+"""Involvement of the lungs by 2DS, the binary 2D lesion model.
+
+Source: Berenguer et al. 2020, arXiv:2011.11719, section 4; Tilborghs et al. 2020.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from monai.deploy.core import ExecutionContext, Fragment, InputContext, Operator, OperatorSpec, OutputContext
+from scipy import ndimage
+
+from models.involvement.network import MARGIN_MM, PIXEL_MM, normalise, predict
+from models.precision import Precision, autocast
+from models.unet import UNet
+from operators.findings import Involvement, Lungs
+from operators.journal import Journal
+from operators.lesion_segmentation import around_lungs, remove_specks
+from operators.resampling import resample
+from operators.volume import BoolArray, CTVolume
+
+
+def segment_involvement(volume: CTVolume, lungs: Lungs, network: UNet, precision: Precision = "auto") -> Involvement:
+    """Mark affected lung in every axial slice.
+
+    The network works on slices at its own pixel size, cropped to the bounding box of the lungs, blanked away from
+    them; slices without lung are left out.
+
+    Parameters
+    ----------
+    volume : CTVolume
+        The CT.
+    lungs : Lungs
+        On the grid of the CT, not empty.
+    network : UNet
+        2DS, in evaluation mode.
+    precision : {"auto", "float32", "bfloat16"}
+        Arithmetic of the network.
+
+    Raises
+    ------
+    ValueError
+        If the lungs are on another grid or empty.
+    """
+    if not lungs.grid.matches(volume.grid):
+        raise ValueError("the lungs must be on the grid of the CT")
+    box = around_lungs(lungs, MARGIN_MM)
+    hu, lung = volume.hu[box], lungs.mask[box]
+    _, dy, dx = volume.grid.spacing
+    shape = (hu.shape[0], max(1, round(hu.shape[1] * dy / PIXEL_MM)), max(1, round(hu.shape[2] * dx / PIXEL_MM)))
+    near = _near(resample(lung.astype(np.float32), shape) >= 0.5)
+    present = np.flatnonzero(near.any(axis=(1, 2)))
+    image = normalise(torch.from_numpy(resample(hu, shape)), torch.from_numpy(near))
+    probability = np.zeros(shape, np.float32)
+    with autocast(precision):
+        probability[present] = predict(network, image[present]).numpy()
+    affected = remove_specks((resample(probability, hu.shape) >= 0.5) & lung, volume.grid)
+    mask = np.zeros(volume.grid.shape, bool)
+    mask[box] = affected
+    return Involvement(mask, volume.grid)
+
+
+def _near(lung: BoolArray) -> BoolArray:
+    """Mark what lies within :data:`MARGIN_MM` of lung in the same slice."""
+    far = MARGIN_MM / PIXEL_MM
+    return np.stack([ndimage.distance_transform_edt(~plane) <= far if plane.any() else plane for plane in lung])
+
+
+class InvolvementOperator(Operator):
+    """Node: inputs ``volume`` and ``lungs``, output ``involvement``."""
+
+    def __init__(
+        self,
+        fragment: Fragment,
+        *args: Any,
+        journal: Journal,
+        network: UNet,
+        precision: Precision = "auto",
+        **kwargs: Any,
+    ) -> None:
+        self._journal = journal
+        self._network = network
+        self._precision: Precision = precision
+        super().__init__(fragment, *args, **kwargs)
+
+    def setup(self, spec: OperatorSpec) -> None:
+        """Declare the ports."""
+        spec.input("volume")
+        spec.input("lungs")
+        spec.output("involvement")
+
+    def compute(self, op_input: InputContext, op_output: OutputContext, context: ExecutionContext) -> None:
+        """Receive CT and lungs, measure, emit the involvement."""
+        volume: CTVolume = op_input.receive("volume")
+        lungs: Lungs = op_input.receive("lungs")
+        with self._journal.node("Involvement") as found:
+            involvement = segment_involvement(volume, lungs, self._network, self._precision)
+            found(f"{100.0 * involvement.mask.sum() / lungs.mask.sum():.1f} % of the lungs involved")
+        op_output.emit(involvement, "involvement")

@@ -1,0 +1,129 @@
+"""Lung segmentation by 3D DeepMedic.
+
+Source: Berenguer et al. 2020, arXiv:2011.11719, section 4; Tilborghs et al. 2020.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from monai.deploy.core import ExecutionContext, Fragment, InputContext, Operator, OperatorSpec, OutputContext
+from scipy import ndimage
+
+from models.lungs.network import DeepMedic, predict
+from models.morphology import distance_to, split_sides
+from models.precision import Precision, autocast
+from operators.findings import Lung, Lungs
+from operators.journal import Journal
+from operators.refusal import InputRefused, ReasonCode
+from operators.resampling import resample, shape_at
+from operators.volume import BoolArray, CTVolume, FloatArray, Grid, LabelArray
+
+SPACING = (3.0, 2.0, 2.0)
+"""Working resolution in mm along z, y, x."""
+MIN_LUNG_ML = 100.0
+"""Smaller components are not a lung."""
+MIN_SHARE = 0.08
+"""A second component below this share of the largest is not the other lung."""
+
+
+def segment_lungs(volume: CTVolume, network: DeepMedic, precision: Precision = "auto") -> Lungs:
+    """Segment both lungs, without trachea and main bronchi, with disease of any density.
+
+    The network works at :data:`SPACING`; its probability is interpolated to the grid of the CT and cut at one
+    half. Kept are the largest component and, where there is one of lung size, the second; holes are filled. Left
+    and right are told apart in the patient coordinate system.
+
+    Parameters
+    ----------
+    volume : CTVolume
+        The CT.
+    network : DeepMedic
+        In evaluation mode.
+    precision : {"auto", "float32", "bfloat16"}
+        Arithmetic of the network.
+
+    Raises
+    ------
+    InputRefused
+        NO_LUNGS if nothing of the size of a lung is found.
+    """
+    grid = volume.grid.resampled(shape_at(volume.grid, SPACING))
+    with autocast(precision):
+        probability = predict(network, torch.from_numpy(resample(volume.hu, grid.shape))).numpy()
+    sides = label_sides(lung_components(probability >= 0.5, grid), grid)  # more likely than not
+    return Lungs(_refine(probability, sides, volume.grid), volume.grid)
+
+
+def lung_components(mask: BoolArray, grid: Grid) -> BoolArray:
+    """Keep the components that can be lungs, and fill their holes.
+
+    Raises
+    ------
+    InputRefused
+        NO_LUNGS if no component has :data:`MIN_LUNG_ML`.
+    """
+    labels, count = ndimage.label(mask)
+    volumes = ndimage.sum_labels(mask, labels, range(1, count + 1)) * grid.voxel_ml
+    order = np.argsort(volumes)[::-1][:2]
+    lungs = [k for k in order if volumes[k] >= max(MIN_LUNG_ML, MIN_SHARE * volumes[order[0]])]
+    if not lungs:
+        raise InputRefused(
+            ReasonCode.NO_LUNGS, "no lungs were found: send an axial CT series that covers the whole chest"
+        )
+    return np.asarray(ndimage.binary_fill_holes(np.isin(labels, np.array(lungs) + 1)))
+
+
+def label_sides(mask: BoolArray, grid: Grid) -> LabelArray:
+    """Give every voxel of a lung mask its :class:`Lung`; left and right are the patient's (LPS: left is +x)."""
+    low, high = split_sides(mask, grid.spacing)
+    to_left = grid.affine[0, 2] > 0  # does the column index run to the patient's left?
+    left, right = (high, low) if to_left else (low, high)
+    return (np.uint8(Lung.LEFT) * left + np.uint8(Lung.RIGHT) * right).astype(np.uint8)
+
+
+def _refine(probability: FloatArray, sides: LabelArray, grid: Grid) -> LabelArray:
+    """Bring side labels to the grid of the CT: the border follows the interpolated probability."""
+    unit = (1.0, 1.0, 1.0)
+    kept = ndimage.binary_dilation(sides > 0)  # the interpolated border may lie up to a voxel outside
+    smooth = np.where(kept, np.where((sides > 0) & (probability < 0.5), 1.0, probability), 0.0)
+    mask = resample(smooth.astype(np.float32), grid.shape) >= 0.5
+    left = distance_to(sides == Lung.LEFT, unit) if (sides == Lung.LEFT).any() else np.full(sides.shape, np.inf)
+    right = distance_to(sides == Lung.RIGHT, unit) if (sides == Lung.RIGHT).any() else np.full(sides.shape, np.inf)
+    nearer_left = resample((left < right).astype(np.float32), grid.shape) >= 0.5
+    return np.where(mask, np.where(nearer_left, Lung.LEFT, Lung.RIGHT), 0).astype(np.uint8)
+
+
+class LungSegmentationOperator(Operator):
+    """Node: input ``volume``, output ``lungs``."""
+
+    def __init__(
+        self,
+        fragment: Fragment,
+        *args: Any,
+        journal: Journal,
+        network: DeepMedic,
+        precision: Precision = "auto",
+        **kwargs: Any,
+    ) -> None:
+        self._journal = journal
+        self._network = network
+        self._precision: Precision = precision
+        super().__init__(fragment, *args, **kwargs)
+
+    def setup(self, spec: OperatorSpec) -> None:
+        """Declare the ports."""
+        spec.input("volume")
+        spec.output("lungs")
+
+    def compute(self, op_input: InputContext, op_output: OutputContext, context: ExecutionContext) -> None:
+        """Receive the CT, segment, emit the lungs."""
+        volume: CTVolume = op_input.receive("volume")
+        with self._journal.node("Lung segmentation") as found:
+            lungs = segment_lungs(volume, self._network, self._precision)
+            litres = [float((lungs.labels == side).sum()) * lungs.grid.voxel_ml / 1000 for side in Lung]
+            found(f"{sum(litres):.1f} L lung")
+            found(f"left {litres[0]:.1f} L, right {litres[1]:.1f} L")
+        op_output.emit(lungs, "lungs")

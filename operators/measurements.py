@@ -1,0 +1,144 @@
+"""Volumes, mean attenuation and percentages of the lungs and of their lesions."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from monai.deploy.core import ExecutionContext, Fragment, InputContext, Operator, OperatorSpec, OutputContext
+from pydantic import BaseModel, ConfigDict
+
+from operators.findings import Involvement, Lesions, LesionType, Lung, Lungs
+from operators.journal import Journal
+from operators.volume import BoolArray, CTVolume
+
+
+class _Frozen(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+class Amount(_Frozen):
+    """How much of a lung something takes up.
+
+    Parameters
+    ----------
+    volume_ml : float
+        Volume in ml.
+    percent_of_lung : float or None
+        100 * volume / volume of the lung; None where there is no lung.
+    """
+
+    volume_ml: float
+    percent_of_lung: float | None
+
+
+class LungMeasurements(_Frozen):
+    """Measurements of one lung, or of both together.
+
+    Parameters
+    ----------
+    volume_ml : float
+        Volume of the lung mask in ml, lesions included.
+    mean_hu : float or None
+        Mean attenuation over the lung mask in Hounsfield units; None where there is no lung.
+    ground_glass, consolidation, crazy_paving, combined : Amount
+        Lesions by type.
+    all_lesions : Amount
+        Union of the four types.
+    involvement : Amount
+        Affected lung by the binary 2D model inside the lung mask (paper, 2DS).
+    """
+
+    volume_ml: float
+    mean_hu: float | None
+    ground_glass: Amount
+    consolidation: Amount
+    crazy_paving: Amount
+    combined: Amount
+    all_lesions: Amount
+    involvement: Amount
+
+    def lesion(self, kind: LesionType) -> Amount:
+        """Amount of one type of lesion."""
+        amount: Amount = getattr(self, kind.name.lower())
+        return amount
+
+
+class Measurements(_Frozen):
+    """Measurements of both lungs together and of each; left and right are the patient's."""
+
+    total: LungMeasurements
+    left: LungMeasurements
+    right: LungMeasurements
+
+
+def measure(volume: CTVolume, lungs: Lungs, lesions: Lesions, involvement: Involvement) -> Measurements:
+    """Measure lungs and lesions.
+
+    Parameters
+    ----------
+    volume : CTVolume
+        The CT.
+    lungs, lesions, involvement
+        Findings on the grid of the CT. Affected voxels outside the lungs are not counted.
+
+    Returns
+    -------
+    Measurements
+        For both lungs, the left and the right.
+
+    Raises
+    ------
+    ValueError
+        If a finding is not on the grid of the CT, or a lesion lies outside the lungs: its volume would
+        then differ from that of its segment.
+    """
+    if not all(finding.grid.matches(volume.grid) for finding in (lungs, lesions, involvement)):
+        raise ValueError("findings must be on the grid of the CT")
+    if np.any(lesions.mask & ~lungs.mask):
+        raise ValueError("lesions must lie within the lungs")
+    regions = {"total": lungs.mask, "left": lungs.labels == Lung.LEFT, "right": lungs.labels == Lung.RIGHT}
+    return Measurements(**{name: _measure_lung(volume, mask, lesions, involvement) for name, mask in regions.items()})
+
+
+def _measure_lung(volume: CTVolume, lung: BoolArray, lesions: Lesions, involvement: Involvement) -> LungMeasurements:
+    hu = volume.hu[lung]
+    voxel_ml = volume.grid.voxel_ml
+
+    def amount(voxels: int) -> Amount:
+        return Amount(volume_ml=voxels * voxel_ml, percent_of_lung=100.0 * voxels / hu.size if hu.size else None)
+
+    counts = np.bincount(lesions.labels[lung], minlength=max(LesionType) + 1).tolist()
+    return LungMeasurements(
+        volume_ml=hu.size * voxel_ml,
+        mean_hu=float(hu.mean(dtype=np.float64)) if hu.size else None,
+        all_lesions=amount(sum(counts[kind] for kind in LesionType)),
+        involvement=amount(int(np.count_nonzero(involvement.mask[lung]))),
+        **{kind.name.lower(): amount(counts[kind]) for kind in LesionType},
+    )
+
+
+class MeasurementOperator(Operator):
+    """Measure lungs and lesions.
+
+    Named inputs ``volume``, ``lungs``, ``lesions``, ``involvement``; named output ``measurements``.
+    """
+
+    def __init__(self, fragment: Fragment, *args: Any, journal: Journal, **kwargs: Any) -> None:
+        self._journal = journal
+        super().__init__(fragment, *args, **kwargs)
+
+    def setup(self, spec: OperatorSpec) -> None:
+        """Declare the ports."""
+        for name in ("volume", "lungs", "lesions", "involvement"):
+            spec.input(name)
+        spec.output("measurements")
+
+    def compute(self, op_input: InputContext, op_output: OutputContext, context: ExecutionContext) -> None:
+        """Receive the findings, measure, emit."""
+        findings = [op_input.receive(name) for name in ("volume", "lungs", "lesions", "involvement")]
+        with self._journal.node("Measurements") as found:
+            measurements = measure(*findings)
+            found(f"{measurements.total.volume_ml / 1000:.1f} L lung")
+            found(f"{measurements.total.involvement.percent_of_lung or 0.0:.1f} % involved")
+        op_output.emit(measurements, "measurements")

@@ -1,0 +1,119 @@
+"""The CT volume: the one domain type that everything after loading shares."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Self
+
+import numpy as np
+import numpy.typing as npt
+from pydicom import Dataset
+
+FloatArray = npt.NDArray[np.float32]
+LabelArray = npt.NDArray[np.uint8]
+BoolArray = npt.NDArray[np.bool_]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Grid:
+    """A regular sampling grid in the patient coordinate system.
+
+    Parameters
+    ----------
+    shape : tuple of int
+        Slices, rows, columns: the axes z, y, x of every array on this grid.
+    affine : ndarray of float64, shape (4, 4)
+        Maps the homogeneous index ``(slice, row, column, 1)`` of a voxel's centre to the DICOM patient
+        coordinate system (LPS, mm; PS3.3 C.7.6.2.1.1). Index order as in ``highdicom.Volume``.
+
+    Raises
+    ------
+    ValueError
+        If the affine is not 4 x 4, not finite, singular, or the axes are not mutually orthogonal.
+    """
+
+    shape: tuple[int, int, int]
+    affine: npt.NDArray[np.float64]
+
+    def __post_init__(self) -> None:
+        affine = np.array(self.affine, dtype=np.float64)
+        if affine.shape != (4, 4) or not np.isfinite(affine).all():
+            raise ValueError("affine must be a finite 4 x 4 matrix")
+        if len(self.shape) != 3 or min(self.shape) < 1:
+            raise ValueError("shape must be three positive numbers")
+        spacing = np.linalg.norm(affine[:3, :3], axis=0)
+        if not spacing.all():
+            raise ValueError("voxels must have a size")
+        directions = affine[:3, :3] / spacing
+        if not np.allclose(directions.T @ directions, np.eye(3), atol=1e-3):
+            raise ValueError("axes must be orthogonal")
+        affine.setflags(write=False)
+        object.__setattr__(self, "affine", affine)
+
+    @property
+    def spacing(self) -> tuple[float, float, float]:
+        """Distance between voxel centres along z, y, x in mm."""
+        z, y, x = np.linalg.norm(self.affine[:3, :3], axis=0).tolist()
+        return z, y, x
+
+    @property
+    def voxel_ml(self) -> float:
+        """Volume of one voxel in ml."""
+        return float(np.prod(self.spacing)) / 1000.0
+
+    def resampled(self, shape: tuple[int, int, int]) -> Self:
+        """Return the grid of another shape over the same extent (outer voxel faces coincide)."""
+        zoom = np.array(self.shape, dtype=np.float64) / np.array(shape, dtype=np.float64)
+        affine = np.array(self.affine)
+        affine[:3, :3] *= zoom
+        affine[:3, 3] += self.affine[:3, :3] @ ((zoom - 1.0) / 2.0)
+        return type(self)(shape, affine)
+
+    def matches(self, other: Grid) -> bool:
+        """Tell whether both grids sample the same points."""
+        return self.shape == other.shape and np.allclose(self.affine, other.affine, atol=1e-3)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class CTVolume:
+    """A CT series as one volume, immutable.
+
+    Parameters
+    ----------
+    hu : ndarray of float32, shape (z, y, x)
+        Hounsfield units. Slices are ordered along the normal of the image plane, so for an axial series of
+        a supine, head-first patient from feet to head.
+    grid : Grid
+        Geometry of ``hu``.
+    headers : tuple of Dataset
+        Header of each slice's source image in the order of the slices, without pixel data. All outputs
+        take patient, study and frame of reference from here.
+
+    Raises
+    ------
+    ValueError
+        If array, grid and headers do not agree, or a value is not finite.
+    """
+
+    hu: FloatArray
+    grid: Grid
+    headers: tuple[Dataset, ...]
+
+    def __post_init__(self) -> None:
+        if self.hu.dtype != np.float32 or self.hu.shape != self.grid.shape:
+            raise ValueError("hu must be float32 and of the shape of the grid")
+        if len(self.headers) != self.hu.shape[0]:
+            raise ValueError("one header is needed for each slice")
+        if not np.isfinite(self.hu).all():
+            raise ValueError("hu must be finite")
+        self.hu.setflags(write=False)
+
+    @property
+    def study_uid(self) -> str:
+        """Study Instance UID."""
+        return str(self.headers[0].StudyInstanceUID)
+
+    @property
+    def series_uid(self) -> str:
+        """Series Instance UID of the source images."""
+        return str(self.headers[0].SeriesInstanceUID)

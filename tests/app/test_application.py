@@ -1,0 +1,329 @@
+"""The whole graph on a tiny series: true networks, with weights set by hand or at random.
+
+What is tested is that everything arrives where it belongs, not how good the findings are.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pydicom
+import pytest
+import torch
+
+from app.application import Models
+from app.outcome import RunFailed
+from app.settings import load_settings
+from app.study import Request, run_study
+from models.classifier.network import Classifier
+from models.involvement.network import involvement_network
+from models.lesions.network import lesion_network
+from models.lungs.network import DeepMedic
+from models.store import save_weights
+from operators.refusal import InputRefused, ReasonCode
+from operators.sc_writer import ScWriterOperator
+from operators.series_loader import SeriesLoaderOperator
+from tests.builders import write_series
+from tests.operators.dicom_results import run_tool
+
+_ROOT = Path(__file__).resolve().parents[2]
+_SPACING = (3.0, 4.0, 4.0)
+_SETTINGS = ["in_plane=32", "precision=float32"]
+_NODES = [
+    "Series loader",
+    "Lung segmentation",
+    "Lesion segmentation",
+    "Involvement",
+    "Measurements",
+    "Classification",
+    "Explanation",
+    "Segmentation writer",
+    "Report writer",
+    "Key slices writer",
+]
+
+
+def _threshold_network() -> DeepMedic:
+    """DeepMedic whose weights hand the voxel itself through to the end: lung is what is below -380 HU."""
+    network = DeepMedic()
+    with torch.no_grad():
+        for parameter in network.parameters():
+            if parameter.ndim > 1:
+                parameter.zero_()
+        for layer in network.fine:
+            if isinstance(layer, torch.nn.Conv3d):
+                layer.weight[(0, 0, *(size // 2 for size in layer.kernel_size))] = 1.0
+        first, second, last = (layer for layer in network.head if isinstance(layer, torch.nn.Conv3d))
+        first.weight[0, 0] = second.weight[0, 0] = 1.0
+        last.weight[0, 0], last.bias[0] = -40.0, 24.0  # type: ignore[index]
+    return network
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("models")
+    torch.manual_seed(0)
+    networks = {
+        "lungs": _threshold_network(),
+        "lesions": lesion_network(),
+        "involvement": involvement_network(),
+        "classifier": Classifier(),
+    }
+    for task, network in networks.items():
+        save_weights(folder / task, network, {"name": f"test {task}", "version": "0"})
+    return folder
+
+
+@pytest.fixture(scope="module")
+def series(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two lungs of 28 x 14 x 9 voxels of 48 cubic mm in soft tissue."""
+    folder = tmp_path_factory.mktemp("series")
+    hu = np.full((36, 24, 30), 40.0)
+    hu[4:32, 5:19, 4:13] = hu[4:32, 5:19, 17:26] = -850.0
+    write_series(folder, hu, _SPACING, PatientName="Doe^Jane", PatientID="4711")
+    return folder
+
+
+def _arguments(series: Path, output: Path, models: Path) -> list[str]:
+    chosen = [part for assignment in _SETTINGS for part in ("--set", assignment)]
+    return [*("-i", str(series)), *("-o", str(output)), *("-m", str(models)), *chosen]
+
+
+def _run(series: Path, output: Path, models: Path) -> Any:
+    return run_study(Request(series, output, models, load_settings(_SETTINGS)), lambda line: None)
+
+
+@pytest.fixture(scope="module")
+def finished(series: Path, models: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+    """Output folder and progress of a whole run as a person starts it."""
+    output = tmp_path_factory.mktemp("finished") / "out"
+    command = [sys.executable, "-m", "app", *_arguments(series, output, models)]
+    done = subprocess.run(command, cwd=_ROOT, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (0, f"{output}\n"), done.stderr
+    return output, done.stderr
+
+
+def _result(output: Path) -> dict[str, Any]:
+    return dict(json.loads((output / "result.json").read_text("utf-8")))
+
+
+def _tree(folder: Path) -> dict[str, str]:
+    paths = sorted(path for path in folder.rglob("*") if path.is_file())
+    return {path.relative_to(folder).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest() for path in paths}
+
+
+def test_progress_tells_of_every_node_and_of_nothing_else(finished: tuple[Path, str]) -> None:
+    lines = finished[1].splitlines()
+    assert lines[0] == "covid-ct-map 0.1.0. Research use only. Not for diagnostic use."
+    assert lines[-1].endswith(f"and result.json in {finished[0]}")
+    told = [line.partition(" ...")[0].partition(":")[0] for line in lines[1:-1]]
+    assert sorted(told) == sorted(_NODES * 2)
+    assert "Doe" not in finished[1]
+    assert "4711" not in finished[1]
+
+
+def test_the_result_lists_exactly_what_is_there(finished: tuple[Path, str]) -> None:
+    output, _ = finished
+    result, tree = _result(output), _tree(output)
+    assert {file["path"]: file["sha256"] for file in result["files"]} == {
+        name: sha256 for name, sha256 in tree.items() if name != "result.json"
+    }
+    assert {name.split("/")[0] for name in tree} == {"sr", "seg", "sc", "result.json"}
+    assert all((output / file["path"]).stat().st_size == file["bytes"] for file in result["files"])
+    assert sorted(result["seconds"]) == sorted(_NODES)
+    assert sorted(path.name for path in output.iterdir()) == ["result.json", "sc", "seg", "sr"]
+
+
+def test_the_result_is_what_the_graph_measured(finished: tuple[Path, str], models: Path) -> None:
+    result = _result(finished[0])
+    total, left, right = (result["measurements"][name] for name in ("total", "left", "right"))
+    assert left["volume_ml"] == pytest.approx(28 * 14 * 9 * 0.048)
+    assert right["volume_ml"] == pytest.approx(left["volume_ml"])
+    assert total["mean_hu"] == pytest.approx(-850.0)
+    assert result["decision"] == ("positive" if result["probability"] >= 0.5 else "negative")
+    for task, model in result["models"].items():
+        weights = (models / task / "weights.safetensors").read_bytes()
+        assert model == {"name": f"test {task}", "version": "0", "sha256": hashlib.sha256(weights).hexdigest()}
+
+
+def test_the_segmentation_has_the_volumes_of_the_result(finished: tuple[Path, str]) -> None:
+    output, _ = finished
+    total = _result(output)["measurements"]["total"]
+    segmentation = pydicom.dcmread(output / "seg" / "segmentation.dcm")
+    frames = np.atleast_3d(segmentation.pixel_array).reshape(-1, 24, 30)
+    voxels = dict.fromkeys(range(1, 8), 0)
+    for plane, content in zip(frames, segmentation.PerFrameFunctionalGroupsSequence, strict=True):
+        voxels[content.SegmentIdentificationSequence[0].ReferencedSegmentNumber] += int(plane.sum())
+    kinds = ("ground_glass", "consolidation", "crazy_paving", "combined")
+    assert [voxels[number] * 0.048 for number in range(3, 7)] == pytest.approx([total[k]["volume_ml"] for k in kinds])
+    assert voxels[7] * 0.048 == pytest.approx(total["volume_ml"])
+    assert voxels[1] + voxels[2] == voxels[7]
+    assert total["all_lesions"]["volume_ml"] > 0, "the random lesion network should have marked something"
+
+
+def test_every_object_is_valid_and_of_the_patient_and_study(finished: tuple[Path, str], series: Path) -> None:
+    source = pydicom.dcmread(next(series.rglob("*.dcm")), stop_before_pixels=True)
+    result = _result(finished[0])
+    assert (result["study_uid"], result["series_uid"]) == (source.StudyInstanceUID, source.SeriesInstanceUID)
+    for path in sorted(finished[0].rglob("*.dcm")):
+        assert "Error" not in run_tool("dciodvfy", path)
+        written = pydicom.dcmread(path, stop_before_pixels=True)
+        for keyword in ("PatientName", "PatientID", "StudyInstanceUID"):
+            assert written[keyword].value == source[keyword].value
+
+
+def test_a_second_run_gives_the_same_objects_and_replaces_the_first(
+    finished: tuple[Path, str], series: Path, models: Path, tmp_path: Path
+) -> None:
+    again = tmp_path / "out"
+    shutil.copytree(finished[0], again)
+    (again / "sc" / "of_an_earlier_version.dcm").write_bytes(b"")
+    _run(series, again, models)
+    first, second = _result(finished[0]), _result(again)
+    for result in (first, second):
+        result.pop("seconds")
+        for file in result["files"]:  # creation times differ, and with them the hashes
+            file.pop("sha256")
+    assert first == second
+    for path in finished[0].rglob("*.dcm"):
+        one, other = (pydicom.dcmread(folder / path.relative_to(finished[0])) for folder in (finished[0], again))
+        assert one.SOPInstanceUID == other.SOPInstanceUID
+    assert set(_tree(again)) == set(_tree(finished[0]))
+
+
+def test_a_refused_input_leaves_the_reason_alone(finished: tuple[Path, str], models: Path, tmp_path: Path) -> None:
+    empty, output = tmp_path / "empty", tmp_path / "out"
+    empty.mkdir()
+    shutil.copytree(finished[0], output)
+    with pytest.raises(InputRefused) as refusal:
+        _run(empty, output, models)
+    assert refusal.value.code == ReasonCode.NO_DICOM
+    assert [path.name for path in output.iterdir()] == ["result.json"]
+    assert _result(output)["reason_codes"] == ["NO_DICOM"]
+    assert _result(output)["message"] == refusal.value.message
+
+
+def test_a_refusal_amid_the_graph_keeps_its_reason(models: Path, tmp_path: Path) -> None:
+    write_series(tmp_path / "tissue", np.full((36, 24, 30), 40.0), _SPACING)
+    with pytest.raises(InputRefused) as refusal:
+        _run(tmp_path / "tissue", tmp_path / "out", models)
+    assert refusal.value.code == ReasonCode.NO_LUNGS
+    assert _result(tmp_path / "out")["status"] == "refused"
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["result.json"]
+
+
+@pytest.mark.parametrize("task", ["lungs", "lesions", "involvement", "classifier"])
+def test_a_missing_or_altered_model_is_our_failure(task: str, models: Path, tmp_path: Path) -> None:
+    shutil.copytree(models, tmp_path / "models")
+    weights = tmp_path / "models" / task / "weights.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1] + b"\x7f")
+    with pytest.raises(RunFailed, match=f"model {task}: .* is not the file"):
+        Models.load(tmp_path / "models")
+    weights.unlink()
+    with pytest.raises(RunFailed, match=f"model {task}: cannot read"):
+        Models.load(tmp_path / "models")
+
+
+def test_without_models_nothing_is_written(series: Path, tmp_path: Path) -> None:
+    with pytest.raises(RunFailed, match="model lungs: cannot read"):
+        _run(series, tmp_path / "out", tmp_path / "absent")
+    assert list(tmp_path.iterdir()) == []
+
+
+def _do_nothing(*_: object) -> None:
+    """Emit nothing, as a node with a bug may; Holoscan then ends the graph without an error."""
+
+
+def test_a_graph_that_ends_early_is_a_failure(
+    series: Path, models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(SeriesLoaderOperator, "compute", _do_nothing)
+    with pytest.raises(RunFailed, match="without findings"):
+        _run(series, tmp_path / "out", models)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_missing_output_is_a_failure(
+    series: Path, models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ScWriterOperator, "compute", lambda self, op_input, *_: op_input.receive("volume"))
+    with pytest.raises(RunFailed, match="without an object in sc/"):
+        _run(series, tmp_path / "out", models)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_without_a_writable_folder_libraries_use_the_staging_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def none_usable() -> str:
+        raise FileNotFoundError
+
+    seen: list[str] = []
+
+    def look(*_: object) -> None:
+        seen.extend([str(tempfile.tempdir), os.environ["MPLCONFIGDIR"], os.environ["CUPY_CACHE_DIR"]])
+        raise RunFailed("seen enough")
+
+    monkeypatch.setattr(tempfile, "tempdir", None)
+    monkeypatch.setattr(tempfile, "gettempdir", none_usable)
+    monkeypatch.setenv("HOME", str(tmp_path / "absent"))
+    for name in ("MPLCONFIGDIR", "CUPY_CACHE_DIR"):
+        monkeypatch.setenv(name, "")  # so that it is restored
+        monkeypatch.delenv(name)
+    monkeypatch.setattr(Models, "load", look)
+    with pytest.raises(RunFailed, match="seen enough"):
+        _run(tmp_path, tmp_path / "out", tmp_path)
+    assert seen[0] == seen[1] == seen[2]
+    assert Path(seen[0]).is_relative_to(tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+_FAILING_NODE = """
+import sys
+from app.cli import main
+from operators.series_loader import SeriesLoaderOperator
+
+def fail(*_):
+    raise ValueError("Doe^Jane")
+
+SeriesLoaderOperator.compute = fail
+sys.exit(main(sys.argv[1:]))
+"""
+
+
+def test_a_failing_node_is_told_in_one_line_without_its_text(series: Path, models: Path, tmp_path: Path) -> None:
+    command = [sys.executable, "-W", "ignore", "-c", _FAILING_NODE, *_arguments(series, tmp_path / "out", models)]
+    # Imported before the command could silence it, Holoscan must be told by the environment here.
+    quiet = os.environ | {"HOLOSCAN_LOG_LEVEL": "OFF"}
+    done = subprocess.run(command, cwd=_ROOT, env=quiet, capture_output=True, text=True, check=False)
+    assert done.returncode == 70
+    _notice, line = done.stderr.splitlines()
+    assert line.startswith("error: unexpected ValueError at ")
+    assert len(done.stderr.splitlines()) == 2
+    assert "Doe" not in done.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_a_signal_ends_the_run_and_leaves_nothing(
+    number: int, status: int, series: Path, models: Path, tmp_path: Path
+) -> None:
+    command = [sys.executable, "-m", "app", *_arguments(series, tmp_path / "out", models)]
+    with subprocess.Popen(command, cwd=_ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stderr is not None
+        assert any(line.startswith("Lung segmentation ...") for line in process.stderr)
+        process.send_signal(number)
+        out, err = process.communicate()
+    assert (process.returncode, out) == (status, "")
+    assert err.splitlines()[-1] == "interrupted"
+    assert list(tmp_path.iterdir()) == []

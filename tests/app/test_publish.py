@@ -1,0 +1,191 @@
+"""Publication leaves all results of one run, or the earlier ones untouched."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from app.outcome import UsageError
+from app.publish import Staging
+
+_OWN = {"software": {"name": "covid-ct-map"}}
+
+
+class _Crash(BaseException):
+    """Stands for anything that stops a process, a signal for instance."""
+
+
+def _tree(folder: Path) -> dict[str, str]:
+    return {str(path.relative_to(folder)): path.read_text() for path in sorted(folder.rglob("*")) if path.is_file()}
+
+
+def _build(folder: Path, mark: str, names: tuple[str, ...] = ("sr", "seg", "sc")) -> None:
+    for name in names:
+        (folder / name).mkdir()
+        (folder / name / f"{mark}.dcm").write_text(mark)
+    (folder / "result.json").write_text(json.dumps({**_OWN, "mark": mark}))
+
+
+def _run(output: Path, mark: str, names: tuple[str, ...] = ("sr", "seg", "sc")) -> None:
+    with Staging(output) as staging:
+        _build(staging.folder, mark, names)
+        staging.publish()
+
+
+def test_results_appear_and_nothing_else(tmp_path: Path) -> None:
+    _run(tmp_path / "deep" / "out", "one")
+    assert set(_tree(tmp_path / "deep" / "out")) == {"sr/one.dcm", "seg/one.dcm", "sc/one.dcm", "result.json"}
+    assert len(list((tmp_path / "deep" / "out").iterdir())) == 4
+
+
+def test_nothing_is_visible_before_publication(tmp_path: Path) -> None:
+    with Staging(tmp_path) as staging:
+        _build(staging.folder, "one")
+        assert [path.name[0] for path in tmp_path.iterdir()] == ["."]
+        staging.publish()
+
+
+def test_earlier_results_are_replaced_not_mixed(tmp_path: Path) -> None:
+    (tmp_path / "notes.txt").write_text("mine")
+    _run(tmp_path, "one")
+    _run(tmp_path, "two", names=("sr",))
+    assert set(_tree(tmp_path)) == {"sr/two.dcm", "result.json", "notes.txt"}
+
+
+def test_leaving_without_publication_restores_everything(tmp_path: Path) -> None:
+    _run(tmp_path, "one")
+    before = _tree(tmp_path)
+    with Staging(tmp_path) as staging:
+        _build(staging.folder, "two")
+    assert _tree(tmp_path) == before
+
+
+def test_an_output_folder_made_for_nothing_goes_away(tmp_path: Path) -> None:
+    with Staging(tmp_path / "a" / "b"):
+        assert (tmp_path / "a" / "b").is_dir()
+    assert not (tmp_path / "a").exists()
+
+
+def test_an_existing_output_folder_stays(tmp_path: Path) -> None:
+    (tmp_path / "out").mkdir()
+    with Staging(tmp_path / "out"):
+        pass
+    assert list((tmp_path / "out").iterdir()) == []
+
+
+def test_discard_forgets_what_was_built(tmp_path: Path) -> None:
+    with Staging(tmp_path) as staging:
+        _build(staging.folder, "one")
+        staging.discard()
+        (staging.folder / "result.json").write_text("{}")
+        staging.publish()
+    assert set(_tree(tmp_path)) == {"result.json"}
+
+
+def test_results_without_their_result_file_are_not_published(tmp_path: Path) -> None:
+    with Staging(tmp_path) as staging:
+        (staging.folder / "sr").mkdir()
+        with pytest.raises(ValueError, match="was not built"):
+            staging.publish()
+    assert list(tmp_path.iterdir()) == []
+
+
+def _failing_rename(at: int, fail: Callable[[], None]) -> Callable[[Path, Path], Path]:
+    """Return a ``Path.rename`` whose call number ``at`` fails once."""
+    rename, calls = Path.rename, iter(range(1000))
+
+    def wrapper(self: Path, target: Path) -> Path:
+        if next(calls) == at:
+            fail()
+        return rename(self, target)
+
+    return wrapper
+
+
+def _crash() -> None:
+    raise _Crash
+
+
+_KILLED_RUN = """
+import os, sys
+from pathlib import Path
+from app.publish import Staging
+rename, calls = Path.rename, iter(range(1000))
+Path.rename = lambda self, target: os._exit(9) if next(calls) == int(sys.argv[2]) else rename(self, target)
+with Staging(Path(sys.argv[1])) as staging:
+    for name in ("sr", "seg", "sc"):
+        (staging.folder / name).mkdir()
+        (staging.folder / name / "two.dcm").write_text("two")
+    (staging.folder / "result.json").write_text("{}")
+    staging.publish()
+"""
+
+
+# A publication over earlier results renames four times, marks them retired, and renames four times: nine in all.
+@pytest.mark.parametrize("at", range(9))
+@pytest.mark.parametrize("earlier", [True, False])
+def test_a_failure_at_any_rename_restores_the_earlier_state(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, at: int, earlier: bool
+) -> None:
+    if earlier:
+        _run(tmp_path, "one")
+    before, renames = _tree(tmp_path), 9 if earlier else 5
+    monkeypatch.setattr(Path, "rename", _failing_rename(at, _crash))
+    if at < renames:
+        with pytest.raises(_Crash):
+            _run(tmp_path, "two")
+        assert _tree(tmp_path) == before
+    else:
+        _run(tmp_path, "two")
+        assert "sr/two.dcm" in _tree(tmp_path)
+    assert not list(tmp_path.glob(".*"))
+
+
+@pytest.mark.parametrize("at", range(9))
+def test_the_next_run_repairs_what_a_killed_one_left(tmp_path: Path, at: int) -> None:
+    _run(tmp_path, "one")
+    before = _tree(tmp_path)
+    process = subprocess.run([sys.executable, "-c", _KILLED_RUN, str(tmp_path), str(at)], check=False)
+    assert process.returncode == 9
+    assert list(tmp_path.glob(".covid-ct-staging-*"))
+    with Staging(tmp_path):
+        pass
+    assert _tree(tmp_path) == before
+
+
+def test_the_staging_folder_of_a_living_run_is_left_alone(tmp_path: Path) -> None:
+    with Staging(tmp_path) as first:
+        with Staging(tmp_path):
+            pass
+        assert first.folder.is_dir()
+
+
+@pytest.mark.parametrize("name", ["sr", "sc/mine.dcm", "result.json"])
+def test_files_of_others_are_never_replaced(tmp_path: Path, name: str) -> None:
+    mine = tmp_path / name
+    mine.parent.mkdir(exist_ok=True)
+    mine.mkdir() if name == "sr" else mine.write_text("{}")
+    with pytest.raises(UsageError, match="empty folder"):
+        Staging(tmp_path)
+    assert mine.exists()
+
+
+def test_a_file_as_output_folder(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UsageError, match="is a file"):
+        Staging(tmp_path / "file")
+    with pytest.raises(UsageError, match="cannot make"):
+        Staging(tmp_path / "file" / "out")
+
+
+def test_an_unwritable_output_folder(tmp_path: Path) -> None:
+    folder = Path("/proc/self") if os.geteuid() == 0 else tmp_path  # root writes wherever writing is possible
+    folder.chmod(0o555) if folder == tmp_path else None
+    with pytest.raises(UsageError, match="cannot write"):
+        Staging(folder)

@@ -1,0 +1,135 @@
+"""``result.json`` holds what was found, agrees with the files, and names no patient."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from pydantic import ValidationError
+
+from app.result import CompletedResult, RefusedResult, list_files
+from app.settings import Settings
+from models.store import ModelRecord
+from operators.findings import Classification, Involvement, Lesions, LesionType, Lung, Lungs
+from operators.identity import ModelSet
+from operators.measurements import measure
+from operators.refusal import InputRefused, ReasonCode
+from operators.volume import CTVolume
+from tests.builders import axial_grid, ct_volume
+
+_MODELS = ModelSet(*(ModelRecord(f"model {digit}", "1.0", digit * 64) for digit in "1234"))
+
+
+@pytest.fixture
+def volume() -> CTVolume:
+    return ct_volume(np.full((6, 4, 4), -800.0), spacing=(10.0, 10.0, 10.0), PatientName="Doe^Jane", PatientID="4711")
+
+
+def _completed(volume: CTVolume, folder: Path, probability: float = 0.75) -> CompletedResult:
+    labels = np.full(volume.grid.shape, Lung.LEFT, dtype=np.uint8)
+    labels[:, :, :1] = Lung.RIGHT
+    kinds = np.zeros_like(labels)
+    kinds[0, :, 0] = LesionType.GROUND_GLASS
+    lungs, lesions = Lungs(labels, volume.grid), Lesions(kinds, volume.grid)
+    involvement = Involvement(kinds > 0, volume.grid)
+    inputs = np.zeros((1, 2, 4, 4), dtype=np.float32)
+    classification = Classification(inputs, axial_grid((1, 4, 4)), (0.0, 1.0), probability, 0.5)
+    return CompletedResult.of(
+        volume,
+        measure(volume, lungs, lesions, involvement),
+        classification,
+        models=_MODELS,
+        settings=Settings(),
+        seconds={"Series loader": 0.12345},
+        folder=folder,
+    )
+
+
+def _read(folder: Path) -> dict[str, object]:
+    content = json.loads((folder / "result.json").read_text("utf-8"))
+    assert isinstance(content, dict)
+    return content
+
+
+def test_a_completed_result_says_everything(volume: CTVolume, tmp_path: Path) -> None:
+    (tmp_path / "sr").mkdir()
+    (tmp_path / "sr" / "report.dcm").write_bytes(b"report")
+    _completed(volume, tmp_path).write(tmp_path)
+    content = _read(tmp_path)
+    measurements = content.pop("measurements")
+    assert content == {
+        "status": "completed",
+        "reason_codes": [],
+        "message": "COVID-19 positive, probability 0.75",
+        "notice": "Research use only. Not for diagnostic use.",
+        "software": {"name": "covid-ct-map", "version": "0.1.0"},
+        "settings": {"threshold": 0.5, "in_plane": 256, "target": "positive", "gate_share": 1.0, "precision": "auto"},
+        "study_uid": volume.study_uid,
+        "series_uid": volume.series_uid,
+        "models": {
+            task: {"name": f"model {digit}", "version": "1.0", "sha256": digit * 64}
+            for task, digit in zip(("lungs", "lesions", "involvement", "classifier"), "1234", strict=True)
+        },
+        "probability": 0.75,
+        "decision": "positive",
+        "threshold": 0.5,
+        "seconds": {"Series loader": 0.123},
+        "files": [{"path": "sr/report.dcm", "sha256": hashlib.sha256(b"report").hexdigest(), "bytes": 6}],
+    }
+    assert isinstance(measurements, dict)
+    assert measurements["total"]["volume_ml"] == pytest.approx(96.0)  # 96 voxels of 1 ml
+    assert measurements["right"]["volume_ml"] == pytest.approx(24.0)
+    assert measurements["right"]["ground_glass"] == pytest.approx({"volume_ml": 4.0, "percent_of_lung": 100 / 6})
+    assert measurements["left"]["involvement"]["percent_of_lung"] == 0.0
+
+
+def test_no_patient_data(volume: CTVolume, tmp_path: Path) -> None:
+    _completed(volume, tmp_path).write(tmp_path)
+    text = (tmp_path / "result.json").read_text("utf-8")
+    assert "Doe" not in text
+    assert "4711" not in text.replace(volume.study_uid, "").replace(volume.series_uid, "")
+
+
+def test_the_threshold_itself_is_positive(volume: CTVolume, tmp_path: Path) -> None:
+    assert _completed(volume, tmp_path, probability=0.5).decision == "positive"
+    assert _completed(volume, tmp_path, probability=np.nextafter(0.5, 0).item()).decision == "negative"
+
+
+def test_a_written_result_can_be_read_back(volume: CTVolume, tmp_path: Path) -> None:
+    result = _completed(volume, tmp_path)
+    result.write(tmp_path)
+    assert CompletedResult.model_validate_json((tmp_path / "result.json").read_text("utf-8")) == result
+
+
+def test_a_refused_result_has_reason_and_nothing_found(tmp_path: Path) -> None:
+    refusal = InputRefused(ReasonCode.NO_DICOM, "the folder holds no DICOM object")
+    RefusedResult.of(refusal, Settings()).write(tmp_path)
+    content = _read(tmp_path)
+    assert content["status"] == "refused"
+    assert content["reason_codes"] == ["NO_DICOM"]
+    assert content["message"] == "the folder holds no DICOM object"
+    assert not {"probability", "decision", "measurements", "files"} & set(content)
+
+
+def test_a_refusal_needs_a_reason() -> None:
+    with pytest.raises(ValidationError):
+        RefusedResult(message="no", reason_codes=[], settings={})
+
+
+def test_files_are_listed_by_path_with_their_hash(tmp_path: Path) -> None:
+    for name in ("sc/b.dcm", "sc/a.dcm", "seg/x/c.dcm", "other/d.dcm"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(name)
+    files = list_files(tmp_path)
+    assert [file.path for file in files] == ["sc/a.dcm", "sc/b.dcm", "seg/x/c.dcm"]
+    assert all(file.sha256 == hashlib.sha256(file.path.encode()).hexdigest() for file in files)
+    assert all(file.bytes == len(file.path) for file in files)
+
+
+def test_the_readme_names_every_key() -> None:
+    readme = (Path(__file__).resolve().parents[2] / "README.md").read_text("utf-8")
+    keys = {line.split("|")[1] for line in readme.splitlines() if line.startswith("| `")}
+    assert all(any(f"`{key}`" in cell for cell in keys) for key in CompletedResult.model_fields)

@@ -1,0 +1,88 @@
+"""Settings are checked before any work, wherever they come from."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from pydantic import ValidationError
+
+from app.outcome import UsageError
+from app.settings import Settings, load_settings
+
+
+def test_defaults_are_those_of_the_paper() -> None:
+    assert load_settings().model_dump() == {
+        "threshold": 0.5,
+        "in_plane": 256,
+        "target": "positive",
+        "gate_share": 1.0,
+        "precision": "auto",
+    }
+
+
+def test_environment_sets_and_assignment_wins(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COVID_CT_THRESHOLD", "0.3")
+    monkeypatch.setenv("COVID_CT_IN_PLANE", "128")
+    settings = load_settings(["threshold=0.7"])
+    assert settings.threshold == 0.7
+    assert settings.in_plane == 128
+
+
+@pytest.mark.parametrize(
+    "assignment",
+    [
+        "threshold=0",
+        "threshold=1",
+        "threshold=nan",
+        "in_plane=2.5",
+        "in_plane=8",
+        "target=maybe",
+        "gate_share=0.2",
+        "precision=half",
+    ],
+)
+def test_a_value_out_of_range_names_the_setting(assignment: str) -> None:
+    with pytest.raises(UsageError, match=f"setting {assignment.partition('=')[0]}: "):
+        load_settings([assignment])
+
+
+def test_an_unknown_name_is_refused() -> None:
+    with pytest.raises(UsageError, match="unknown setting treshold; known: threshold"):
+        load_settings(["treshold=0.4"])
+
+
+def test_an_unknown_name_in_the_environment_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COVID_CT_TRESHOLD", "0.4")
+    with pytest.raises(UsageError, match="COVID_CT_TRESHOLD in the environment"):
+        load_settings()
+
+
+def test_the_debug_variable_is_no_setting(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COVID_CT_DEBUG", "1")
+    assert load_settings() == Settings()
+
+
+def test_an_assignment_needs_a_value() -> None:
+    with pytest.raises(UsageError, match="NAME=VALUE"):
+        load_settings(["threshold"])
+
+
+def test_settings_are_immutable() -> None:
+    settings = load_settings()
+    with pytest.raises(ValidationError):
+        settings.threshold = 0.9  # type: ignore[misc]
+
+
+def test_every_value_changes_the_fingerprint() -> None:
+    assignments = ["threshold=0.4", "in_plane=128", "target=decision", "gate_share=0.5", "precision=float32"]
+    assert [assignment.partition("=")[0] for assignment in assignments] == list(Settings.model_fields)
+    fingerprints = {load_settings([assignment]).fingerprint for assignment in assignments}
+    assert len({*fingerprints, load_settings().fingerprint}) == 6
+    assert load_settings(["threshold=0.50"]).fingerprint == load_settings().fingerprint
+
+
+def test_the_readme_names_every_setting_with_its_default() -> None:
+    readme = (Path(__file__).resolve().parents[2] / "README.md").read_text("utf-8")
+    for name, value in Settings().model_dump().items():
+        assert f"| `{name}` | {value} |" in readme

@@ -1,0 +1,71 @@
+"""Morphology in millimetres against brute force."""
+
+import numpy as np
+import pytest
+
+from models.morphology import bounding_box, close, dilate, distance_to, split_sides
+
+SPACING = (3.0, 1.0, 2.0)
+
+
+def _blobs(seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed).random((5, 9, 7)) > 0.9
+
+
+def _naive_distance(mask: np.ndarray) -> np.ndarray:
+    points = np.argwhere(mask) * SPACING
+    everywhere = np.argwhere(np.ones_like(mask)) * SPACING
+    return np.sqrt(((everywhere[:, None] - points[None]) ** 2).sum(-1)).min(1).reshape(mask.shape)
+
+
+def test_distance_is_that_to_the_nearest_voxel() -> None:
+    mask = _blobs()
+    np.testing.assert_allclose(distance_to(mask, SPACING), _naive_distance(mask), atol=1e-4)
+
+
+@pytest.mark.parametrize("radius", [0.5, 2.0, 4.5])
+def test_dilation_is_a_ball_in_millimetres(radius: float) -> None:
+    mask = _blobs(1)
+    np.testing.assert_array_equal(dilate(mask, radius, SPACING), _naive_distance(mask) <= radius)
+
+
+def test_dilating_nothing_gives_nothing() -> None:
+    assert not dilate(np.zeros((3, 3, 3), bool), 5.0, SPACING).any()
+
+
+def test_closing_fills_a_gap_and_keeps_the_mask() -> None:
+    mask = np.zeros((13, 30, 30), bool)
+    mask[4:9, 5:25, 5:25] = True
+    mask[4:9, 14:16, 5:25] = False  # a crack 2 mm wide
+    closed = close(mask, 4.0, (1.0, 1.0, 1.0))
+    assert closed[6, 14:16, 8:22].all()
+    assert (closed >= mask).all()
+
+
+def test_closing_does_not_stick_to_the_border_of_the_image() -> None:
+    mask = np.zeros((3, 20, 20), bool)
+    mask[1, 5:15, 2:12] = True
+    np.testing.assert_array_equal(close(mask, 4.0, (1.0, 1.0, 1.0))[1, :, :2], False)
+
+
+def test_bounding_box_is_tight() -> None:
+    mask = np.zeros((4, 5, 6), bool)
+    mask[1, 2, 3] = mask[2, 4, 5] = True
+    assert bounding_box(mask) == (slice(1, 3), slice(2, 5), slice(3, 6))
+
+
+def test_bounding_box_of_nothing_is_an_error() -> None:
+    with pytest.raises(ValueError, match="empty"):
+        bounding_box(np.zeros((2, 2, 2), bool))
+
+
+@pytest.mark.parametrize("bridge", [False, True])
+def test_lungs_are_split_also_where_they_touch(bridge: bool) -> None:
+    lungs = np.zeros((10, 40, 80), bool)
+    lungs[:, 5:35, 5:35] = lungs[:, 5:35, 45:75] = True
+    lungs[4:6, 10:12, 35:45] = bridge
+    low, high = split_sides(lungs, (1.0, 1.0, 1.0))
+    assert low[:, 5:35, 5:35].all()
+    assert high[:, 5:35, 45:75].all()
+    np.testing.assert_array_equal(low | high, lungs)
+    assert not (low & high).any()

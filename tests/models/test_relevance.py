@@ -1,0 +1,399 @@
+"""The relevance rules against naive ones, and what the mathematics promises of the whole."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from itertools import product
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from models.classifier.network import Branch, Classifier
+from models.relevance import rules
+from models.relevance.explain import Relevance, explain
+
+
+@pytest.fixture(autouse=True)
+def seeded() -> Iterator[None]:
+    with torch.random.fork_rng():
+        torch.manual_seed(1)
+        yield
+
+
+def normal(*shape: int) -> Tensor:
+    return torch.randn(*shape, dtype=torch.float64)
+
+
+def uniform(*shape: int) -> Tensor:
+    return torch.rand(*shape, dtype=torch.float64)
+
+
+def close(actual: Tensor, expected: Tensor, rtol: float = 1e-12, atol: float = 1e-12) -> None:
+    torch.testing.assert_close(actual, expected, rtol=rtol, atol=atol)
+
+
+# --- naive rules: one output at a time, by definition ---
+
+Share = Callable[[Tensor, Tensor, float], Tensor]
+"""From a window of inputs, the weights on it and the bias: the fraction of the output's relevance for each."""
+
+
+def alpha_beta_share(window: Tensor, weight: Tensor, bias: float) -> Tensor:
+    products = window * weight
+    positive = products.clamp(min=0).sum() + max(bias, 0.0)
+    negative = products.clamp(max=0).sum() + min(bias, 0.0)
+    if positive == 0 and negative == 0:
+        return torch.zeros_like(products)
+    if negative == 0:
+        return products.clamp(min=0) / positive
+    if positive == 0:
+        return products.clamp(max=0) / negative
+    return 2 * products.clamp(min=0) / positive - products.clamp(max=0) / negative
+
+
+def z_box_share(window: Tensor, weight: Tensor, bias: float) -> Tensor:
+    low, high = 0.0, 1.0
+    contributions = window * weight - low * weight.clamp(min=0) - high * weight.clamp(max=0)
+    assert (contributions >= -1e-15).all()
+    total = contributions.sum()
+    return contributions / total if total > 0 else torch.zeros_like(contributions)
+
+
+def naive_conv(share: Share, x: Tensor, weight: Tensor, bias: Tensor, relevance: Tensor) -> Tensor:
+    """Relevance of ``x`` (n, c, h, w) by loops over outputs; a window at the border holds existing inputs only."""
+    received = torch.zeros_like(x)
+    half = weight.shape[-1] // 2
+    rows, columns = x.shape[2:]
+    for n, j, y, z in product(range(len(x)), range(len(weight)), range(rows), range(columns)):
+        y0, y1, z0, z1 = max(y - half, 0), min(y + half + 1, rows), max(z - half, 0), min(z + half + 1, columns)
+        kernel = weight[j, :, y0 - y + half : y1 - y + half, z0 - z + half : z1 - z + half]
+        fraction = share(x[n, :, y0:y1, z0:z1], kernel, float(bias[j]))
+        received[n, :, y0:y1, z0:z1] += fraction * relevance[n, j, y, z]
+    return received
+
+
+def naive_linear(x: Tensor, weight: Tensor, bias: Tensor, relevance: Tensor) -> Tensor:
+    received = torch.zeros_like(x)
+    for n, j in product(range(len(x)), range(len(weight))):
+        z = float((x[n] * weight[j]).sum() + bias[j])
+        if z != 0:
+            received[n] += x[n] * weight[j] / z * relevance[n, j]
+    return received
+
+
+def give_to_winner(received: Tensor, x: Tensor, relevance: float) -> None:
+    """Add the relevance at the first maximum of a window."""
+    place = divmod(int(x.argmax()), x.shape[1])
+    received[place] += relevance
+
+
+def naive_max_pool(x: Tensor, relevance: Tensor) -> Tensor:
+    received = torch.zeros_like(x)
+    for n, c, y, z in product(*map(range, relevance.shape)):
+        window = (n, c, slice(2 * y, 2 * y + 2), slice(2 * z, 2 * z + 2))
+        give_to_winner(received[window], x[window], float(relevance[n, c, y, z]))
+    return received
+
+
+def naive_pyramid(x: Tensor, relevance: Tensor) -> Tensor:
+    received = torch.zeros_like(x)
+    rows, columns = x.shape[2:]
+    for n in range(len(x)):
+        values = iter(relevance[n].tolist())
+        for grid in (5, 3, 2):
+            for c, y, z in product(range(x.shape[1]), range(grid), range(grid)):
+                down = slice(y * rows // grid, math.ceil((y + 1) * rows / grid))
+                across = slice(z * columns // grid, math.ceil((z + 1) * columns / grid))
+                give_to_winner(received[n, c, down, across], x[n, c, down, across], next(values))
+        assert next(values, None) is None
+    return received
+
+
+# --- each rule ---
+
+
+def test_quotient_of_nothing_is_nothing() -> None:
+    result = rules.quotient(torch.tensor([3.0, 0.0, 2.0]), torch.tensor([2.0, 0.0, 0.0]))
+    assert result.tolist() == [1.5, 0.0, 0.0]
+
+
+def test_linear() -> None:
+    x, weight, bias, relevance = normal(3, 5), normal(4, 5), normal(4), normal(3, 4)
+    weight[2], bias[2] = 0.0, 0.0
+    close(rules.linear(x, weight, bias, relevance), naive_linear(x, weight, bias, relevance))
+
+
+def test_netvlad() -> None:
+    x, centroids, relevance = normal(4, 5), normal(3, 5), normal(3, 5)
+    assignment = F.softmax(normal(4, 3), dim=1)
+    residuals = torch.zeros(3, 5, dtype=torch.float64)
+    for n, k, d in product(range(4), range(3), range(5)):
+        residuals[k, d] += assignment[n, k] * (x[n, d] - centroids[k, d])
+    expected = torch.zeros_like(x)
+    for n, k, d in product(range(4), range(3), range(5)):
+        expected[n, d] += x[n, d] * assignment[n, k] / residuals[k, d] * relevance[k, d]
+    close(rules.netvlad(x, assignment, residuals, relevance), expected)
+
+
+@pytest.mark.parametrize("size", [(3, 4), (8, 8), (11, 7)])
+def test_pyramid(size: tuple[int, int]) -> None:
+    x, relevance = normal(2, 3, *size), normal(2, 3 * 38)
+    x[0, 0] = 0.0  # ties
+    received = rules.pyramid(x, (5, 3, 2), relevance)
+    close(received, naive_pyramid(x, relevance))
+    close(received.sum(), relevance.sum())
+
+
+def test_several_wins_add() -> None:
+    x = torch.zeros(1, 1, 30, 30)
+    x[0, 0, 12, 14] = 1.0
+    received = rules.pyramid(x, (5, 3, 2), torch.ones(1, 38))
+    assert received[0, 0, 12, 14] == 3.0
+
+
+def test_max_pool() -> None:
+    x, relevance = normal(2, 3, 7, 8), normal(2, 3, 3, 4)
+    x[0, 0] = 0.0
+    winners = F.max_pool2d(x, 2, return_indices=True)[1]
+    received = rules.max_pool(x.shape, winners, relevance)
+    close(received, naive_max_pool(x, relevance))
+    close(received.sum(), relevance.sum())
+
+
+def test_gate_is_gradient_times_input_of_each_factor() -> None:
+    first, second, upstream = normal(50).requires_grad_(), normal(50).requires_grad_(), normal(50)
+    gated = F.relu(first * second)
+    gated.backward(upstream)  # type: ignore[no-untyped-call]
+    assert first.grad is not None
+    assert second.grad is not None
+    relevance = (gated * upstream).detach()
+    close(rules.gate(gated.detach(), relevance), first.detach() * first.grad)
+    close(rules.gate(gated.detach(), relevance), second.detach() * second.grad)
+    close(rules.gate(gated.detach(), relevance, 0.5), relevance / 2)
+    assert not rules.gate(torch.zeros(3), torch.ones(3)).any()
+
+
+def conv_case(case: str) -> tuple[Tensor, Tensor, Tensor]:
+    x, weight, bias = normal(2, 3, 6, 5), normal(4, 3, 3, 3), normal(4)
+    if case != "signed":
+        x = x.clamp(min=0)
+    if case == "parts absent":
+        x[0, :, :3], bias[:] = 0.0, torch.tensor([0.0, 0.0, 1.0, -1.0])
+        weight[0], weight[1] = weight[0].abs(), -weight[1].abs()
+    return x, weight, bias
+
+
+@pytest.mark.parametrize("case", ["signed", "not negative", "parts absent"])
+def test_alpha_beta(case: str) -> None:
+    x, weight, bias = conv_case(case)
+    relevance = normal(2, 4, 6, 5)
+    expected = naive_conv(alpha_beta_share, x, weight, bias, relevance)
+    close(rules.alpha_beta(x, weight, bias, relevance), expected, atol=1e-11)
+
+
+@pytest.mark.parametrize("case", ["signed", "not negative", "parts absent"])
+def test_alpha_beta_conserves_without_bias(case: str) -> None:
+    x, weight, _ = conv_case(case)
+    no_bias = torch.zeros(4, dtype=torch.float64)
+    relevance = normal(2, 4, 6, 5)
+    contributes = F.conv2d(x.abs(), weight.abs(), padding=1) > 0
+    received = rules.alpha_beta(x, weight, no_bias, relevance)
+    close(received.sum((1, 2, 3)), (relevance * contributes).sum((1, 2, 3)), atol=1e-11)
+
+
+def test_z_box() -> None:
+    x, weight, relevance = uniform(2, 1, 9, 8), normal(4, 1, 5, 5), normal(2, 4, 9, 8)
+    x[0, 0, :6] = 0.0
+    weight[0], weight[1] = weight[0].abs(), -weight[1].abs()
+    no_bias = torch.zeros(4, dtype=torch.float64)
+    expected = naive_conv(z_box_share, x, weight, no_bias, relevance)
+    close(rules.z_box(x, weight, relevance), expected, atol=1e-11)
+
+
+def test_z_box_conserves_and_hands_out_the_sign_it_received() -> None:
+    x, weight, relevance = uniform(2, 1, 9, 8), normal(4, 1, 5, 5), uniform(2, 4, 9, 8)
+    received = rules.z_box(x, weight, relevance)
+    close(received.sum((1, 2, 3)), relevance.sum((1, 2, 3)))
+    assert (received >= 0).all()
+
+
+# --- the whole ---
+
+
+def study(slices: int = 3, size: int = 16) -> Tensor:
+    inputs = uniform(slices, 2, size, size)
+    inputs[:, 1] = (inputs[:, 1] > 0.7).double()
+    inputs[:, :, :, : size // 4] = 0.0  # background
+    return inputs
+
+
+def network(biases: bool = True) -> Classifier:
+    result = Classifier().double()
+    if not biases:
+        for name, tensor in result.named_parameters():
+            if name.endswith("bias") or name.endswith("centroids"):
+                nn.init.zeros_(tensor)
+    return result
+
+
+def frozen_linear_part(model: Classifier, s: Tensor, target: int) -> Tensor:
+    """Logit as a function of the pyramid output s, with soft assignment and norms held at their values."""
+    x = F.relu(model.descriptor(s))
+    layer = model.aggregation
+    assignment = F.softmax(layer.assignment(x), dim=1).detach()
+    residuals = assignment.T @ x - assignment.sum(0)[:, None] * layer.centroids
+    inner = residuals.detach().norm(dim=1, keepdim=True)
+    outer = (residuals.detach() / inner).norm()
+    logit: Tensor = (residuals / inner / outer).flatten() @ model.output.weight[target] + model.output.bias[target]
+    return logit
+
+
+def naive_branch(branch: Branch, image: Tensor, relevance: Tensor) -> Tensor:
+    """From relevance at the branch's features back to its image, by the naive rules."""
+    first = F.relu(branch.conv1(image))
+    pooled1 = F.max_pool2d(first, 2)
+    second = F.leaky_relu(branch.conv2(pooled1), 0.01)
+    pooled2 = F.max_pool2d(second, 2)
+    conv2, conv3 = branch.conv2, branch.conv3
+    assert conv2.bias is not None
+    assert conv3.bias is not None
+    relevance = naive_conv(alpha_beta_share, pooled2, conv3.weight, conv3.bias, relevance)
+    relevance = naive_max_pool(second, relevance)
+    relevance = naive_conv(alpha_beta_share, pooled1, conv2.weight, conv2.bias, relevance)
+    relevance = naive_max_pool(first, relevance)
+    return naive_conv(z_box_share, image, branch.conv1.weight, torch.zeros(16), relevance)
+
+
+def test_whole_explanation_agrees_with_naive_rules() -> None:
+    model, inputs = network(), study(2, 8)
+    for target in (0, 1):
+        relevance = explain(model, inputs, target)
+        with torch.enable_grad():
+            s = model.pyramid(model.encoder(inputs)).detach().requires_grad_()
+            (gradient,) = torch.autograd.grad(frozen_linear_part(model, s, target), s)
+        with torch.no_grad():
+            encoder = model.encoder
+            received = naive_pyramid(encoder(inputs), s * gradient)
+            ct = naive_branch(encoder.global_branch, inputs[:, :1], received)
+            lesions = naive_branch(encoder.side_branch, inputs[:, 1:], received)
+        close(relevance.ct, ct[:, 0], rtol=1e-9, atol=1e-12 * float(ct.abs().max()))
+        close(relevance.lesions, lesions[:, 0], rtol=1e-9, atol=1e-12 * float(lesions.abs().max()))
+        assert relevance.logit == pytest.approx(float(model(inputs)[target].detach()), rel=1e-12)
+
+
+@pytest.mark.parametrize("target", [0, 1])
+def test_linear_part_is_input_times_gradient(target: int) -> None:
+    model, inputs = network(), study(5)
+    s = model.pyramid(model.encoder(inputs)).detach().requires_grad_()
+    logit = frozen_linear_part(model, s, target)
+    (gradient,) = torch.autograd.grad(logit, s)
+    expected = (s * gradient).detach()
+    with torch.no_grad():
+        x = F.relu(model.descriptor(s))
+        assignment = model.aggregation.assign(x)
+        residuals = model.aggregation.residuals(x, assignment)
+        at_residuals = model.aggregation(x).view(64, 512) * model.output.weight[target].view(64, 512)
+        at_descriptors = rules.netvlad(x, assignment, residuals, at_residuals)
+        relevance = rules.linear(s, model.descriptor.weight, model.descriptor.bias, at_descriptors)
+    close(relevance, expected, rtol=1e-9, atol=1e-12 * float(expected.abs().max()))
+    explained = explain(model, inputs, target)
+    assert explained.ledger["pyramid"] == pytest.approx(float(expected.sum()), rel=1e-9)
+    assert explained.logit == pytest.approx(float(logit.detach()), rel=1e-12)
+
+
+def test_deficits_of_the_linear_part_are_the_shares_of_biases_and_centroids() -> None:
+    model, inputs = network(), study(5)
+    ledger = explain(model, inputs, 1).ledger
+    with torch.no_grad():
+        x = model.describe(inputs)
+        assignment = model.aggregation.assign(x)
+        residuals = model.aggregation.residuals(x, assignment)
+        factor = (model.aggregation(x) * model.output.weight[1]).view(64, 512) / residuals
+        of_centroids = -(factor * assignment.sum(0)[:, None] * model.aggregation.centroids).sum()
+        of_bias = (model.descriptor.bias * (x > 0) * (assignment @ factor)).sum()
+    assert ledger["logit"] - ledger["aggregation"] == pytest.approx(float(model.output.bias[1].detach()), rel=1e-10)
+    assert ledger["aggregation"] - ledger["descriptors"] == pytest.approx(float(of_centroids), rel=1e-10)
+    assert ledger["descriptors"] - ledger["pyramid"] == pytest.approx(float(of_bias), rel=1e-10)
+
+
+def test_pools_and_the_first_layer_conserve_also_with_biases() -> None:
+    ledger = explain(network(), study(), 1).ledger
+    assert ledger["gate"] == pytest.approx(ledger["pyramid"], rel=1e-12)
+    for channel in ("ct", "lesions"):
+        assert ledger[f"{channel}.conv2"] == pytest.approx(ledger[channel], rel=1e-12)
+
+
+def total(relevance: Relevance) -> tuple[float, float]:
+    return float(relevance.ct.sum()), float(relevance.lesions.sum())
+
+
+@pytest.mark.parametrize("target", [0, 1])
+def test_without_biases_each_stage_and_each_heatmap_carries_the_logit(target: int) -> None:
+    relevance = explain(network(biases=False), study(), target)
+    assert len(relevance.ledger) == 11
+    for value in (*relevance.ledger.values(), *total(relevance)):
+        assert value == pytest.approx(relevance.logit, rel=1e-12)
+
+
+def test_halves_sum_to_the_logit_and_are_half_of_the_full_heatmaps() -> None:
+    model, inputs = network(biases=False), study()
+    half, full = explain(model, inputs, gate_share=0.5), explain(model, inputs)
+    assert sum(total(half)) == pytest.approx(half.logit, rel=1e-12)
+    close(2 * half.ct, full.ct)
+    close(2 * half.lesions, full.lesions)
+
+
+@pytest.mark.parametrize("chunk", [1, 2, 7])
+def test_chunks_do_not_change_the_explanation(chunk: int) -> None:
+    model, inputs = network(), study(5)
+    whole, parts = explain(model, inputs, chunk=5), explain(model, inputs, chunk=chunk)
+    scale = float(whole.ct.abs().max())
+    close(parts.ct / scale, whole.ct / scale, rtol=0)
+    close(parts.lesions / scale, whole.lesions / scale, rtol=0)
+    assert parts.ledger == pytest.approx(whole.ledger, rel=1e-9)
+
+
+def test_the_order_of_the_slices_only_reorders_the_heatmaps() -> None:
+    model, inputs, order = network(), study(4), [2, 0, 3, 1]
+    relevance, reordered = explain(model, inputs), explain(model, inputs[order])
+    scale = float(relevance.ct.abs().max())
+    close(reordered.ct / scale, relevance.ct[order] / scale, rtol=0)
+
+
+def test_odd_sizes_and_empty_slices_are_explained() -> None:
+    inputs = study(3, 16)[:, :, :13, :15].clone()
+    inputs[1] = 0.0
+    relevance = explain(network(), inputs)
+    assert relevance.ct.shape == relevance.lesions.shape == (3, 13, 15)
+    assert relevance.ct.isfinite().all()
+    with_nothing = explain(network(biases=False), torch.zeros(2, 2, 16, 16, dtype=torch.float64))
+    assert not with_nothing.ct.any()
+    assert with_nothing.logit == 0.0
+
+
+def test_float32_agrees_with_float64() -> None:
+    model, inputs = network(biases=False), study(3, 32)
+    precise = explain(model, inputs)
+    rough = explain(model.float(), inputs.float())
+    scale = float(precise.ct.abs().sum())
+    assert float((rough.ct - precise.ct).abs().sum()) / scale < 1e-3
+    assert rough.ct.dtype == torch.float32
+
+
+@pytest.mark.parametrize("value", [-0.1, 1.1, float("nan")])
+def test_inputs_outside_the_box_are_refused(value: float) -> None:
+    inputs = study()
+    inputs[0, 0, 5, 5] = value
+    with pytest.raises(ValueError, match=r"\[0, 1\]"):
+        explain(network(), inputs)
+
+
+def test_weights_that_are_not_finite_are_told() -> None:
+    model = network()
+    with torch.no_grad():
+        model.output.weight[1, 0] = float("nan")
+    with pytest.raises(FloatingPointError, match="not finite"):
+        explain(model, study())

@@ -1,0 +1,63 @@
+"""Weights on disk: right, or refused."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from models.store import METADATA, WEIGHTS, ModelUnavailable, load_weights, save_weights
+
+
+def _saved(folder: Path) -> nn.Module:
+    torch.manual_seed(0)
+    network = nn.Linear(3, 2)
+    save_weights(folder, network, {"name": "tiny", "version": "1.2"})
+    return network
+
+
+def test_weights_come_back_as_float16_rounds_them(tmp_path: Path) -> None:
+    network = _saved(tmp_path)
+    other = nn.Linear(3, 2).train()
+    record = load_weights(tmp_path, other)
+    assert (record.name, record.version, len(record.sha256)) == ("tiny", "1.2", 64)
+    torch.testing.assert_close(other.weight, network.weight.half().float(), rtol=0, atol=0)
+    assert other.weight.dtype == torch.float32
+    assert not other.training
+
+
+@pytest.mark.parametrize("name", [WEIGHTS, METADATA])
+def test_a_missing_file_is_named(tmp_path: Path, name: str) -> None:
+    _saved(tmp_path)
+    (tmp_path / name).unlink()
+    with pytest.raises(ModelUnavailable, match=name.split(".", maxsplit=1)[0]):
+        load_weights(tmp_path, nn.Linear(3, 2))
+
+
+def test_one_altered_bit_is_noticed(tmp_path: Path) -> None:
+    _saved(tmp_path)
+    content = bytearray((tmp_path / WEIGHTS).read_bytes())
+    content[-1] ^= 1
+    (tmp_path / WEIGHTS).write_bytes(content)
+    with pytest.raises(ModelUnavailable, match="is not the file"):
+        load_weights(tmp_path, nn.Linear(3, 2))
+
+
+@pytest.mark.parametrize("text", ["{", "[]", "{}", '{"name": "x"}'])
+def test_damaged_metadata_is_one_clear_line(tmp_path: Path, text: str) -> None:
+    _saved(tmp_path)
+    (tmp_path / METADATA).write_text(text)
+    with pytest.raises(ModelUnavailable, match="damaged"):
+        load_weights(tmp_path, nn.Linear(3, 2))
+
+
+def test_weights_of_another_network_do_not_load(tmp_path: Path) -> None:
+    _saved(tmp_path)
+    with pytest.raises(ModelUnavailable, match="do not fit"):
+        load_weights(tmp_path, nn.Linear(4, 2))
+
+
+def test_metadata_keep_what_they_said(tmp_path: Path) -> None:
+    save_weights(tmp_path, nn.Linear(1, 1), {"name": "n", "version": "1", "task": "t"})
+    assert json.loads((tmp_path / METADATA).read_text())["task"] == "t"

@@ -1,0 +1,154 @@
+"""The explanation of a classification, and both operators in a graph."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from monai.deploy.conditions import CountCondition
+from monai.deploy.core import Application, ExecutionContext, InputContext, Operator, OperatorSpec, OutputContext
+
+from models.classifier.network import Classifier
+from models.relevance.explain import explain
+from operators.classification import ClassificationOperator, classify
+from operators.explanation import (
+    ExplanationOperator,
+    explain_classification,
+    explained_class,
+    lung_share,
+)
+from operators.findings import Classification, Explanation, Lesions, Lungs
+from operators.journal import Journal
+from operators.volume import CTVolume
+from tests.builders import axial_grid, ct_volume
+
+
+def network() -> Classifier:
+    with torch.random.fork_rng():
+        torch.manual_seed(2)
+        return Classifier().eval()
+
+
+def study() -> tuple[CTVolume, Lungs, Lesions]:
+    volume = ct_volume(np.random.default_rng(0).normal(-600, 100, (10, 32, 32)))
+    labels = np.zeros((2, *volume.grid.shape), np.uint8)
+    labels[0, 1:9, 4:28, 4:28] = 1
+    labels[1, 3:6, 8:14, 8:14] = 2
+    return volume, Lungs(labels[0], volume.grid), Lesions(labels[1], volume.grid)
+
+
+@pytest.mark.parametrize("target", [0, 1])
+@pytest.mark.parametrize("gate_share", [1.0, 0.5])
+def test_heatmaps_are_those_of_the_network_s_relevance(target: int, gate_share: float) -> None:
+    model = network()
+    classification = classify(*study(), model, 0.5, in_plane=32)
+    explanation = explain_classification(classification, model, target, gate_share=gate_share)
+    expected = explain(model, torch.tensor(classification.inputs), target, gate_share=gate_share)
+    np.testing.assert_array_equal(explanation.ct, expected.ct.numpy())
+    np.testing.assert_array_equal(explanation.lesions, expected.lesions.numpy())
+    assert explanation.ledger == expected.ledger
+    assert explanation.ledger["ct"] == pytest.approx(float(explanation.ct.sum(dtype=np.float64)), rel=1e-6)
+    assert explanation.logit == pytest.approx(classification.logits[target], rel=1e-5)
+    assert explanation.target == target
+    assert explanation.grid is classification.grid
+    assert explanation.ct.dtype == np.float32
+
+
+def test_a_network_in_double_precision_explains_too() -> None:
+    model = network()
+    classification = classify(*study(), model, 0.5, in_plane=32)
+    single = explain_classification(classification, model)
+    double = explain_classification(classification, model.double())
+    scale = float(np.abs(double.ct).sum())
+    assert float(np.abs(single.ct - double.ct).sum()) / scale < 1e-2
+
+
+def hand_made(lung_value: float) -> tuple[Classification, Explanation]:
+    """A ring of lung around one air voxel; relevance 3 in the ring, 2 in the air, -5 and 2 outside."""
+    inputs = np.zeros((1, 2, 7, 7), np.float32)
+    inputs[0, 0, 2:5, 2:5] = lung_value
+    inputs[0, 0, 3, 3] = 0.0
+    ct, lesions = np.zeros((2, 1, 7, 7), np.float32)
+    ct[0, 2, 2], ct[0, 3, 3], ct[0, 0, 0], lesions[0, 6, 6] = 3.0, 2.0, -5.0, 2.0
+    grid = axial_grid((1, 7, 7))
+    return Classification(inputs, grid, (0.0, 0.0), 0.5, 0.5), Explanation(ct, lesions, grid, 1, 2.0)
+
+
+def test_lung_share_counts_absolute_relevance_of_both_channels_and_enclosed_air() -> None:
+    assert lung_share(*hand_made(0.4)) == pytest.approx(5 / 12)
+
+
+def test_lung_share_without_relevance_is_zero() -> None:
+    classification, explanation = hand_made(0.4)
+    empty = np.zeros_like(explanation.ct)
+    assert lung_share(classification, Explanation(empty, empty, explanation.grid, 1, 0.0)) == 0.0
+
+
+def test_which_class_is_explained() -> None:
+    grid = axial_grid((1, 4, 4))
+    for probability, decided in ((0.6, 1), (0.4, 0)):
+        classification = Classification(np.zeros((1, 2, 4, 4), np.float32), grid, (0.0, 0.0), probability, 0.5)
+        assert explained_class(classification, "decision") == decided
+        assert explained_class(classification, "positive") == 1
+        assert explained_class(classification, "negative") == 0
+
+
+class Source(Operator):
+    def setup(self, spec: OperatorSpec) -> None:
+        for name in ("volume", "lungs", "lesions"):
+            spec.output(name)
+
+    def compute(self, op_input: InputContext, op_output: OutputContext, context: ExecutionContext) -> None:
+        for name, value in zip(("volume", "lungs", "lesions"), study(), strict=True):
+            op_output.emit(value, name)
+
+
+class Sink(Operator):
+    def __init__(self, fragment: Any, *args: Any, received: list[Any], **kwargs: Any) -> None:
+        self._received = received
+        super().__init__(fragment, *args, **kwargs)
+
+    def setup(self, spec: OperatorSpec) -> None:
+        spec.input("explanation")
+
+    def compute(self, op_input: InputContext, op_output: OutputContext, context: ExecutionContext) -> None:
+        self._received.append(op_input.receive("explanation"))
+
+
+class Graph(Application):
+    def __init__(self, journal: Journal, model: Classifier, received: list[Any]) -> None:
+        self._journal, self._model, self._received = journal, model, received
+        super().__init__([])
+
+    def compose(self) -> None:
+        source = Source(self, CountCondition(self, 1), name="source")
+        classification = ClassificationOperator(
+            self, name="classification", journal=self._journal, network=self._model, threshold=0.5, in_plane=32
+        )
+        explanation = ExplanationOperator(
+            self, name="explanation", journal=self._journal, network=self._model, target="negative", gate_share=0.5
+        )
+        ports = {("volume", "volume"), ("lungs", "lungs"), ("lesions", "lesions")}
+        self.add_flow(source, classification, ports)
+        self.add_flow(classification, explanation, {("classification", "classification")})
+        self.add_flow(explanation, Sink(self, name="sink", received=self._received), {("explanation", "explanation")})
+
+
+def test_both_operators_work_in_a_graph_and_tell_what_they_found() -> None:
+    lines: list[str] = []
+    received: list[Any] = []
+    journal, model = Journal(lines.append), network()
+    Graph(journal, model, received).run()
+    classification = classify(*study(), model, 0.5, in_plane=32)
+    expected = explain_classification(classification, model, 0, gate_share=0.5)
+    assert len(received) == 1
+    np.testing.assert_allclose(received[0].ct, expected.ct, rtol=1e-4, atol=1e-6 * float(np.abs(expected.ct).max()))
+    assert received[0].target == 0
+    decision = "positive" if classification.positive else "negative"
+    share = 100 * lung_share(classification, expected)
+    assert lines[1].startswith(f"Classification: COVID-19 {decision}, probability {classification.probability:.2f} (")
+    assert re.match(rf"Explanation: {share:.0f} % of \|relevance\| inside the lungs \(\d", lines[3])
+    assert list(journal.seconds) == ["Classification", "Explanation"]

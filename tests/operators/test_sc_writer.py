@@ -1,0 +1,204 @@
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pydicom
+import pytest
+from holoscan.conditions import CountCondition
+from monai.deploy.core import Application, ExecutionContext, InputContext, Operator, OperatorSpec, OutputContext
+
+from operators.findings import Explanation, Involvement, Lesions, Lungs
+from operators.identity import derived_uid
+from operators.journal import Journal
+from operators.measurements import MeasurementOperator
+from operators.rendering import render_overlay
+from operators.sc_writer import ScWriterOperator, choose_key_slices, make_key_image, make_key_images
+from operators.seg_writer import SegWriterOperator
+from operators.sr_writer import SrWriterOperator
+from tests.builders import axial_grid
+from tests.operators.dicom_results import CASES, assert_valid, case, no_lesions, provenance, run_tool, written
+
+SLICES = 60
+
+
+def findings(
+    area: npt.ArrayLike, relevance: npt.ArrayLike = 0.0, lung: slice = slice(5, 55)
+) -> tuple[Lungs, Lesions, Explanation]:
+    """Lesions of some pixels and relevance of some size in each slice."""
+    grid = axial_grid((SLICES, 10, 10))
+    lungs, lesions = np.zeros(grid.shape, np.uint8), np.zeros(grid.shape, np.uint8)
+    lungs[lung] = 1
+    for index, pixels in enumerate(np.broadcast_to(area, SLICES)):
+        lesions[index].flat[: int(pixels)] = 1
+    ct = np.zeros(grid.shape, np.float32)
+    ct[:, 0, 0] = relevance
+    return Lungs(lungs, grid), Lesions(lesions, grid), Explanation(ct, np.zeros_like(ct), grid, 1, 1.0)
+
+
+def at(**values: float) -> npt.NDArray[np.float64]:
+    array = np.zeros(SLICES)
+    for name, value in values.items():
+        array[int(name[1:])] = value
+    return array
+
+
+def test_slices_with_large_lesions_are_chosen_first() -> None:
+    area = at(s10=20, s20=50, s30=10, s40=40)
+    assert choose_key_slices(*findings(area), count=2) == [20, 40]
+    assert choose_key_slices(*findings(area), count=9) == [10, 20, 30, 40]
+
+
+def test_relevance_decides_between_lesions_of_the_same_size() -> None:
+    area = at(s10=20, s20=20, s30=20)
+    assert choose_key_slices(*findings(area, at(s20=-3.0, s30=1.0)), count=1) == [20]
+    assert choose_key_slices(*findings(area, at(s20=-3.0, s30=1.0)), count=2) == [20, 30]
+
+
+def test_chosen_slices_are_apart_and_no_more_than_asked_for() -> None:
+    random = np.random.default_rng(0)
+    area = np.where((np.arange(SLICES) > 5) & (np.arange(SLICES) < 54), random.integers(1, 90, SLICES), 0)
+    for count in (1, 3, 6, 25):
+        chosen = choose_key_slices(*findings(area, random.random(SLICES)), count=count)
+        assert 1 <= len(chosen) <= count
+        assert (np.diff(chosen) >= 2).all()
+        assert all(area[index] > 0 for index in chosen)
+
+
+def test_relevance_alone_does_not_make_a_key_slice_where_there_are_lesions() -> None:
+    assert choose_key_slices(*findings(at(s10=1), at(s40=99.0)), count=3) == [10]
+
+
+def test_without_lesions_the_slices_are_spread_evenly_over_the_lungs() -> None:
+    chosen = choose_key_slices(*findings(0), count=5)
+    assert chosen == [9, 19, 29, 39, 49]
+    assert choose_key_slices(*findings(0, lung=slice(30, 33)), count=5) == [30, 32]
+    assert choose_key_slices(*findings(0, lung=slice(30, 31)), count=5) == [30]
+
+
+def test_relevance_is_found_on_the_classifiers_own_grid() -> None:
+    lungs, lesions, _ = findings(at(s12=9, s48=9))
+    grid = lungs.grid.resampled((20, 5, 5))
+    ct = np.zeros(grid.shape, np.float32)
+    ct[16] = -1.0  # slices 48 to 50 of the CT
+    explanation = Explanation(ct, np.zeros_like(ct), grid, 1, 1.0)
+    assert choose_key_slices(lungs, lesions, explanation, count=1) == [48]
+
+
+def test_key_slices_need_lungs_and_a_count() -> None:
+    with pytest.raises(ValueError, match="at least one lung"):
+        choose_key_slices(*findings(0, lung=slice(0, 0)))
+    with pytest.raises(ValueError, match="positive count"):
+        choose_key_slices(*findings(0), count=0)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_has_no_error_for_dciodvfy(name: str, tmp_path: Path) -> None:
+    for image in make_key_images(CASES[name]().study, provenance(), 2):
+        assert_valid(image, tmp_path)
+
+
+def test_reads_back_pixel_for_pixel(tmp_path: Path) -> None:
+    study = case().study
+    read = pydicom.dcmread(written(make_key_image(study, 5, 1, provenance()), tmp_path / "key.dcm"))
+    assert read.file_meta.TransferSyntaxUID == pydicom.uid.RLELossless
+    assert read.PhotometricInterpretation == "RGB"
+    np.testing.assert_array_equal(read.pixel_array, render_overlay(study, 5))
+
+
+def test_says_what_it_is_and_where_it_comes_from() -> None:
+    found = case(IssuerOfPatientID="Clinic", PatientName="Müller^Jörg")
+    image, source = make_key_image(found.study, 4, 2, provenance()), found.volume.headers[4]
+    assert image.SourceImageSequence[0].ReferencedSOPInstanceUID == source.SOPInstanceUID
+    assert image.BurnedInAnnotation == "YES"
+    assert image.ImageType == ["DERIVED", "SECONDARY"]
+    assert image.BodyPartExamined == "CHEST"
+    assert image.PatientOrientation == ["L", "P"]
+    assert image.ContentQualification == "RESEARCH"
+    for keyword in [
+        "PatientName",
+        "PatientID",
+        "IssuerOfPatientID",
+        "PatientAge",
+        "StudyInstanceUID",
+        "StudyDescription",
+        "StudyID",
+        "AccessionNumber",
+    ]:
+        assert image[keyword].value == source[keyword].value
+
+
+def test_pictures_go_from_head_to_feet_in_one_series() -> None:
+    found = case()
+    images = make_key_images(found.study, provenance(), 3)
+    positions = {header.SOPInstanceUID: float(header.ImagePositionPatient[2]) for header in found.volume.headers}
+    heights = [positions[image.SourceImageSequence[0].ReferencedSOPInstanceUID] for image in images]
+    assert heights == sorted(heights, reverse=True)
+    assert [image.InstanceNumber for image in images] == list(range(1, len(images) + 1))
+    assert {image.SeriesInstanceUID for image in images} == {
+        derived_uid(found.volume, provenance(), "key slices series")
+    }
+    assert len({image.SOPInstanceUID for image in images}) == len(images)
+
+
+def test_a_second_run_gives_the_same_bytes(tmp_path: Path) -> None:
+    made = [make_key_image(case().study, 5, 1, provenance()) for _ in range(2)]
+    first, second = (written(image, tmp_path / str(number)).read_bytes() for number, image in enumerate(made))
+    assert first == second
+
+
+PORTS = ("volume", "lungs", "lesions", "involvement", "classification", "explanation")
+
+
+class Source(Operator):
+    """Emits the findings of a study without lesions."""
+
+    def setup(self, spec: OperatorSpec) -> None:
+        for name in PORTS:
+            spec.output(name)
+
+    def compute(self, op_input: InputContext, op_output: OutputContext, context: ExecutionContext) -> None:
+        found = no_lesions()
+        affected = Involvement(found.lungs.labels == 1, found.volume.grid)
+        values = found.volume, found.lungs, found.lesions, affected, found.classification, found.explanation
+        for name, value in zip(PORTS, values, strict=True):
+            op_output.emit(value, name)
+
+
+class Graph(Application):
+    def __init__(self, folder: Path, journal: Journal) -> None:
+        self._output: dict[str, Any] = {"journal": journal, "folder": folder, "provenance": provenance()}
+        super().__init__([])
+
+    def compose(self) -> None:
+        source = Source(self, CountCondition(self, 1), name="source")
+        measurements = MeasurementOperator(self, journal=self._output["journal"], name="measurements")
+        seg = SegWriterOperator(self, **self._output, name="seg")
+        sr = SrWriterOperator(self, **self._output, name="sr")
+        sc = ScWriterOperator(self, **self._output, key_slices=2, name="sc")
+        flows = {
+            measurements: ("volume", "lungs", "lesions", "involvement"),
+            seg: ("volume", "lungs", "lesions"),
+            sr: ("volume", "classification", "explanation"),
+            sc: ("volume", "lungs", "lesions", "classification", "explanation"),
+        }
+        for receiver, ports in flows.items():
+            self.add_flow(source, receiver, {(port, port) for port in ports})
+        self.add_flow(measurements, sr, {("measurements", "measurements")})
+        self.add_flow(seg, sr, {("segmentation", "segmentation")})
+
+
+def test_all_writers_work_in_a_graph_and_tell_what_they_wrote(tmp_path: Path) -> None:
+    lines: list[str] = []
+    journal = Journal(lines.append)
+    Graph(tmp_path, journal).run()
+    files = sorted(str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*") if path.is_file())
+    assert files == ["sc/keyslice_01.dcm", "sc/keyslice_02.dcm", "seg/segmentation.dcm", "sr/report.dcm"]
+    for name in files:
+        run_tool("dciodvfy", tmp_path / name)
+    assert set(journal.seconds) == {"Measurements", "Segmentation writer", "Report writer", "Key slices writer"}
+    found = no_lesions()
+    left = 100 * found.measurements.left.volume_ml / found.measurements.total.volume_ml
+    said = [line.partition(" (")[0] for line in lines if not line.endswith("...")]
+    assert f"Measurements: {found.measurements.total.volume_ml / 1000:.1f} L lung, {left:.1f} % involved" in said
+    assert "Key slices writer: 2 pictures" in said
