@@ -79,11 +79,17 @@ def _train_lungs(arguments: argparse.Namespace) -> None:
 
 
 def _train_involvement(arguments: argparse.Namespace) -> None:
-    """2DS in two rounds: on inserted lesions and annotated slices; then also on what it found in diseased lungs."""
+    """2DS on inserted lesions and annotated slices; then it labels the diseased studies, which it has not seen."""
     from dataclasses import replace
 
-    from app.training_data import infected_slices, label_lesions, load_annotated_slices, load_source, read_manifest
-    from app.training_data import with_lesions as inserted
+    from app.training_data import (
+        infected_slices,
+        label_lesions,
+        load_annotated_slices,
+        load_source,
+        read_manifest,
+        with_lesions,
+    )
     from models.involvement.training import DEFAULTS, train
     from models.training.patterns import MIXED, SEVERE
 
@@ -91,20 +97,15 @@ def _train_involvement(arguments: argparse.Namespace) -> None:
     slices = load_annotated_slices(manifest.annotated_slices) if manifest.annotated_slices else None
     loaded = [(entry, load_source(entry, arguments.cache, _tell)) for entry in manifest.studies]
     healthy = [source for entry, source in loaded if entry.healthy]
-    sources = [v for s in healthy for v in [s, *inserted(s, [MIXED] * 6 + [SEVERE], arguments.seed)]]
+    sources = [v for s in healthy for v in [s, *with_lesions(s, [MIXED] * 6 + [SEVERE], arguments.seed)]]
     settings = replace(DEFAULTS, seed=arguments.seed, steps=arguments.steps or DEFAULTS.steps)
-    checkpoint = arguments.cache / "involvement.checkpoint.safetensors"
-    network = train(sources, slices, _tell, settings, checkpoint)
-    diseased = [
-        label_lesions(source, network.eval(), infected_slices(manifest, entry, source.hu.shape[0]), arguments.cache)
-        for entry, source in loaded
-        if not entry.healthy
-    ]
-    if diseased:
-        _tell("second round, with the diseased studies")
-        # each diseased study counts as much as a healthy one with its variants
-        network = train(sources + diseased * 4, slices, _tell, settings, checkpoint, start=network)
+    network = train(sources, slices, _tell, settings, arguments.cache / "involvement.checkpoint.safetensors").eval()
     _save(arguments, network)
+    for entry, source in loaded:
+        if not entry.healthy:
+            infected = infected_slices(manifest, entry, source.hu.shape[0])
+            label_lesions(source, network, infected, arguments.cache)
+            _tell(f"{entry.name}: lesions labelled")
 
 
 def _train_lesions(arguments: argparse.Namespace) -> None:

@@ -18,6 +18,8 @@ from operators.volume import FloatArray, LabelArray
 
 EXTENT_MM = (300.0, 358.4, 358.4)
 """Field of view along z, y, x."""
+SPACING_MM = (3.0, 1.4, 1.4)
+"""Usual distance between voxel centres along z, y, x."""
 _PSF_MM = 0.8
 """Standard deviation of the scanner's point spread function."""
 _NOISE_HU = 16.0
@@ -115,14 +117,14 @@ def _scan(hu: Field, space: Space, rng: np.random.Generator) -> FloatArray:
     return np.maximum(np.rint(seen), np.float32(-1024.0)).astype(np.float32)
 
 
-def write_phantom(folder: Path, seed: int = 0) -> Path:
+def write_phantom(folder: Path, seed: int = 0, spacing: tuple[float, float, float] = SPACING_MM) -> Path:
     """Write a phantom: the CT to ``ct/*.dcm`` and its truth to ``truth.npz``.
 
     Parameters
     ----------
     folder : Path
         Is made where it is missing.
-    seed : int
+    seed, spacing
         As for :func:`make_phantom`.
 
     Returns
@@ -131,7 +133,7 @@ def write_phantom(folder: Path, seed: int = 0) -> Path:
         Folder of the DICOM series. ``truth.npz`` holds ``lungs`` and ``lesions`` (uint8, slices from feet to
         head) and ``spacing`` (z, y, x in mm).
     """
-    phantom = make_phantom(seed)
+    phantom = make_phantom(seed, spacing)
     series = folder / "ct"
     write_ct_series(series, phantom.hu, phantom.spacing, origin=_origin(phantom), study=str(seed))
     np.savez_compressed(

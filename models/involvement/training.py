@@ -18,7 +18,7 @@ from models.training.loop import LoopSettings, fit
 from models.training.source import Augmentation, PatchSize, SeededStream, Source, degrade, draw_patch
 from models.unet import UNet
 
-DEFAULTS = LoopSettings(steps=2500, learning_rate=2e-3)
+DEFAULTS = LoopSettings(steps=700, learning_rate=2e-3)
 LUNG_HU, TISSUE_HU = -860.0, 40.0
 """What the medians of healthy lung and of chest wall are taken for in slices without Hounsfield units."""
 
@@ -126,14 +126,10 @@ def train(
     tell: Callable[[str], None],
     settings: LoopSettings = DEFAULTS,
     checkpoint: Path | None = None,
-    start: UNet | None = None,
 ) -> UNet:
-    """Train 2DS on volumes with lesion masks and, where given, on annotated slices; return it.
-
-    Training goes on from the network ``start`` where one is given, else begins with random weights.
-    """
+    """Train 2DS on volumes with lesion masks and, where given, on annotated slices; return it."""
     torch.manual_seed(settings.seed)
     stream = InvolvementPatches(sources, slices, settings.seed)
-    network = fit(start or involvement_network(), stream, _loss, settings, tell, checkpoint)
+    network = fit(involvement_network(), stream, _loss, settings, tell, checkpoint)
     assert isinstance(network, UNet)  # noqa: S101 - fit returns what it was given
     return network

@@ -16,7 +16,7 @@ from models.training.loop import LoopSettings, fit
 from models.training.source import Augmentation, PatchSize, SeededStream, Source, draw_patch
 from models.unet import UNet
 
-DEFAULTS = LoopSettings(steps=900, learning_rate=1e-3)
+DEFAULTS = LoopSettings(steps=560, learning_rate=1e-3)
 DISTANCES = np.array(
     [
         [0.0, 1.0, 1.0, 1.0, 1.0],

@@ -22,8 +22,8 @@ PURE_GAS_HU = -975.0
 """Gas in the bowel lies below this after smoothing, lung tissue above."""
 
 
-def _air_in_body(hu: FloatArray, spacing: Spacing) -> BoolArray:
-    """Air that is not connected, within its slice, to the border of the image."""
+def air_in_body(hu: FloatArray, spacing: Spacing) -> BoolArray:
+    """Return the air inside the body, in the lungs, the airways or the bowel; shape as ``hu``."""
     smooth = ndimage.gaussian_filter(hu, [0.5 / s for s in spacing])
     # a thin skin or a blanket may be porous: the body is what is large once opened
     body = ndimage.binary_opening(smooth > AIR_HU, iterations=2)
@@ -110,7 +110,7 @@ def reference_lungs(hu: FloatArray, spacing: Spacing, closing: float = 10.0) -> 
         If no lung is found.
     """
     airway = airways(hu, spacing)
-    air = _air_in_body(hu, spacing) & ~dilate(airway, 2.0, spacing)
+    air = air_in_body(hu, spacing) & ~dilate(airway, 2.0, spacing)
     voxel_ml = float(np.prod(spacing)) / 1000.0
     labels, count = ndimage.label(ndimage.binary_opening(air))
     volumes = ndimage.sum_labels(air, labels, range(1, count + 1)) * voxel_ml

@@ -1,0 +1,160 @@
+"""The three segmentation nodes, with networks whose answer is known: they threshold."""
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from models.lungs.network import HALO
+from operators.findings import LesionType, Lung, Lungs
+from operators.involvement import segment_involvement
+from operators.lesion_segmentation import MIN_LESION_ML, around_lungs, remove_specks, segment_lesions
+from operators.lung_segmentation import label_sides, lung_components, segment_lungs
+from operators.refusal import InputRefused, ReasonCode
+from operators.volume import CTVolume, Grid
+from tests.builders import axial_grid, ct_volume
+
+SPACING = (3.0, 1.5, 1.5)
+SHAPE = (30, 100, 140)
+LEFT, RIGHT = np.s_[4:26, 20:80, 76:130], np.s_[4:26, 20:80, 10:64]  # column index runs to the patient's left
+
+
+class _Air(nn.Module):
+    """Logit of lung: below -500 HU."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        z, y, x_ = (slice(h, -h) for h in HALO)
+        return (0.5 - x[:, :, z, y, x_]) * 100
+
+
+class _ByDensity(nn.Module):
+    """Ground glass from -650 HU, consolidation from -200 HU, as five logits."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        hu = x * 1400 - 1000
+        zero = torch.zeros_like(hu)
+        ground_glass, consolidation = (hu + 650) / 5, (hu + 650) / 5 + (hu + 200)
+        return torch.cat([zero, ground_glass, consolidation, zero - 50, zero - 50], dim=1)
+
+
+class _Dense(nn.Module):
+    """Logit of affected lung: above -650 HU."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return (x * 1400 - 350) / 5
+
+
+def _chest() -> CTVolume:
+    hu = np.full(SHAPE, 40.0)
+    hu[LEFT] = hu[RIGHT] = -850.0
+    return ct_volume(hu, SPACING)
+
+
+def _truth() -> np.ndarray:
+    labels = np.zeros(SHAPE, np.uint8)
+    labels[LEFT], labels[RIGHT] = Lung.LEFT, Lung.RIGHT
+    return labels
+
+
+def _dice(a: np.ndarray, b: np.ndarray) -> float:
+    return float(2 * (a & b).sum() / (a.sum() + b.sum()))
+
+
+def _mirrored(grid: Grid) -> Grid:
+    """The same grid with columns that run to the patient's right."""
+    affine = np.array(grid.affine)
+    affine[:3, 3] += affine[:3, 2] * (grid.shape[2] - 1)
+    affine[:3, 2] *= -1
+    return Grid(grid.shape, affine)
+
+
+def test_lungs_are_found_where_they_are_and_told_apart() -> None:
+    lungs = segment_lungs(_chest(), _Air(), "float32")  # type: ignore[arg-type]
+    for side in Lung:
+        assert _dice(lungs.labels == side, _truth() == side) > 0.97
+
+
+def test_left_is_left_when_the_image_is_mirrored() -> None:
+    mask = _truth() > 0
+    grid = axial_grid(SHAPE, SPACING)
+    assert (label_sides(mask, grid)[LEFT] == Lung.LEFT).all()
+    assert (label_sides(mask, _mirrored(grid))[LEFT] == Lung.RIGHT).all()
+
+
+def test_small_pockets_of_air_are_not_lungs_and_holes_are_filled() -> None:
+    mask = _truth() > 0
+    mask[15, 50, 100] = False
+    mask[0:2, 0:5, 0:5] = True
+    got = lung_components(mask, axial_grid(SHAPE, SPACING))
+    np.testing.assert_array_equal(got, _truth() > 0)
+
+
+def test_one_lung_is_enough() -> None:
+    mask = _truth() == Lung.RIGHT
+    grid = axial_grid(SHAPE, SPACING)
+    labels = label_sides(lung_components(mask, grid), grid)
+    assert (labels[RIGHT] == Lung.RIGHT).mean() > 0.99
+
+
+def test_without_lungs_the_study_is_refused() -> None:
+    with pytest.raises(InputRefused) as refusal:
+        segment_lungs(ct_volume(np.full((12, 30, 30), 40.0), SPACING), _Air(), "float32")  # type: ignore[arg-type]
+    assert refusal.value.code is ReasonCode.NO_LUNGS
+
+
+def _diseased() -> tuple[CTVolume, Lungs]:
+    chest = _chest()
+    hu = np.array(chest.hu)
+    hu[8:20, 30:60, 80:110] = -500.0
+    hu[8:20, 30:60, 20:50] = 20.0
+    return CTVolume(hu, chest.grid, chest.headers), Lungs(_truth(), chest.grid)
+
+
+def test_lesions_have_their_place_and_type() -> None:
+    volume, lungs = _diseased()
+    lesions = segment_lesions(volume, lungs, _ByDensity(), "float32")  # type: ignore[arg-type]
+    for kind, hu in ((LesionType.GROUND_GLASS, -500.0), (LesionType.CONSOLIDATION, 20.0)):
+        # interpolated edges of consolidation pass through the densities of ground glass
+        assert _dice(lesions.labels == kind, volume.hu == hu) > 0.85 or kind is LesionType.GROUND_GLASS
+        assert (lesions.labels[volume.hu == hu] == kind).mean() > 0.9
+    assert not lesions.mask[lungs.labels == 0].any()
+
+
+def test_involvement_is_where_the_disease_is() -> None:
+    volume, lungs = _diseased()
+    involvement = segment_involvement(volume, lungs, _Dense(), "float32")  # type: ignore[arg-type]
+    assert involvement.mask[(volume.hu > -600) & lungs.mask].mean() > 0.9
+    assert not involvement.mask[~lungs.mask].any()
+
+
+def test_slices_without_lung_are_never_involved() -> None:
+    volume, lungs = _diseased()
+    involvement = segment_involvement(volume, lungs, _Dense(), "float32")  # type: ignore[arg-type]
+    assert not involvement.mask[:4].any()
+    assert not involvement.mask[26:].any()
+
+
+def test_masks_on_another_grid_are_an_error() -> None:
+    volume, _ = _diseased()
+    elsewhere = Lungs(_truth(), axial_grid(SHAPE, SPACING, origin=(5.0, 0.0, 0.0)))
+    with pytest.raises(ValueError, match="grid"):
+        segment_lesions(volume, elsewhere, _ByDensity())  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="grid"):
+        segment_involvement(volume, elsewhere, _Dense())  # type: ignore[arg-type]
+
+
+def test_the_box_around_the_lungs_stays_in_the_image() -> None:
+    lungs = Lungs(_truth(), axial_grid(SHAPE, SPACING))
+    assert around_lungs(lungs, 6.0) == (slice(2, 28), slice(16, 84), slice(6, 134))
+    assert around_lungs(lungs, 1000.0) == tuple(slice(0, n) for n in SHAPE)
+
+
+def test_specks_go_and_lesions_stay() -> None:
+    grid = axial_grid((10, 20, 20), (1.0, 1.0, 1.0))
+    mask = np.zeros(grid.shape, bool)
+    mask[0, 0, :9] = True
+    mask[5:10, 5:10, 5:10] = True
+    got = remove_specks(mask, grid)
+    assert not got[0].any()
+    assert got.sum() == 125 > MIN_LESION_ML * 1000
+    assert not remove_specks(np.zeros_like(mask), grid).any()
