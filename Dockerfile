@@ -16,7 +16,7 @@ RUN python3 -c "import tomllib; print(*tomllib.load(open('pyproject.toml', 'rb')
     && python3 -m venv /opt/venv \
     && /opt/venv/bin/python -m pip install --no-cache-dir --disable-pip-version-check -c constraints.txt -r requirements.txt \
     # Holoscan's wheel finishes its installation when Python starts for the first time, and must write for that.
-    && /opt/venv/bin/python -c "import holoscan.core"
+    && /opt/venv/bin/python -c "import monai.deploy.core"
 
 COPY LICENSE README.md app.yaml ./
 COPY models models

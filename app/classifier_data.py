@@ -15,10 +15,10 @@ from app.training_data import as_volume, load_source, read_manifest, with_labels
 from models.training.patterns import covid_like, other_pneumonia
 from models.training.source import Augmentation, Source, degrade
 from models.training.synthesis import insert_lesions
-from operators.classification import classifier_input
+from operators.classification import HU_RANGE, classifier_input
 from operators.findings import Lesions, Lungs
 
-TRAINING, VALIDATION = 96, 32
+TRAINING, VALIDATION = 64, 16
 """How many studies are made."""
 REAL_SHARE = 0.15
 """Share of studies that are real diseased ones, in varied image quality."""
@@ -78,11 +78,12 @@ def _draw(
 
 
 def _pack(source: Source, rng: np.random.Generator) -> npt.NDArray[np.uint8]:
-    """Vary image quality and side, and make the two channels as the application does."""
-    hu = degrade(torch.from_numpy(source.hu.astype(np.float32)), Augmentation(noise=40.0), rng)
-    flip = slice(None, None, -1) if rng.random() < 0.5 else slice(None)
-    arrays = [np.ascontiguousarray(a[..., flip]) for a in (hu.numpy(), source.lungs, source.lesions)]
-    varied = Source(source.name, np.round(arrays[0]).astype(np.int16), arrays[1], arrays[2], source.spacing)
-    volume = as_volume(varied)
-    inputs, _ = classifier_input(volume, Lungs(varied.lungs, volume.grid), Lesions(varied.lesions, volume.grid))
-    return np.round(inputs * 255.0).astype(np.uint8)
+    """Make the two channels as the application does, and vary image quality and side."""
+    volume = as_volume(source)
+    inputs, _ = classifier_input(volume, Lungs(source.lungs, volume.grid), Lesions(source.lesions, volume.grid))
+    low, high = HU_RANGE
+    hu = degrade(torch.from_numpy(inputs[:, 0] * (high - low) + low), Augmentation(noise=40.0), rng).numpy()
+    inputs[:, 0] = np.where(inputs[:, 0] > 0, ((hu - low) / (high - low)).clip(0.0, 1.0), 0.0)
+    if rng.random() < 0.5:
+        inputs = inputs[..., ::-1]
+    return np.ascontiguousarray(np.round(inputs * 255.0).astype(np.uint8))

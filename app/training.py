@@ -141,8 +141,8 @@ def _train_classifier(arguments: argparse.Namespace) -> None:
         _tell(f"epoch {progress.epoch}/{progress.epochs}: loss {progress.training_loss:.5f}{held_out}{best}")
 
     training, validation = classifier_studies(arguments.manifest, arguments.cache, arguments.seed)
-    epochs = arguments.steps or 30
-    common = {"epochs": epochs, "seed": arguments.seed, "bfloat16": True, "slices_per_study": 16}
+    epochs = arguments.steps or 12
+    common = {"epochs": epochs, "seed": arguments.seed, "bfloat16": True, "slices_per_study": 16, "studies_per_step": 2}
     encoder = train_cvae(training, CVAESettings(**{**common, "epochs": max(epochs // 3, 1)}), report=report)
     settings = ClassifierSettings(**common, learning_rate=2e-4, patience=10)
     network = Classifier()

@@ -24,8 +24,8 @@ INTERIOR = (24, 48, 48)
 DEFAULTS = LoopSettings(steps=1500, learning_rate=2e-3, averaging=0.98)
 AERATED = 0.6
 """Normalised intensity below which a threshold would say lung: about -400 HU."""
-HARD_WEIGHT = 4.0
-"""Additional weight of the voxels for which that threshold is wrong."""
+OTHER_AIR_WEIGHT = 2.0
+"""Additional weight of air that is not lung."""
 
 
 class LungPatches(SeededStream):
@@ -73,17 +73,17 @@ def _other_air(source: Source) -> npt.NDArray[np.intp]:
 
 
 def _loss(network: nn.Module, batch: tuple[Tensor, ...]) -> Tensor:
-    """Binary cross-entropy plus soft Dice; what a threshold would get wrong weighs more.
+    """Binary cross-entropy plus soft Dice; air outside the lungs (airways, bowel) weighs more.
 
-    That is air outside the lungs (airways, bowel) and dense tissue inside them (disease, vessels).
+    Dense tissue inside them does not: at the pleura that would move the border outwards.
     """
     image, target = batch
     logit = network(image).float()
     z, y, x = (slice(h, -h) for h in HALO)
-    misleading = (image[:, :, z, y, x] < AERATED) != (target > 0)
+    other_air = (image[:, :, z, y, x] < AERATED) & (target == 0)
     probability = torch.sigmoid(logit)
     dice = 1 - (2 * (probability * target).sum() + 1) / (probability.sum() + target.sum() + 1)
-    return F.binary_cross_entropy_with_logits(logit, target, weight=1.0 + HARD_WEIGHT * misleading) + dice
+    return F.binary_cross_entropy_with_logits(logit, target, weight=1.0 + OTHER_AIR_WEIGHT * other_air) + dice
 
 
 def train(
