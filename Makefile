@@ -25,8 +25,10 @@ demo: $(STAMP)
 	@rm -rf demo
 	@$(BIN)/covid-ct phantom demo/phantom > /dev/null
 	@$(BIN)/covid-ct run -i demo/phantom/ct -o demo/out > /dev/null
+	@for each in demo/out/sc/*.dcm; do $(BIN)/covid-ct picture $$each demo/pictures/$$(basename $$each .dcm).png; done
 	@echo
 	@echo "Look at:"
+	@echo "  demo/pictures/        overlays as PNG: CT, lesions, relevance of both channels"
 	@echo "  demo/out/result.json  the findings in numbers"
 	@echo "  demo/out/sc/          overlays for the eye: any DICOM viewer"
 	@echo "  demo/out/seg/         lungs and lesions as DICOM Segmentation"

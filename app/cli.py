@@ -75,6 +75,10 @@ def _parser() -> argparse.ArgumentParser:
     phantom.add_argument("output", metavar="OUT", type=Path, help="folder for the DICOM series and its truth")
     phantom.add_argument("--seed", type=int, default=0, help="another seed, another phantom (default 0)")
     phantom.set_defaults(command=_phantom)
+    picture = commands.add_parser("picture", help="turn a secondary capture into a PNG file")
+    picture.add_argument("source", metavar="FILE", type=Path, help="DICOM file of the folder sc/")
+    picture.add_argument("target", metavar="PNG", type=Path, help="picture to write")
+    picture.set_defaults(command=_picture)
     add_train_arguments(commands.add_parser("train", help="train a model on a hospital's or a public data set"))
     version = commands.add_parser("version", help="print name and version")
     version.set_defaults(command=_version)
@@ -155,6 +159,12 @@ def _phantom(arguments: argparse.Namespace) -> None:
     _tell("Making the phantom ...")
     series = write_phantom(arguments.output, seed=arguments.seed)
     print(series)
+
+
+def _picture(arguments: argparse.Namespace) -> None:
+    from app.picture import write_picture
+
+    write_picture(arguments.source, arguments.target)
 
 
 def _version(arguments: argparse.Namespace) -> None:

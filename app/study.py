@@ -101,9 +101,12 @@ def _provide_scratch(folder: Path) -> None:
 def _process(request: Request, folder: Path, journal: Journal) -> CompletedResult:
     from app.application import CovidCTApplication, Models
     from app.result import CompletedResult
+    from models.precision import resolve
 
     models = Models.load(request.models)
-    application = CovidCTApplication(request.input, folder, models, request.settings, journal)
+    # what was done, not what was left open: results that may differ by a rounding have other UIDs
+    settings = request.settings.model_copy(update={"precision": resolve(request.settings.precision)})
+    application = CovidCTApplication(request.input, folder, models, settings, journal)
     volume, measurements, classification = application.process()
     for name in RESULT_FOLDERS:
         if not any((folder / name).glob("*.dcm")):
@@ -113,7 +116,7 @@ def _process(request: Request, folder: Path, journal: Journal) -> CompletedResul
         measurements,
         classification,
         models=models.records,
-        settings=request.settings,
+        settings=settings,
         seconds=journal.seconds,
         folder=folder,
     )

@@ -13,7 +13,7 @@ from monai.deploy.core import ExecutionContext, Fragment, InputContext, Operator
 from scipy import ndimage
 
 from models.lesions.network import SPACING, predict
-from models.morphology import bounding_box
+from models.morphology import bounding_box, distance_to
 from models.precision import Precision, autocast
 from models.unet import UNet
 from operators.findings import Lesions, LesionType, Lungs
@@ -25,6 +25,8 @@ MARGIN_MM = 10.0
 """Room around the lungs that the network sees."""
 MIN_LESION_ML = 0.1
 """Smaller specks are noise, vessel ends or mucus."""
+MIN_DEPTH_MM = 2.0
+"""Thinner layers are the pleura, or the edge of a lung mask that is a little too wide."""
 
 
 def around_lungs(lungs: Lungs, margin_mm: float) -> tuple[slice, slice, slice]:
@@ -88,10 +90,14 @@ def _strongest(probability: FloatArray, shape: tuple[int, int, int]) -> np.ndarr
 
 
 def remove_specks(mask: BoolArray, grid: Grid) -> BoolArray:
-    """Drop components below :data:`MIN_LESION_ML`."""
+    """Drop components below :data:`MIN_LESION_ML`, and slivers nowhere deeper than :data:`MIN_DEPTH_MM`."""
     labels, count = ndimage.label(mask)
-    volumes = ndimage.sum_labels(mask, labels, range(count + 1)) * grid.voxel_ml
-    return np.asarray((volumes >= MIN_LESION_ML)[labels] & mask)
+    if count == 0:
+        return mask
+    kinds = np.arange(count + 1)
+    volumes = ndimage.sum_labels(mask, labels, kinds) * grid.voxel_ml
+    depths = ndimage.maximum(distance_to(~mask, grid.spacing), labels, kinds)
+    return np.asarray(((volumes >= MIN_LESION_ML) & (np.asarray(depths) > MIN_DEPTH_MM))[labels] & mask)
 
 
 class LesionSegmentationOperator(Operator):

@@ -24,7 +24,7 @@ INTERIOR = (24, 48, 48)
 DEFAULTS = LoopSettings(steps=1500, learning_rate=2e-3, averaging=0.98)
 AERATED = 0.6
 """Normalised intensity below which a threshold would say lung: about -400 HU."""
-OTHER_AIR_WEIGHT = 2.0
+OTHER_AIR_WEIGHT = 0.5
 """Additional weight of air that is not lung."""
 
 

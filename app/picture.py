@@ -1,0 +1,40 @@
+"""A secondary capture as a picture that any program shows."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pydicom
+from PIL import Image
+from pydicom.errors import InvalidDicomError
+
+from app.outcome import UsageError
+
+
+def write_picture(source: Path, target: Path) -> None:
+    """Write an RGB DICOM image as PNG.
+
+    Parameters
+    ----------
+    source : Path
+        A secondary capture image of one frame, as the application writes them.
+    target : Path
+        The PNG file.
+
+    Raises
+    ------
+    UsageError
+        If ``source`` is no such image, or ``target`` cannot be written.
+    """
+    try:
+        image = pydicom.dcmread(source)
+        if image.get("PhotometricInterpretation") != "RGB" or int(image.get("NumberOfFrames") or 1) != 1:
+            raise UsageError(f"{source} is not an RGB image of one frame: name a file of the folder sc/")
+        picture = Image.fromarray(image.pixel_array)
+    except (OSError, InvalidDicomError) as error:
+        raise UsageError(f"cannot read {source} as DICOM") from error
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        picture.save(target, format="PNG")
+    except OSError as error:
+        raise UsageError(f"cannot write {target}") from error

@@ -1,0 +1,23 @@
+"""Arithmetic of inference: what is asked for, or what is fast here."""
+
+import pytest
+import torch
+
+from models.precision import autocast, resolve
+
+
+@pytest.mark.parametrize("asked", ["float32", "bfloat16"])
+def test_what_is_asked_for_is_done(asked: str) -> None:
+    assert resolve(asked) == asked  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(("amx", "expected"), [(True, "bfloat16"), (False, "float32")])
+def test_auto_follows_the_processor(monkeypatch: pytest.MonkeyPatch, amx: bool, expected: str) -> None:
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"amx_bf16": amx})
+    assert resolve("auto") == expected
+
+
+@pytest.mark.parametrize(("precision", "dtype"), [("float32", torch.float32), ("bfloat16", torch.bfloat16)])
+def test_networks_run_in_that_arithmetic(precision: str, dtype: torch.dtype) -> None:
+    with autocast(precision):  # type: ignore[arg-type]
+        assert torch.nn.Linear(2, 2)(torch.ones(1, 2)).dtype == dtype
