@@ -23,6 +23,8 @@ from operators.volume import BoolArray, CTVolume, FloatArray, Grid, LabelArray
 
 SPACING = (3.0, 2.0, 2.0)
 """Working resolution in mm along z, y, x."""
+LUNG_PROBABILITY = 0.45
+"""Lung at or above; where over- and under-segmentation of the training volumes balance."""
 MIN_LUNG_ML = 100.0
 """Smaller components are not a lung."""
 MIN_SHARE = 0.08
@@ -32,8 +34,8 @@ MIN_SHARE = 0.08
 def segment_lungs(volume: CTVolume, network: DeepMedic, precision: Precision = "auto") -> Lungs:
     """Segment both lungs, without trachea and main bronchi, with disease of any density.
 
-    The network works at :data:`SPACING`; its probability is interpolated to the grid of the CT and cut at one
-    half. Kept are the largest component and, where there is one of lung size, the second; holes are filled. Left
+    The network works at :data:`SPACING`; its probability is interpolated to the grid of the CT and cut at
+    :data:`LUNG_PROBABILITY`. Kept are the largest component and, where there is one of lung size, the second; holes are filled. Left
     and right are told apart in the patient coordinate system.
 
     Parameters
@@ -53,7 +55,7 @@ def segment_lungs(volume: CTVolume, network: DeepMedic, precision: Precision = "
     grid = volume.grid.resampled(shape_at(volume.grid, SPACING))
     with autocast(precision):
         probability = predict(network, torch.from_numpy(resample(volume.hu, grid.shape))).numpy()
-    sides = label_sides(lung_components(probability >= 0.5, grid), grid)  # more likely than not
+    sides = label_sides(lung_components(probability >= LUNG_PROBABILITY, grid), grid)
     return Lungs(_refine(probability, sides, volume.grid), volume.grid)
 
 
@@ -88,8 +90,8 @@ def _refine(probability: FloatArray, sides: LabelArray, grid: Grid) -> LabelArra
     """Bring side labels to the grid of the CT: the border follows the interpolated probability."""
     unit = (1.0, 1.0, 1.0)
     kept = ndimage.binary_dilation(sides > 0)  # the interpolated border may lie up to a voxel outside
-    smooth = np.where(kept, np.where((sides > 0) & (probability < 0.5), 1.0, probability), 0.0)
-    mask = resample(smooth.astype(np.float32), grid.shape) >= 0.5
+    smooth = np.where(kept, np.where((sides > 0) & (probability < LUNG_PROBABILITY), 1.0, probability), 0.0)
+    mask = resample(smooth.astype(np.float32), grid.shape) >= LUNG_PROBABILITY
     left = distance_to(sides == Lung.LEFT, unit) if (sides == Lung.LEFT).any() else np.full(sides.shape, np.inf)
     right = distance_to(sides == Lung.RIGHT, unit) if (sides == Lung.RIGHT).any() else np.full(sides.shape, np.inf)
     nearer_left = resample((left < right).astype(np.float32), grid.shape) >= 0.5

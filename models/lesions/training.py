@@ -54,7 +54,10 @@ _wasserstein = GeneralizedWassersteinDiceLoss(DISTANCES, weighting_mode="default
 
 
 def _loss(network: nn.Module, batch: tuple[Tensor, ...]) -> Tensor:
-    """Generalised Wasserstein Dice and cross-entropy, both inside the lungs (beyond, the lung mask decides)."""
+    """Generalised Wasserstein Dice and cross-entropy inside the lungs (beyond, the lung mask decides).
+
+    A second cross-entropy, among the lesion types alone, keeps rare types from drowning in ground glass.
+    """
     image, labels, lungs = batch
     logits: Tensor = network(image).float()
     inside = lungs[:, 0].reshape(-1)
@@ -64,7 +67,9 @@ def _loss(network: nn.Module, batch: tuple[Tensor, ...]) -> Tensor:
         return logits.sum() * 0.0
     entropy = F.cross_entropy(flat, target)
     wasserstein = torch.as_tensor(_wasserstein(flat.T[None], target[None, None]))
-    loss: Tensor = entropy + wasserstein
+    affected = target > 0
+    types = F.cross_entropy(flat[affected, 1:], target[affected] - 1) if affected.any() else 0.0
+    loss: Tensor = entropy + wasserstein + types
     return loss
 
 

@@ -33,49 +33,42 @@ def air_in_body(hu: FloatArray, spacing: Spacing) -> BoolArray:
     return np.asarray(filled & (smooth < AIR_HU))
 
 
-def _trachea_seed(lumen: BoolArray, spacing: Spacing) -> tuple[int, int, int] | None:
-    """Return a voxel of the trachea: from the top down, the first round, mid-sized, central piece of lumen."""
-    area_of = spacing[1] * spacing[2]
+def _trachea_pieces(lumen: BoolArray, spacing: Spacing) -> BoolArray:
+    """Mark, in the upper half, the round, mid-sized pieces of lumen near the midline: trachea, or gas beside it."""
+    result = np.zeros_like(lumen)
     middle = np.array(lumen.shape[1:]) / 2.0
-    half = np.array(lumen.shape[1:]) * 0.2
-    for z in range(lumen.shape[0] - 1, lumen.shape[0] // 2, -1):
+    reach = np.array(lumen.shape[1:]) * (0.2, 0.1)
+    for z in range(lumen.shape[0] // 2, lumen.shape[0]):
         labels, count = ndimage.label(lumen[z])
-        for label in range(1, count + 1):
+        areas = ndimage.sum_labels(lumen[z], labels, range(1, count + 1)) * spacing[1] * spacing[2]
+        for label in 1 + np.flatnonzero((areas > 60.0) & (areas < 600.0)):
             piece = labels == label
-            area = piece.sum() * area_of
-            centre = np.array(ndimage.center_of_mass(piece))
             box = bounding_box(piece)
-            height = (box[0].stop - box[0].start) * spacing[1]
-            width = (box[1].stop - box[1].start) * spacing[2]
-            compact = area / (height * width)
-            central = bool((np.abs(centre - middle) < half).all())
-            if 60.0 < area < 600.0 and 0.4 < width / height < 2.5 and compact > 0.6 and central:
-                y, x = np.argwhere(piece)[len(np.argwhere(piece)) // 2]
-                return z, int(y), int(x)
-    return None
+            height, width = ((s.stop - s.start) * step for s, step in zip(box, spacing[1:], strict=True))
+            round_enough = 0.4 < width / height < 2.5 and areas[label - 1] > 0.6 * height * width
+            if round_enough and (np.abs(ndimage.center_of_mass(piece) - middle) < reach).all():
+                result[z] |= piece
+    return result
 
 
 def airways(hu: FloatArray, spacing: Spacing) -> BoolArray:
-    """Return the lumen of the trachea and the main bronchi, shape as ``hu``.
+    """Return the lumen of the trachea and the main bronchi (and gas in the oesophagus), shape as ``hu``.
 
     Grown from the trachea at rising thresholds through passages at least 5 mm wide, so that it stops where the
     bronchi enter the lungs; the last threshold that does not leak wins (trachea and main bronchi hold 20 to 110 ml).
     """
     coarse = ndimage.gaussian_filter(hu, [0.6 / s for s in spacing])[:, ::2, ::2]
     step = (spacing[0], 2 * spacing[1], 2 * spacing[2])
-    seed = _trachea_seed(coarse < LUMEN_HU, step)
+    seeds = _trachea_pieces(coarse < LUMEN_HU, step)
     best = np.zeros(coarse.shape, bool)
-    if seed is not None:
-        for threshold in range(-990, int(LUMEN_HU) + 41, 10):
-            lumen = coarse < threshold
-            labels, _ = ndimage.label(distance_to(~lumen, step) > 2.0)  # mm
-            near = labels[seed[0], seed[1] - 4 : seed[1] + 5, seed[2] - 4 : seed[2] + 5].max()
-            if near == 0:
-                continue
-            grown = dilate(labels == near, 3.0, step) & lumen
-            if grown.sum() * float(np.prod(step)) / 1000.0 > 110.0:  # ml
-                break
-            best = grown
+    for threshold in range(-990, int(LUMEN_HU) + 41, 10):
+        lumen = coarse < threshold
+        labels, _ = ndimage.label(distance_to(~lumen, step) > 2.0)
+        trunk = np.isin(labels, np.setdiff1d(labels[seeds], [0]))
+        grown = dilate(trunk, 3.0, step) & lumen
+        if grown.sum() * float(np.prod(step)) / 1000.0 > 110.0:
+            break
+        best = grown
     return np.asarray(best.repeat(2, axis=1).repeat(2, axis=2)[:, : hu.shape[1], : hu.shape[2]])
 
 
