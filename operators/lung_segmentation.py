@@ -35,8 +35,8 @@ def segment_lungs(volume: CTVolume, network: DeepMedic, precision: Precision = "
     """Segment both lungs, without trachea and main bronchi, with disease of any density.
 
     The network works at :data:`SPACING`; its probability is interpolated to the grid of the CT and cut at
-    :data:`LUNG_PROBABILITY`. Kept are the largest component and, where there is one of lung size, the second; holes are filled. Left
-    and right are told apart in the patient coordinate system.
+    :data:`LUNG_PROBABILITY`. Kept are the largest component and, where there is one of lung size, the second; holes
+    are filled. Left and right are told apart in the patient coordinate system.
 
     Parameters
     ----------
