@@ -66,8 +66,8 @@ def test_lesion_probabilities_sum_to_one_for_any_size() -> None:
 
 def test_involvement_is_a_probability_for_any_size() -> None:
     torch.manual_seed(0)
-    network = UNet(2, ((4, 4), (8, 8)), classes=1).eval()
-    image = torch.rand(5, 150, 60)
+    network = UNet(2, ((4, 4), (8, 8)), classes=1).eval().double()
+    image = torch.rand(5, 150, 60, dtype=torch.float64)
     got = predict_2d(network, image, batch=4)
     assert got.shape == image.shape
     assert 0.0 <= float(got.min()) <= float(got.max()) <= 1.0
