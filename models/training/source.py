@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -147,16 +148,16 @@ def degrade(hu: Tensor, augmentation: Augmentation, rng: np.random.Generator) ->
     return (hu + rng.uniform(-augmentation.offset, augmentation.offset)).clamp_min(-1024.0)
 
 
-class SeededStream(IterableDataset[tuple[Tensor, ...]]):
+class SeededStream(IterableDataset[tuple[Tensor, ...]], ABC):
     """Endless batches from ``draw(rng)``; each worker and each seed has its own stream."""
 
     def __init__(self, seed: int) -> None:
         super().__init__()
         self._seed = seed
 
+    @abstractmethod
     def draw(self, rng: np.random.Generator) -> tuple[Tensor, ...]:
         """Return one batch."""
-        raise NotImplementedError
 
     def __iter__(self) -> Iterator[tuple[Tensor, ...]]:
         worker = torch.utils.data.get_worker_info()
