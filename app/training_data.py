@@ -117,6 +117,17 @@ def load_source(entry: StudyEntry, cache: Path, tell: Tell) -> Source:
         return Source(entry.name, data["hu"], data["lungs"], np.zeros_like(data["lungs"]), (z, y, x))
 
 
+def load_sources(manifest: Path, cache: Path, tell: Tell) -> list[tuple[StudyEntry, Source]]:
+    """Return every study of a manifest with its source.
+
+    Raises
+    ------
+    UsageError
+        If the manifest cannot be used.
+    """
+    return [(entry, load_source(entry, cache, tell)) for entry in read_manifest(manifest).studies]
+
+
 def with_lesions(source: Source, patterns: Sequence[Pattern], seed: int) -> list[Source]:
     """Return one variant of a healthy source for each pattern, with lesions inserted."""
     variants = []

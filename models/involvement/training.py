@@ -13,7 +13,7 @@ from scipy import ndimage
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from models.involvement.network import MARGIN_MM, PATCH, PIXEL_MM, involvement_network, normalise
+from models.involvement.network import MARGIN_MM, PATCH, PIXEL_MM, normalise
 from models.training.loop import LoopSettings, fit
 from models.training.source import Augmentation, PatchSize, SeededStream, Source, degrade, draw_patch
 from models.unet import UNet
@@ -121,15 +121,12 @@ def _loss(network: nn.Module, batch: tuple[Tensor, ...]) -> Tensor:
 
 
 def train(
+    network: UNet,
     sources: Sequence[Source],
     slices: AnnotatedSlices | None,
     tell: Callable[[str], None],
     settings: LoopSettings = DEFAULTS,
     checkpoint: Path | None = None,
 ) -> UNet:
-    """Train 2DS on volumes with lesion masks and, where given, on annotated slices; return it."""
-    torch.manual_seed(settings.seed)
-    stream = InvolvementPatches(sources, slices, settings.seed)
-    network = fit(involvement_network(), stream, _loss, settings, tell, checkpoint)
-    assert isinstance(network, UNet)  # noqa: S101 - fit returns what it was given
-    return network
+    """Train 2DS on volumes with lesion masks and, where given, on annotated slices; return the averaged network."""
+    return fit(network, InvolvementPatches(sources, slices, settings.seed), _loss, settings, tell, checkpoint)

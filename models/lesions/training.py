@@ -11,12 +11,14 @@ from monai.losses.dice import GeneralizedWassersteinDiceLoss
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from models.lesions.network import PATCH, SPACING, lesion_network, normalise
+from models.lesions.network import PATCH, SPACING, normalise
 from models.training.loop import LoopSettings, fit
 from models.training.source import Augmentation, PatchSize, SeededStream, Source, draw_patch
 from models.unet import UNet
 
 DEFAULTS = LoopSettings(steps=560, learning_rate=1e-3)
+REAL_WEIGHT = 4
+"""How often a patient's volume is drawn for each time that one with inserted lesions is."""
 DISTANCES = np.array(
     [
         [0.0, 1.0, 1.0, 1.0, 1.0],
@@ -74,13 +76,11 @@ def _loss(network: nn.Module, batch: tuple[Tensor, ...]) -> Tensor:
 
 
 def train(
+    network: UNet,
     sources: Sequence[Source],
     tell: Callable[[str], None],
     settings: LoopSettings = DEFAULTS,
     checkpoint: Path | None = None,
 ) -> UNet:
-    """Train the lesion network on sources with lung and lesion masks and return it."""
-    torch.manual_seed(settings.seed)
-    network = fit(lesion_network(), LesionPatches(sources, settings.seed), _loss, settings, tell, checkpoint)
-    assert isinstance(network, UNet)  # noqa: S101 - fit returns what it was given
-    return network
+    """Train the lesion network on sources with lung and lesion masks; return the averaged network."""
+    return fit(network, LesionPatches(sources, settings.seed), _loss, settings, tell, checkpoint)

@@ -36,7 +36,10 @@ class LungPatches(SeededStream):
         self._sources = sources
         self._batch = batch
         self._lungs = [_surface(source.lungs > 0) for source in sources]
-        self._other_air = [_other_air(source) for source in sources]
+        # variants with inserted lesions share the lungs of their source, and differ from it only inside them
+        one_of_each = {id(source.lungs): source for source in sources}
+        other_air = {key: _other_air(source) for key, source in one_of_each.items()}
+        self._other_air = [other_air[id(source.lungs)] for source in sources]
         z, y, x = (n + 2 * h for n, h in zip(INTERIOR, HALO, strict=True))
         self._size = PatchSize((z, y, x), SPACING, oversampling=2)
 
@@ -87,13 +90,11 @@ def _loss(network: nn.Module, batch: tuple[Tensor, ...]) -> Tensor:
 
 
 def train(
+    network: DeepMedic,
     sources: Sequence[Source],
     tell: Callable[[str], None],
     settings: LoopSettings = DEFAULTS,
     checkpoint: Path | None = None,
 ) -> DeepMedic:
-    """Train DeepMedic on sources with lung masks and return it."""
-    torch.manual_seed(settings.seed)
-    network = fit(DeepMedic(), LungPatches(sources, settings.seed), _loss, settings, tell, checkpoint)
-    assert isinstance(network, DeepMedic)  # noqa: S101 - fit returns what it was given
-    return network
+    """Train DeepMedic on sources with lung masks; return the averaged network."""
+    return fit(network, LungPatches(sources, settings.seed), _loss, settings, tell, checkpoint)

@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar, cast
 
 import torch
 from safetensors.torch import save_file
@@ -14,6 +15,8 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torch.utils.data import DataLoader
 
 from models.training.source import SeededStream
+
+Network = TypeVar("Network", bound=nn.Module)
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,13 +48,13 @@ class LoopSettings:
 
 
 def fit(
-    network: nn.Module,
+    network: Network,
     stream: SeededStream,
     loss_of: Callable[[nn.Module, tuple[Tensor, ...]], Tensor],
     settings: LoopSettings,
     tell: Callable[[str], None],
     checkpoint: Path | None = None,
-) -> nn.Module:
+) -> Network:
     """Train ``network`` on endless batches in bfloat16 autocast and return the averaged network.
 
     Parameters
@@ -89,4 +92,4 @@ def fit(
             )
         if checkpoint is not None and (step % 100 == 0 or step == settings.steps):
             save_file({k: v.contiguous() for k, v in average.module.state_dict().items()}, checkpoint)
-    return average.module
+    return cast(Network, average.module)

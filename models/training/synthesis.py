@@ -125,39 +125,50 @@ def insert_lesions(
     result, labels = hu.copy(), np.zeros(hu.shape, np.uint8)
     depth = distance_to(lungs == 0, spacing)
     for _ in range(int(rng.integers(pattern.count[0], pattern.count[1] + 1))):
-        centre = _place(lungs, depth, pattern, rng)
-        low, high = np.log(pattern.radius)
-        radii = np.exp(rng.uniform(low, high)) * rng.uniform(0.6, 1.3, 3)
-        reach = np.ceil(radii * 1.5 / np.array(spacing)).astype(int)
-        box = tuple(slice(max(c - r, 0), c + r + 1) for c, r in zip(centre, reach, strict=True))
-        _insert(result, labels, lungs == lungs[tuple(centre)], box, centre, radii, spacing, pattern, rng)
+        lesion = _draw_lesion(lungs, depth, spacing, pattern, rng)
+        _insert(result, labels, lungs == lungs[lesion.centre], spacing, lesion, rng)
     return result, labels
+
+
+@dataclass(frozen=True, slots=True)
+class _Lesion:
+    """A lesion to insert: its type, its centre (voxel indices) and its radii (mm), both along z, y, x."""
+
+    kind: int
+    centre: tuple[int, int, int]
+    radii: tuple[float, float, float]
+
+
+def _draw_lesion(
+    lungs: npt.NDArray[np.uint8], depth: FloatArray, spacing: Spacing, pattern: Pattern, rng: np.random.Generator
+) -> _Lesion:
+    z, y, x = _place(lungs, depth, pattern, rng).tolist()
+    low, high = np.log(pattern.radius)
+    a, b, c = (np.exp(rng.uniform(low, high)) * rng.uniform(0.6, 1.3, 3)).tolist()
+    return _Lesion(int(rng.choice(4, p=pattern.weights)) + 1, (z, y, x), (a, b, c))
 
 
 def _insert(
     hu: FloatArray,
     labels: npt.NDArray[np.uint8],
     lung: BoolArray,
-    box: tuple[slice, ...],
-    centre: npt.NDArray[np.intp],
-    radii: npt.NDArray[np.float64],
     spacing: Spacing,
-    pattern: Pattern,
+    lesion: _Lesion,
     rng: np.random.Generator,
 ) -> None:
-    """Insert one lesion into ``hu`` and ``labels``, in place."""
-    shape = hu[box].shape
+    """Insert one lesion into ``hu`` and ``labels``, in place; where another one is, that one stays."""
+    reach = [int(np.ceil(1.5 * r / s)) for r, s in zip(lesion.radii, spacing, strict=True)]
+    box = tuple(slice(max(c - r, 0), c + r + 1) for c, r in zip(lesion.centre, reach, strict=True))
+    before = hu[box]
     offsets = [
         (np.arange(s.start, s.start + n) - c) * step / r
-        for s, n, c, step, r in zip(box, shape, centre, spacing, radii, strict=True)
+        for s, n, c, step, r in zip(box, before.shape, lesion.centre, spacing, lesion.radii, strict=True)
     ]
     distance = np.sqrt(sum(o.reshape([-1 if i == j else 1 for i in range(3)]) ** 2 for j, o in enumerate(offsets)))
-    rough = 0.28 * smooth_noise(shape, float(radii.mean()) * 0.6, spacing, rng)
-    core = np.asarray(1.0 - distance + rough, dtype=np.float32)
-    kind = int(rng.choice(4, p=pattern.weights)) + 1
-    fuzzy = rng.uniform(1.0, 4.0) / float(radii.mean())
-    edge = np.clip(core / fuzzy, 0.0, 1.0) * lung[box]
-    fluid = np.clip(_fluid(kind, core, hu[box], spacing, rng), 0.0, 1.0) * edge
-    before = hu[box]
-    hu[box] = before + fluid * np.maximum(FLUID_HU + 15.0 * smooth_noise(shape, 4.0, spacing, rng) - before, 0.0)
-    labels[box][(edge > 0.5) & (fluid > 0.1)] = kind  # where at least half of the effect is present
+    size = float(np.mean(lesion.radii))
+    core = np.asarray(1.0 - distance + 0.28 * smooth_noise(before.shape, size * 0.6, spacing, rng), dtype=np.float32)
+    edge = np.clip(core / (rng.uniform(1.0, 4.0) / size), 0.0, 1.0) * (lung[box] & (labels[box] == 0))
+    fluid = np.clip(_fluid(lesion.kind, core, before, spacing, rng), 0.0, 1.0) * edge
+    wet = FLUID_HU + 15.0 * smooth_noise(before.shape, 4.0, spacing, rng)
+    hu[box] = before + fluid * np.maximum(wet - before, 0.0)
+    labels[box][(edge > 0.5) & (fluid > 0.1)] = lesion.kind  # where at least half of the effect is present
