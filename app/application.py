@@ -27,6 +27,7 @@ from models.lungs.network import DeepMedic
 from models.store import ModelUnavailable, load_weights
 from models.unet import UNet
 from operators.classification import ClassificationOperator
+from operators.content_check import ContentCheckOperator
 from operators.explanation import ExplanationOperator
 from operators.findings import Classification
 from operators.identity import ModelSet, Provenance
@@ -35,11 +36,14 @@ from operators.journal import Journal
 from operators.lesion_segmentation import LesionSegmentationOperator
 from operators.lung_segmentation import LungSegmentationOperator
 from operators.measurements import MeasurementOperator, Measurements
+from operators.remarks import Remark
 from operators.sc_writer import ScWriterOperator
 from operators.seg_writer import SegWriterOperator
+from operators.selection_rules import SelectionRules
 from operators.series_loader import SeriesLoaderOperator
 from operators.software import NAME
 from operators.sr_writer import SrWriterOperator
+from operators.studies import Study
 from operators.volume import CTVolume
 
 
@@ -74,20 +78,20 @@ class Models:
 class FindingsOperator(Operator):
     """End of the graph: keeps what ``result.json`` states.
 
-    Named inputs ``volume``, ``measurements``, ``classification``.
+    Named inputs ``volume``, ``measurements``, ``classification``, ``remarks``.
     """
 
-    findings: tuple[CTVolume, Measurements, Classification] | None = None
+    findings: tuple[CTVolume, Measurements, Classification, tuple[Remark, ...]] | None = None
 
     def setup(self, spec: OperatorSpec) -> None:
         """Declare the ports."""
-        for name in ("volume", "measurements", "classification"):
+        for name in ("volume", "measurements", "classification", "remarks"):
             spec.input(name)
 
     def compute(self, op_input: InputContext, op_output: OutputContext, context: ExecutionContext) -> None:
         """Receive the findings and keep them."""
         volume, measurements = op_input.receive("volume"), op_input.receive("measurements")
-        self.findings = volume, measurements, op_input.receive("classification")
+        self.findings = volume, measurements, op_input.receive("classification"), op_input.receive("remarks")
 
 
 class CovidCTApplication(Application):
@@ -95,8 +99,10 @@ class CovidCTApplication(Application):
 
     Parameters
     ----------
-    source : Path
-        Folder of the study.
+    study : Study
+        What to read.
+    rules : SelectionRules
+        Which of its series.
     results : Path
         Folder in which ``sr/``, ``seg/`` and ``sc/`` are written.
     models : Models
@@ -107,8 +113,17 @@ class CovidCTApplication(Application):
         Told what the nodes find.
     """
 
-    def __init__(self, source: Path, results: Path, models: Models, settings: Settings, journal: Journal) -> None:
-        self._source = source
+    def __init__(
+        self,
+        study: Study,
+        rules: SelectionRules,
+        results: Path,
+        models: Models,
+        settings: Settings,
+        journal: Journal,
+    ) -> None:
+        self._study = study
+        self._rules = rules
         self._models = models
         self._settings = settings
         self._journal = journal
@@ -126,8 +141,10 @@ class CovidCTApplication(Application):
         writing = told | {"folder": self._results, "provenance": self._provenance}
         once = CountCondition(self, 1)
 
-        loader = SeriesLoaderOperator(self, once, name="loader", folder=self._source, **told)
+        loading = told | {"study": self._study, "rules": self._rules, "max_gap_mm": settings.max_gap_mm}
+        loader = SeriesLoaderOperator(self, once, name="loader", **loading)
         lungs = LungSegmentationOperator(self, name="lungs", network=models.lungs, **segmenting)
+        check = ContentCheckOperator(self, name="check", **told)
         lesions = LesionSegmentationOperator(self, name="lesions", network=models.lesions, **segmenting)
         involvement = InvolvementOperator(self, name="involvement", network=models.involvement, **segmenting)
         measurements = MeasurementOperator(self, name="measurements", **told)
@@ -138,9 +155,10 @@ class CovidCTApplication(Application):
         sc = ScWriterOperator(self, name="sc", **writing)
         self._findings = FindingsOperator(self, name="findings")
 
-        self._connect(loader, "volume", lungs, lesions, involvement, measurements, classification)
+        self._connect(loader, "volume", lungs, check, lesions, involvement, measurements, classification)
         self._connect(loader, "volume", seg, sr, sc, self._findings)
-        self._connect(lungs, "lungs", lesions, involvement, measurements, classification, seg, sc)
+        self._connect(lungs, "lungs", check, lesions, involvement, measurements, classification, seg, sc)
+        self._connect(check, "remarks", sr, self._findings)
         self._connect(lesions, "lesions", measurements, classification, seg, sc)
         self._connect(involvement, "involvement", measurements)
         self._connect(classification, "classification", explanation, sr, sc, self._findings)
@@ -153,7 +171,7 @@ class CovidCTApplication(Application):
         for receiver in receivers:
             self.add_flow(source, receiver, {(port, port)})
 
-    def process(self) -> tuple[CTVolume, Measurements, Classification]:
+    def process(self) -> tuple[CTVolume, Measurements, Classification, tuple[Remark, ...]]:
         """Run the graph and return what ``result.json`` states.
 
         The graph runs in another thread, so that this one can be interrupted.

@@ -71,6 +71,10 @@ def _parser() -> argparse.ArgumentParser:
     )
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
     _add_run(commands.add_parser("run", help="read a DICOM folder, write report, segmentation and overlays"))
+    inspect = commands.add_parser("inspect", help="say which series of a folder would be read, and why not the others")
+    inspect.add_argument("folder", metavar="FOLDER", type=Path, help="folder of DICOM studies")
+    _add_config(inspect)
+    inspect.set_defaults(command=_inspect)
     phantom = commands.add_parser("phantom", help="write a synthetic chest CT series with lesions")
     phantom.add_argument("output", metavar="OUT", type=Path, help="folder for the DICOM series and its truth")
     phantom.add_argument("--seed", type=int, default=0, help="another seed, another phantom (default 0)")
@@ -92,7 +96,7 @@ def _add_run(parser: argparse.ArgumentParser) -> None:
         "--input",
         metavar="FOLDER",
         default=environment("HOLOSCAN_INPUT_PATH"),
-        help="folder that holds one CT study",
+        help="folder that holds CT studies",
     )
     parser.add_argument(
         "-o", "--output", metavar="OUT", default=environment("HOLOSCAN_OUTPUT_PATH"), help="folder for the results"
@@ -119,6 +123,7 @@ def _add_run(parser: argparse.ArgumentParser) -> None:
         dest="assignments",
         help="change a setting; repeatable",
     )
+    _add_config(parser)
     parser.epilog = (
         "The environment variables HOLOSCAN_INPUT_PATH, HOLOSCAN_OUTPUT_PATH, HOLOSCAN_MODEL_PATH and HOLOSCAN_WORKDIR "
         "stand in for arguments not given. Exit status: 0 results written, 64 usage, 65 input refused, 70 our failure."
@@ -126,9 +131,20 @@ def _add_run(parser: argparse.ArgumentParser) -> None:
     parser.set_defaults(command=_run)
 
 
+def _add_config(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "-c",
+        "--config",
+        metavar="FILE",
+        type=Path,
+        default=os.environ.get("HOLOSCAN_CONFIG_PATH") or _ROOT / "app.yaml",
+        help="YAML file that says which series to read (default: app.yaml of this installation)",
+    )
+
+
 def _run(arguments: argparse.Namespace) -> None:
-    from app.settings import load_settings
-    from app.study import Request, run_study
+    from app.settings import load_rules, load_settings
+    from app.study import Request, run_folder
 
     if arguments.workdir:
         tempfile.tempdir = str(_folder(arguments.workdir, "work folder", os.R_OK | os.W_OK | os.X_OK))
@@ -141,12 +157,26 @@ def _run(arguments: argparse.Namespace) -> None:
         output=Path(arguments.output).absolute(),
         models=Path(arguments.model).absolute(),
         settings=load_settings(arguments.assignments),
+        rules=load_rules(arguments.config),
     )
     if not _DEBUG:
         _quieten()
-    result = run_study(request, _tell)
-    _tell(f"{result.message}; {len(result.files)} files and result.json in {request.output}")
+    results = run_folder(request, _tell)
+    if len(results) == 1:
+        _tell(f"{results[0].message}; {len(results[0].files)} files and result.json in {request.output}")
+    else:
+        _tell(f"{len(results)} studies processed; a folder for each in {request.output}")
     print(request.output)  # for scripts
+
+
+def _inspect(arguments: argparse.Namespace) -> None:
+    from app.inspection import inspect_folder
+    from app.settings import load_rules, load_settings
+
+    folder = _folder(arguments.folder, "folder", os.R_OK | os.X_OK)
+    if not _DEBUG:
+        _quieten()
+    print(inspect_folder(folder, load_rules(arguments.config), load_settings()))
 
 
 def _phantom(arguments: argparse.Namespace) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 from dataclasses import fields
 from pathlib import Path
 from typing import Annotated, Literal, Self
@@ -15,6 +16,7 @@ from operators.findings import Classification
 from operators.identity import ModelSet
 from operators.measurements import Measurements
 from operators.refusal import InputRefused, ReasonCode
+from operators.remarks import Remark, RemarkCode
 from operators.software import NAME, RESEARCH_NOTICE, VERSION
 from operators.volume import CTVolume
 
@@ -73,6 +75,42 @@ class RefusedResult(_Result):
         return cls(message=refusal.message, reason_codes=[refusal.code], settings=settings.model_dump())
 
 
+class StudyOutcome(_Part):
+    """What became of one study of a folder; ``folder`` is relative to the output folder."""
+
+    folder: str
+    status: Literal["completed", "refused"]
+    reason_codes: list[ReasonCode] = []
+
+
+class FolderResult(_Result):
+    """A folder of several studies was processed; each study has its own results."""
+
+    status: Literal["completed", "partly_refused", "refused"]
+    studies: list[StudyOutcome]
+
+    @classmethod
+    def of(cls, studies: Sequence[StudyOutcome], settings: Settings) -> Self:
+        """List what became of the studies."""
+        refused = [study for study in studies if study.status == "refused"]
+        codes = dict.fromkeys(code for study in refused for code in study.reason_codes)
+        done = len(studies) - len(refused)
+        return cls(
+            status="completed" if not refused else "partly_refused" if done else "refused",
+            message=f"{done} of {len(studies)} studies were processed",
+            reason_codes=list(codes),
+            studies=list(studies),
+            settings=settings.model_dump(),
+        )
+
+
+class StatedRemark(_Part):
+    """What was repaired in the input, or makes the results less certain."""
+
+    code: RemarkCode
+    message: str
+
+
 class CompletedResult(_Result):
     """The study was processed and every output written.
 
@@ -82,6 +120,8 @@ class CompletedResult(_Result):
         Empty.
     study_uid, series_uid : str
         Of the source images.
+    remarks : list of StatedRemark
+        Repairs of the input and doubts about the results.
     models : dict
         Identity of the weights by task: lungs, lesions, involvement, classifier.
     probability : float
@@ -100,6 +140,7 @@ class CompletedResult(_Result):
     reason_codes: list[ReasonCode] = Field(default=[], max_length=0)
     study_uid: str
     series_uid: str
+    remarks: list[StatedRemark]
     models: dict[str, Model]
     probability: float
     decision: Literal["positive", "negative"]
@@ -114,6 +155,7 @@ class CompletedResult(_Result):
         volume: CTVolume,
         measurements: Measurements,
         classification: Classification,
+        remarks: Sequence[Remark],
         *,
         models: ModelSet,
         settings: Settings,
@@ -127,6 +169,7 @@ class CompletedResult(_Result):
             settings=settings.model_dump(),
             study_uid=volume.study_uid,
             series_uid=volume.series_uid,
+            remarks=[StatedRemark(code=remark.code, message=remark.message) for remark in remarks],
             models={field.name: _model(models, field.name) for field in fields(models)},
             probability=classification.probability,
             decision=decision,

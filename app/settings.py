@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable
+from pathlib import Path
 from typing import Literal
 
+import yaml
 from pydantic import Field, ValidationError
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from app.outcome import UsageError
+from operators.selection_rules import SelectionRules
 
 PREFIX = "COVID_CT_"
 DEBUG = f"{PREFIX}DEBUG"
@@ -21,6 +24,10 @@ class Settings(BaseSettings):
 
     model_config = SettingsConfigDict(env_prefix=PREFIX, extra="forbid", frozen=True, hide_input_in_errors=True)
 
+    studies: Literal["each", "one"] = "each"
+    """Of a folder with several studies, process each into its own output folder, or refuse the folder."""
+    max_gap_mm: float = Field(5.0, gt=0.0, le=20.0)
+    """Where the gaps between slices are not uniform, the greatest one that is interpolated."""
     threshold: float = Field(0.5, gt=0.0, lt=1.0)
     """Probability of COVID-19 at and above which the study is called positive."""
     in_plane: int = Field(256, ge=32, le=1024)
@@ -34,8 +41,8 @@ class Settings(BaseSettings):
 
     @property
     def fingerprint(self) -> str:
-        """All values in one line, part of the identity of the results: other settings, other UIDs."""
-        return self.model_dump_json()
+        """All values that can change a result, in one line: other settings, other UIDs."""
+        return self.model_dump_json(exclude={"studies"})
 
 
 def load_settings(assignments: Iterable[str] = ()) -> Settings:
@@ -68,3 +75,24 @@ def _explain(error: ValidationError) -> str:
     if name not in Settings.model_fields:
         return f"unknown setting {name}; known: {', '.join(Settings.model_fields)}"
     return f"setting {name}: {first['msg'].lower()}"
+
+
+def load_rules(path: Path) -> SelectionRules:
+    """Read which series to take from the key ``series-selection`` of an application configuration (``app.yaml``).
+
+    Raises
+    ------
+    UsageError
+        If the file cannot be read, or says something unknown.
+    """
+    try:
+        content = yaml.safe_load(path.read_text("utf-8")) or {}
+        return SelectionRules.model_validate(content.get("series-selection") or {})
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageError(f"cannot read the configuration {path}") from error
+    except ValidationError as error:
+        first = error.errors()[0]
+        place = ".".join(map(str, first["loc"]))
+        raise UsageError(f"configuration {path}, series-selection.{place}: {first['msg'].lower()}") from error
+    except (yaml.YAMLError, AttributeError) as error:
+        raise UsageError(f"the configuration {path} is no YAML mapping") from error

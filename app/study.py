@@ -1,13 +1,17 @@
-"""One study from the input folder to published results."""
+"""From an input folder to published results, one study at a time."""
 
 from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+from pydicom.uid import UID
 
 from app.outcome import RunFailed, UsageError
 from app.publish import RESULT_FOLDERS, Staging
@@ -17,7 +21,14 @@ from operators.refusal import InputRefused
 from operators.software import NAME, RESEARCH_NOTICE, VERSION
 
 if TYPE_CHECKING:
+    from app.application import Models
     from app.result import CompletedResult
+    from operators.selection_rules import SelectionRules
+    from operators.studies import Study
+
+
+class SomeRefused(InputRefused):
+    """Some studies of a folder were refused; each of them says why in its own ``result.json``."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,19 +38,22 @@ class Request:
     Parameters
     ----------
     input : Path
-        Folder of one CT study.
+        Folder of CT studies.
     output : Path
         Folder for the results; made where absent.
     models : Path
         Holds the model folders ``lungs``, ``lesions``, ``involvement`` and ``classifier``.
     settings : Settings
         Checked settings.
+    rules : SelectionRules
+        Which series to read.
     """
 
     input: Path
     output: Path
     models: Path
     settings: Settings
+    rules: SelectionRules
 
     def __post_init__(self) -> None:
         source = self.input.resolve()
@@ -47,8 +61,11 @@ class Request:
             raise UsageError(f"the results would replace the input folder {self.input}; give another output folder")
 
 
-def run_study(request: Request, tell: Callable[[str], None]) -> CompletedResult:
-    """Process one study and publish all of its results, or only the reason why it was refused.
+def run_folder(request: Request, tell: Callable[[str], None]) -> list[CompletedResult]:
+    """Process the studies of a folder and publish all results of each, or only the reason why it was refused.
+
+    The results of a single study go to the output folder itself. Where several studies hold CT images, those of
+    each go to a folder of its own there, named by the Study Instance UID, and ``result.json`` lists them.
 
     Parameters
     ----------
@@ -62,25 +79,83 @@ def run_study(request: Request, tell: Callable[[str], None]) -> CompletedResult:
     UsageError
         If the output folder cannot be used; nothing is written.
     InputRefused
-        If the input cannot be processed; ``result.json`` says why.
+        If the folder or any of its studies cannot be processed; ``result.json`` says why.
     RunFailed
-        If a model is missing or altered, or a promised output was not written; nothing is written.
+        If a model is missing or altered, or a promised output was not written; nothing is written for that study.
     """
     with Staging(request.output) as staging:
         tell(f"{NAME} {VERSION}. {RESEARCH_NOTICE}")
         _provide_scratch(staging.scratch)
-        from app.result import RefusedResult  # takes seconds: only after the cheap checks
+        with _refusal_published(staging, request.settings):
+            studies = _studies(request)
+            if len(studies) == 1:
+                return [_publish(staging, request, studies[0], tell)]
+            return _run_each(staging, request, studies, tell)
 
-        try:
-            result = _process(request, staging.folder, Journal(tell))
-        except InputRefused as refusal:
-            staging.discard()
-            RefusedResult.of(refusal, request.settings).write(staging.folder)
-            staging.publish()
-            raise
-        result.write(staging.folder)
+
+@contextmanager
+def _refusal_published(staging: Staging, settings: Settings) -> Iterator[None]:
+    """Publish the reason of a refusal in the place of results."""
+    from app.result import RefusedResult  # takes seconds: only after the cheap checks
+
+    try:
+        yield
+    except SomeRefused:
+        raise
+    except InputRefused as refusal:
+        staging.discard()
+        RefusedResult.of(refusal, settings).write(staging.folder)
         staging.publish()
+        raise
+
+
+def _studies(request: Request) -> list[Study]:
+    """Return the studies to process: all that hold CT images, or one."""
+    from operators.dicom_folder import scan_folder
+    from operators.series_loader import the_study
+    from operators.studies import group_studies
+
+    studies = group_studies(scan_folder(request.input))
+    with_ct = [study for study in studies if study.has_ct]
+    if len(with_ct) > 1 and request.settings.studies == "each":
+        return with_ct
+    return [the_study(studies)]
+
+
+def _publish(staging: Staging, request: Request, study: Study, tell: Callable[[str], None]) -> CompletedResult:
+    result = _process(request, study, staging.folder, Journal(tell))
+    result.write(staging.folder)
+    staging.publish()
     return result
+
+
+def _run_each(
+    staging: Staging, request: Request, studies: Sequence[Study], tell: Callable[[str], None]
+) -> list[CompletedResult]:
+    """Process several studies one after the other, each into its own folder; then publish the list of them."""
+    from app.result import FolderResult, StudyOutcome
+
+    results: list[CompletedResult] = []
+    outcomes: list[StudyOutcome] = []
+    for number, study in enumerate(studies, start=1):
+        name = study.uid if UID(study.uid).is_valid else f"study-{number}"
+        tell(f"Study {number} of {len(studies)} ...")
+        try:
+            with Staging(request.output / name) as own, _refusal_published(own, request.settings):
+                results.append(_publish(own, request, study, tell))
+            tell(f"{results[-1].message}; in {name}")
+        except InputRefused as refusal:
+            tell(f"refused: {refusal.code}: {refusal.message}")
+            outcomes.append(StudyOutcome(folder=name, status="refused", reason_codes=[refusal.code]))
+        else:
+            outcomes.append(StudyOutcome(folder=name, status="completed"))
+    FolderResult.of(outcomes, request.settings).write(staging.folder)
+    staging.publish()
+    refused = [outcome for outcome in outcomes if outcome.status == "refused"]
+    if refused:
+        message = f"{len(refused)} of {len(studies)} studies were refused; the others have their results."
+        raise SomeRefused(refused[0].reason_codes[0], message)
+    return results
 
 
 def _provide_scratch(folder: Path) -> None:
@@ -98,16 +173,24 @@ def _provide_scratch(folder: Path) -> None:
             os.environ.setdefault(name, str(folder))
 
 
-def _process(request: Request, folder: Path, journal: Journal) -> CompletedResult:
-    from app.application import CovidCTApplication, Models
+@lru_cache(maxsize=1)
+def _models(folder: Path) -> Models:
+    """Load the models once for all studies of a process."""
+    from app.application import Models
+
+    return Models.load(folder)
+
+
+def _process(request: Request, study: Study, folder: Path, journal: Journal) -> CompletedResult:
+    from app.application import CovidCTApplication
     from app.result import CompletedResult
     from models.precision import resolve
 
-    models = Models.load(request.models)
+    models = _models(request.models)
     # what was done, not what was left open: results that may differ by a rounding have other UIDs
     settings = request.settings.model_copy(update={"precision": resolve(request.settings.precision)})
-    application = CovidCTApplication(request.input, folder, models, settings, journal)
-    volume, measurements, classification = application.process()
+    application = CovidCTApplication(study, request.rules, folder, models, settings, journal)
+    volume, measurements, classification, remarks = application.process()
     for name in RESULT_FOLDERS:
         if not any((folder / name).glob("*.dcm")):
             raise RunFailed(f"the graph ended without an object in {name}/")
@@ -115,6 +198,7 @@ def _process(request: Request, folder: Path, journal: Journal) -> CompletedResul
         volume,
         measurements,
         classification,
+        remarks,
         models=models.records,
         settings=settings,
         seconds=journal.seconds,

@@ -14,6 +14,7 @@ from monai.deploy.core import ExecutionContext, Fragment, InputContext, Operator
 from models.classifier.network import Classifier
 from operators.findings import Classification, Lesions, Lungs
 from operators.journal import Journal
+from operators.orientation import standard_lesions, standard_lungs, standard_volume
 from operators.refusal import InputRefused, ReasonCode
 from operators.resampling import resample
 from operators.volume import CTVolume, FloatArray, Grid
@@ -49,7 +50,7 @@ def classifier_input(
     inputs : ndarray of float32, shape (slices, 2, rows, columns)
         In [0, 1].
     grid : Grid
-        Geometry of ``inputs``, with slices nearest to 3 mm.
+        Geometry of ``inputs``: the standard arrangement, with slices nearest to 3 mm.
 
     Raises
     ------
@@ -60,6 +61,7 @@ def classifier_input(
     """
     if not (lungs.grid.matches(volume.grid) and lesions.grid.matches(volume.grid)):
         raise ValueError("masks must be on the grid of the CT")
+    volume, lungs, lesions = standard_volume(volume), standard_lungs(lungs), standard_lesions(lesions)
     grid = volume.grid.resampled(_classifier_shape(volume.grid, in_plane))
     lung = resample(lungs.mask.astype(np.float32), grid.shape) >= HALF_COVERED
     present = np.flatnonzero(lung.any(axis=(1, 2)))

@@ -1,104 +1,128 @@
-"""Hounsfield units of one CT image."""
+"""Hounsfield units of CT slices."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
+from itertools import groupby
+
 import numpy as np
 import numpy.typing as npt
+import pydicom
 from pydicom import Dataset
+from pydicom.dataset import FileDataset
 from pydicom.pixels.decoders.base import get_decoder
 from pydicom.uid import UID, ExplicitVRBigEndian, ExplicitVRLittleEndian, ImplicitVRLittleEndian, RLELossless
 
 from operators.ct_geometry import numbers
+from operators.ct_images import SliceImage
+from operators.dicom_folder import DicomFile
 from operators.refusal import InputRefused, ReasonCode
 from operators.volume import FloatArray
 
 AIR_HU = -1024.0
 MIN_BITS_STORED = 12
 """CT images store at least 12 bits (PS3.3, C.8.2.1.1.4); fewer are too coarse for Hounsfield units."""
+MAX_RESCALE = 1e5
+"""Slopes and intercepts beyond this lead to no Hounsfield units."""
 
 
-def read_hu(image: Dataset, out: FloatArray) -> None:
-    """Decode a CT image to Hounsfield units.
+def read_hu(slices: Sequence[SliceImage]) -> Iterator[FloatArray]:
+    """Decode slices to Hounsfield units, one after the other; only one is held in memory.
 
-    HU = Rescale Slope x stored value + Rescale Intercept, by the image's own rescale. Padding (Pixel Padding
+    HU = Rescale Slope x stored value + Rescale Intercept, by the rescale of each slice. Padding (Pixel Padding
     Value up to Pixel Padding Range Limit) and everything below -1024 HU becomes -1024 HU: air.
 
     Parameters
     ----------
-    image : Dataset
-        The whole image, pixel data included.
-    out : ndarray of float32, shape (rows, columns)
-        Is filled.
+    slices : sequence of SliceImage
+        In the order in which they are wanted.
+
+    Yields
+    ------
+    ndarray of float32, shape (rows, columns)
 
     Raises
     ------
     InputRefused
         ``NO_RESCALE`` or ``UNDECODABLE``.
     """
+    for _, run in groupby(slices, key=lambda image: image.file.number):
+        images = list(run)
+        for image, stored in zip(images, _stored_values(images), strict=True):
+            yield _to_hu(image, stored)
+
+
+def _to_hu(image: SliceImage, stored: npt.NDArray[np.integer]) -> FloatArray:
     slope, intercept = _rescale(image)
-    stored = _stored_values(image)
-    if stored.shape != out.shape:
-        raise _undecodable("holds several frames or colours")
-    np.multiply(stored, slope, out=out, casting="same_kind")
-    out += intercept
-    out[_padding(image, stored)] = AIR_HU
-    np.maximum(out, AIR_HU, out=out)
+    if stored.shape != (image.header.Rows, image.header.Columns):
+        raise _undecodable(image.file, "hold several frames or colours")
+    hu = np.multiply(stored, slope, dtype=np.float32, casting="same_kind")
+    hu += intercept
+    hu[_padding(image.header, stored)] = AIR_HU
+    return np.asarray(np.maximum(hu, AIR_HU, out=hu))
 
 
-def _undecodable(what: str) -> InputRefused:
-    return InputRefused(ReasonCode.UNDECODABLE, f"The pixel data of a slice {what}; send the original series again.")
+def _undecodable(file: DicomFile, what: str) -> InputRefused:
+    message = f"The pixel data of file {file.number} {what}; send the original series again."
+    return InputRefused(ReasonCode.UNDECODABLE, message)
 
 
-def _rescale(image: Dataset) -> tuple[float, float]:
+def _rescale(image: SliceImage) -> tuple[float, float]:
     """Return slope and intercept to Hounsfield units."""
     try:
-        slope = float(numbers(image, "RescaleSlope", 1)[0])
-        intercept = float(numbers(image, "RescaleIntercept", 1)[0])
+        slope = float(numbers(image.header, "RescaleSlope", 1)[0])
+        intercept = float(numbers(image.header, "RescaleIntercept", 1)[0])
     except InputRefused:
         slope = intercept = 0.0
-    unit = str(image.get("RescaleType") or "HU").strip().upper()
-    if slope <= 0.0 or unit != "HU":
-        message = "A slice has no valid rescale to Hounsfield units; send the original series of the scanner."
+    unit = str(image.header.get("RescaleType") or "HU").strip().upper()
+    if not 0.0 < slope <= MAX_RESCALE or abs(intercept) > MAX_RESCALE or unit != "HU":
+        message = f"File {image.file.number} has no valid rescale to Hounsfield units; send the series of the scanner."
         raise InputRefused(ReasonCode.NO_RESCALE, message)
     return slope, intercept
 
 
-def _transfer_syntax(image: Dataset) -> UID:
+def _transfer_syntax(header: FileDataset) -> UID:
     """Return the transfer syntax; without file meta information, the uncompressed one that was found."""
-    stated = getattr(image, "file_meta", {}).get("TransferSyntaxUID")
+    stated = header.file_meta.get("TransferSyntaxUID")
     if stated:
         return UID(stated)
-    is_implicit, is_little_endian = image.original_encoding
+    is_implicit, is_little_endian = header.original_encoding
     if is_implicit:
         return ImplicitVRLittleEndian
     return ExplicitVRLittleEndian if is_little_endian else ExplicitVRBigEndian
 
 
-def _stored_values(image: Dataset) -> npt.NDArray[np.integer]:
-    """Return the stored values, unused bits corrected."""
+def _stored_values(images: Sequence[SliceImage]) -> Iterator[npt.NDArray[np.integer]]:
+    """Yield the stored values, unused bits corrected, of slices that one file holds."""
+    file = images[0].file
     try:
-        _refuse_unusable(image)
-        syntax = _transfer_syntax(image)
+        syntax = _transfer_syntax(file.header)
         # Only GDCM was checked value by value on every compressed CT syntax and refuses truncated codestreams.
         plugin = "gdcm" if syntax.is_encapsulated and syntax != RLELossless else ""
-        return get_decoder(syntax).as_array(image, raw=True, decoding_plugin=plugin)[0]
+        whole = pydicom.dcmread(file.path, force=True)
+        _refuse_unusable(file, whole, syntax)
+        decoder = get_decoder(syntax)
+        for image in images:
+            # the frames of a multi-frame object are all in memory as they are stored, decoded one by one
+            yield decoder.as_array(whole, index=max(image.frame - 1, 0), raw=True, decoding_plugin=plugin)[0]
     except InputRefused:
         raise
     except Exception as error:  # what damaged data make a decoder raise is not foreseeable
-        raise _undecodable("cannot be decoded") from error
+        raise _undecodable(file, "cannot be decoded") from error
 
 
-def _refuse_unusable(image: Dataset) -> None:
+def _refuse_unusable(file: DicomFile, whole: Dataset, syntax: UID) -> None:
     """Refuse pixel data that are absent, too coarse, or uncompressed and of another length than the image."""
-    if "PixelData" not in image or not image.PixelData:
-        raise _undecodable("is missing or cut off")
-    if image.BitsStored < MIN_BITS_STORED:
-        raise _undecodable(f"has fewer than {MIN_BITS_STORED} bits")
-    if not _transfer_syntax(image).is_encapsulated:
-        expected = image.Rows * image.Columns * image.SamplesPerPixel * image.BitsAllocated // 8
-        length = len(image.PixelData)
-        if image["PixelData"].is_undefined_length or length not in (expected, expected + expected % 2):
-            raise _undecodable("has the wrong length")
+    if "PixelData" not in whole or not whole.PixelData:
+        raise _undecodable(file, "are missing or cut off")
+    if whole.BitsStored < MIN_BITS_STORED:
+        raise _undecodable(file, f"have fewer than {MIN_BITS_STORED} bits")
+    if not syntax.is_encapsulated:
+        frames = int(whole.get("NumberOfFrames") or 1)
+        expected = whole.Rows * whole.Columns * whole.SamplesPerPixel * whole.BitsAllocated // 8 * frames
+        length = len(whole.PixelData)
+        if whole["PixelData"].is_undefined_length or length not in (expected, expected + expected % 2):
+            raise _undecodable(file, "have the wrong length")
 
 
 def _padding(image: Dataset, stored: npt.NDArray[np.integer]) -> npt.NDArray[np.bool_]:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import pydicom
+from pydicom.dataelem import RawDataElement
 from pydicom.dataset import FileDataset
 from pydicom.uid import CTImageStorage, MediaStorageDirectoryStorage
 
@@ -17,13 +19,26 @@ _FIRST_GROUPS = (b"\x02\x00", b"\x08\x00", b"\x00\x08")
 """First bytes of an object without preamble: group 0002 or 0008 in either byte order (PS3.5, 7.1)."""
 _IDENTIFYING_GROUP = 0x0008
 _DICOM_SUFFIXES = (".dcm", ".dicom", ".ima")
+_LONG_VALUE = 1 << 16
+"""Longer values are left in the file until they are asked for: nothing that a volume needs is so long."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class DicomFile:
-    """One DICOM object: its file and its header without pixel data."""
+    """One DICOM object: its file and its header without pixel data.
+
+    Parameters
+    ----------
+    path : Path
+        The file.
+    number : int
+        Place of the file among all files of the folder in the order of their paths, from 1: how messages name it.
+    header : FileDataset
+        Everything before the pixel data.
+    """
 
     path: Path
+    number: int
     header: FileDataset
 
     @property
@@ -32,66 +47,82 @@ class DicomFile:
         return str(self.header.get("SOPClassUID") or "")
 
 
-def read_folder(folder: Path) -> list[DicomFile]:
-    """Read the headers of all DICOM objects below a folder.
+@dataclass(frozen=True, slots=True, eq=False)
+class FolderScan:
+    """What a folder holds.
 
-    Sub-folders and links are followed, each real file is read once. Files that are not DICOM and directory
-    files (``DICOMDIR``) are passed over.
+    Parameters
+    ----------
+    files : tuple of DicomFile
+        All objects that could be read, in the order of their paths.
+    damaged : tuple of int
+        Numbers of the files that are DICOM objects, or by their names ought to be, and cannot be read.
+    others : int
+        How many files are no DICOM objects.
+    """
+
+    files: tuple[DicomFile, ...]
+    damaged: tuple[int, ...]
+    others: int
+
+
+def scan_folder(folder: Path) -> FolderScan:
+    """Read the headers of all DICOM objects below a folder, no pixels.
+
+    Sub-folders and links are followed, each real file is read once. Directory files (``DICOMDIR``) are passed over:
+    what they list lies in the folder, or is not there.
 
     Parameters
     ----------
     folder : Path
         Folder to search.
 
-    Returns
-    -------
-    list of DicomFile
-        At least one object, ordered by path.
-
     Raises
     ------
     InputRefused
-        ``NO_DICOM`` where there is no object; ``UNREADABLE`` where a file is a DICOM object, or by its name
-        ought to be one, and cannot be read: it may be a slice.
+        ``NO_DICOM`` where there is no object, not even a damaged one.
     """
     if not folder.is_dir():
         raise InputRefused(ReasonCode.NO_DICOM, "The input folder does not exist; name the folder of a CT study.")
-    found: list[DicomFile] = []
-    damaged = 0
-    for path in sorted(_files_below(folder)):
+    files: list[DicomFile] = []
+    damaged: list[int] = []
+    others = 0
+    for number, path in enumerate(sorted(_files_below(folder)), start=1):
         try:
-            file = _read_object(path)
+            header = _read_header(path)
         except Exception:  # a damaged file can make the parser raise anything
-            damaged += 1
+            damaged.append(number)
             continue
-        if file is not None:
-            found.append(file)
-    if damaged:
-        message = f"{damaged} damaged or incomplete DICOM file(s) in the folder; send the study again."
-        raise InputRefused(ReasonCode.UNREADABLE, message)
-    if not found:
+        if header is None:
+            others += 1
+        else:
+            files.append(DicomFile(path, number, header))
+    if not files and not damaged:
         raise InputRefused(ReasonCode.NO_DICOM, "The folder holds no DICOM file; name the folder of a CT study.")
-    return found
+    return FolderScan(tuple(files), tuple(damaged), others)
 
 
 def _files_below(folder: Path) -> Iterator[Path]:
-    """Yield every file below the folder once, however links lead to it."""
-    seen: set[Path] = set()
+    """Yield every file below the folder once, however links lead to it, and every folder that cannot be opened."""
+    seen: set[str] = set()
     waiting = [folder]
     while waiting:
         path = waiting.pop()
-        real = path.resolve()
+        real = os.path.realpath(path)
         if real in seen:
             continue
         seen.add(real)
         if path.is_dir():
-            waiting.extend(path.iterdir())
+            try:
+                waiting.extend(path.iterdir())
+            except PermissionError:
+                yield path
         elif path.is_file() or not path.exists():  # a dangling link may be a lost slice; devices are none
             yield path
 
 
-def _read_object(path: Path) -> DicomFile | None:
-    """Return a DICOM object, or None for a file that is none; raise for a damaged object."""
+def _read_header(path: Path) -> FileDataset | None:
+    """Return the header of a DICOM object, or None for a file that is none; raise for a damaged object."""
     if path.name.startswith(".") or path.name.upper() == "DICOMDIR":
         return None
     with path.open("rb") as stream:
@@ -100,27 +131,33 @@ def _read_object(path: Path) -> DicomFile | None:
             if _ought_to_be_dicom(path, start):
                 raise ValueError("not the DICOM object that its name promises")
             return None
-        stream.seek(0)
-        file = DicomFile(path, pydicom.dcmread(stream, stop_before_pixels=True, force=True))
-    if _ends_early(file):
+    header = pydicom.dcmread(path, stop_before_pixels=True, force=True, defer_size=_LONG_VALUE)
+    if header.file_meta.get("MediaStorageSOPClassUID") == MediaStorageDirectoryStorage:
+        return None
+    if _ends_early(header):
         raise ValueError("the header ends early")
-    for tag in file.header.keys():  # noqa: SIM118 - decode each element now: a damaged one raises here, not later
-        if not tag.is_private:
-            file.header[tag]
-    return file
+    _decode(header)
+    return header
 
 
-def _ends_early(file: DicomFile) -> bool:
+def _decode(header: FileDataset) -> None:
+    """Decode each standard element now: a damaged one raises here, not later."""
+    for tag in header.keys():  # noqa: SIM118 - the tags of a dataset, not its elements
+        element = header.get_item(tag)
+        if not tag.is_private and not (isinstance(element, RawDataElement) and element.length > _LONG_VALUE):
+            header[tag]
+
+
+def _ends_early(header: FileDataset) -> bool:
     """Tell whether a header is cut off before it says for sure what the object is and where it belongs.
 
     Elements come in the order of their tags (PS3.5, 7.1): the last value read may be a part of the true one, so
     a cut UID may look like that of another class or series.
     """
-    if file.header.file_meta.get("MediaStorageSOPClassUID") == MediaStorageDirectoryStorage:
-        return False
-    if file.sop_class == CTImageStorage:
-        return "Rows" not in file.header
-    return not file.sop_class or max(file.header.keys()).group <= _IDENTIFYING_GROUP
+    sop_class = header.get("SOPClassUID")
+    if sop_class == CTImageStorage:
+        return "Rows" not in header
+    return not sop_class or max(header.keys()).group <= _IDENTIFYING_GROUP
 
 
 def _ought_to_be_dicom(path: Path, start: bytes) -> bool:

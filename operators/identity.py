@@ -103,7 +103,10 @@ def derived_uid(volume: CTVolume, provenance: Provenance, kind: str) -> UID:
     kind : str
         Which of the outputs.
     """
-    images = (str(header.SOPInstanceUID) for header in volume.headers)
+    images = (
+        f"{header.SOPInstanceUID}#{frame}" if frame else str(header.SOPInstanceUID)
+        for header, frame in zip(volume.headers, volume.frames, strict=True)
+    )
     return _uid("derived", kind, *provenance._parts, volume.study_uid, volume.series_uid, *images)
 
 
@@ -113,7 +116,7 @@ def model_uid(model: ModelRecord) -> UID:
 
 
 def source_headers(volume: CTVolume) -> list[Dataset]:
-    """Headers of the source images, the first completed so that outputs can take patient and study from it.
+    """Header of each source image, the first completed so that outputs can take patient and study from it.
 
     De-identified images often lack attributes that an output must have, even if empty. A sex that is none
     of the standard's values is left out too.

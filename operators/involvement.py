@@ -18,6 +18,7 @@ from models.unet import UNet
 from operators.findings import Involvement, Lungs
 from operators.journal import Journal
 from operators.lesion_segmentation import around_lungs, remove_specks
+from operators.orientation import involvement_on, standard_lungs, standard_volume
 from operators.resampling import resample
 from operators.volume import BoolArray, CTVolume
 
@@ -46,9 +47,10 @@ def segment_involvement(volume: CTVolume, lungs: Lungs, network: UNet, precision
     """
     if not lungs.grid.matches(volume.grid):
         raise ValueError("the lungs must be on the grid of the CT")
-    box = around_lungs(lungs, MARGIN_MM)
-    hu, lung = volume.hu[box], lungs.mask[box]
-    _, dy, dx = volume.grid.spacing
+    upright, upright_lungs = standard_volume(volume), standard_lungs(lungs)
+    box = around_lungs(upright_lungs, MARGIN_MM)
+    hu, lung = upright.hu[box], upright_lungs.mask[box]
+    _, dy, dx = upright.grid.spacing
     shape = (hu.shape[0], max(1, round(hu.shape[1] * dy / PIXEL_MM)), max(1, round(hu.shape[2] * dx / PIXEL_MM)))
     near = _near(resample(lung.astype(np.float32), shape) >= 0.5)
     present = np.flatnonzero(near.any(axis=(1, 2)))
@@ -56,10 +58,9 @@ def segment_involvement(volume: CTVolume, lungs: Lungs, network: UNet, precision
     probability = np.zeros(shape, np.float32)
     with autocast(precision):
         probability[present] = predict(network, image[present]).numpy()
-    affected = remove_specks((resample(probability, hu.shape) >= 0.5) & lung, volume.grid)
-    mask = np.zeros(volume.grid.shape, bool)
-    mask[box] = affected
-    return Involvement(mask, volume.grid)
+    mask = np.zeros(upright.grid.shape, bool)
+    mask[box] = remove_specks((resample(probability, hu.shape) >= 0.5) & lung, upright.grid)
+    return involvement_on(volume.grid, Involvement(mask, upright.grid))
 
 
 def _near(lung: BoolArray) -> BoolArray:

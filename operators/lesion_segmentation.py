@@ -18,6 +18,7 @@ from models.precision import Precision, autocast
 from models.unet import UNet
 from operators.findings import Lesions, LesionType, Lungs
 from operators.journal import Journal
+from operators.orientation import lesions_on, standard_lungs, standard_volume
 from operators.resampling import resample, shape_at
 from operators.volume import BoolArray, CTVolume, FloatArray, Grid
 
@@ -64,18 +65,17 @@ def segment_lesions(volume: CTVolume, lungs: Lungs, network: UNet, precision: Pr
     """
     if not lungs.grid.matches(volume.grid):
         raise ValueError("the lungs must be on the grid of the CT")
-    box = around_lungs(lungs, MARGIN_MM)
-    hu = volume.hu[box]
-    shape = shape_at(Grid(hu.shape, volume.grid.affine), SPACING)
+    upright, upright_lungs = standard_volume(volume), standard_lungs(lungs)
+    box = around_lungs(upright_lungs, MARGIN_MM)
+    hu = upright.hu[box]
+    shape = shape_at(Grid(hu.shape, upright.grid.affine), SPACING)
     with autocast(precision):
         probability = predict(network, torch.from_numpy(resample(hu, shape))).numpy()
-    mask = remove_specks(
-        (resample(1.0 - probability[0], hu.shape) >= 0.5) & lungs.mask[box],
-        volume.grid,
-    )
-    labels = np.zeros(volume.grid.shape, np.uint8)
+    affected = (resample(1.0 - probability[0], hu.shape) >= 0.5) & upright_lungs.mask[box]
+    mask = remove_specks(affected, upright.grid)
+    labels = np.zeros(upright.grid.shape, np.uint8)
     labels[box][mask] = _strongest(probability[1:], hu.shape)[mask]
-    return Lesions(labels, volume.grid)
+    return lesions_on(volume.grid, Lesions(labels, upright.grid))
 
 
 def _strongest(probability: FloatArray, shape: tuple[int, int, int]) -> np.ndarray[tuple[int, ...], np.dtype[np.uint8]]:

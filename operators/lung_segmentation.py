@@ -17,6 +17,7 @@ from models.morphology import distance_to, split_sides
 from models.precision import Precision, autocast
 from operators.findings import Lung, Lungs
 from operators.journal import Journal
+from operators.orientation import lungs_on, standard_volume
 from operators.refusal import InputRefused, ReasonCode
 from operators.resampling import resample, shape_at
 from operators.volume import BoolArray, CTVolume, FloatArray, Grid, LabelArray
@@ -52,11 +53,12 @@ def segment_lungs(volume: CTVolume, network: DeepMedic, precision: Precision = "
     InputRefused
         NO_LUNGS if nothing of the size of a lung is found.
     """
-    grid = volume.grid.resampled(shape_at(volume.grid, SPACING))
+    upright = standard_volume(volume)
+    grid = upright.grid.resampled(shape_at(upright.grid, SPACING))
     with autocast(precision):
-        probability = predict(network, torch.from_numpy(resample(volume.hu, grid.shape))).numpy()
+        probability = predict(network, torch.from_numpy(resample(upright.hu, grid.shape))).numpy()
     sides = label_sides(lung_components(probability >= LUNG_PROBABILITY, grid), grid)
-    return Lungs(_refine(probability, sides, volume.grid), volume.grid)
+    return lungs_on(volume.grid, Lungs(_refine(probability, sides, upright.grid), upright.grid))
 
 
 def lung_components(mask: BoolArray, grid: Grid) -> BoolArray:

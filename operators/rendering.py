@@ -17,6 +17,7 @@ from scipy.ndimage import affine_transform
 
 from operators.codes import CLASS_NAMES, LESION_TERMS, RGB
 from operators.findings import Classification, Explanation, Lesions, Lungs
+from operators.orientation import explanation_like
 from operators.software import NAME, RESEARCH_NOTICE, VERSION
 from operators.volume import BoolArray, CTVolume, FloatArray, Grid
 
@@ -124,7 +125,7 @@ class Study:
     classification : Classification
         Probability, threshold and decision are written on every picture.
     explanation : Explanation
-        Heatmaps on the classifier's grid.
+        Heatmaps at the classifier's resolution; kept arranged as the CT is.
 
     Raises
     ------
@@ -143,6 +144,7 @@ class Study:
             raise ValueError("findings must be on the grid of the CT")
         if not self.lungs.mask.any():
             raise ValueError("pictures need at least one lung")
+        object.__setattr__(self, "explanation", explanation_like(self.explanation, self.volume.grid))
 
     @cached_property
     def crop(self) -> tuple[slice, slice]:
@@ -308,8 +310,8 @@ class _Page:
             "#d8d8d8",
         )
         grid = self.study.volume.grid
-        header = self.study.volume.headers[self.index]
-        number = header.get("InstanceNumber")
+        header = self.study.volume.header_at(self.index)
+        number = header.get("InstanceNumber") if header else None
         place = f"slice {self.index + 1} of {grid.shape[0]}" if number is None else f"image {number}"
         z = float((grid.affine @ [self.index, 0, 0, 1])[2])
         self.text(_WIDTH - _GAP, 34, f"{place}, z = {z:.1f} mm", 20, ha="right")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ from operators.identity import (
 )
 from operators.journal import Journal
 from operators.rendering import Study, direction_letter, render_overlay
+from operators.volume import CTVolume
 
 SERIES_NUMBER = 9003
 SERIES_DESCRIPTION = "COVID-CT key slices (research)"
@@ -31,7 +33,9 @@ FOLDER = Path("sc")
 KEY_SLICES = 6
 
 
-def choose_key_slices(lungs: Lungs, lesions: Lesions, explanation: Explanation, count: int = KEY_SLICES) -> list[int]:
+def choose_key_slices(
+    lungs: Lungs, lesions: Lesions, explanation: Explanation, places: Sequence[int], count: int = KEY_SLICES
+) -> list[int]:
     """Choose the slices that show most: large lesions, much relevance, spread over the lungs.
 
     A slice scores its lesion area and its absolute relevance, each as a share of the largest. The best slice
@@ -43,7 +47,9 @@ def choose_key_slices(lungs: Lungs, lesions: Lesions, explanation: Explanation, 
     lungs, lesions
         Findings on the grid of the CT.
     explanation : Explanation
-        Heatmaps on the classifier's grid.
+        Heatmaps, arranged as the CT is.
+    places : sequence of int
+        Slices that may be chosen: those with a source image.
     count : int
         At most this many.
 
@@ -55,12 +61,13 @@ def choose_key_slices(lungs: Lungs, lesions: Lesions, explanation: Explanation, 
     Raises
     ------
     ValueError
-        If there is no lung, or ``count`` is not positive.
+        If no image shows a lung, or ``count`` is not positive.
     """
-    occupied = np.flatnonzero(np.any(lungs.labels, axis=(1, 2)))
+    shown = np.isin(np.arange(lungs.grid.shape[0]), places)
+    occupied = np.flatnonzero(np.any(lungs.labels, axis=(1, 2)) & shown)
     if count < 1 or not occupied.size:
-        raise ValueError("key slices need a positive count and at least one lung")
-    area = np.count_nonzero(lesions.labels, axis=(1, 2)).astype(np.float64)
+        raise ValueError("key slices need a positive count and at least one image of a lung")
+    area = np.where(shown, np.count_nonzero(lesions.labels, axis=(1, 2)), 0).astype(np.float64)
     if not area.any():
         return _spread(occupied, count)
     relevance = _relevance_by_slice(lesions, explanation)
@@ -91,10 +98,14 @@ def _relevance_by_slice(lesions: Lesions, explanation: Explanation) -> npt.NDArr
     return np.where(inside, np.take(total, nearest, mode="clip"), 0.0)
 
 
-def _source_image(header: Dataset) -> Dataset:
+def _source_image(volume: CTVolume, index: int) -> Dataset:
+    """Refer to the image of a slice."""
+    source = volume.places.index(index)
     item = Dataset()
-    item.ReferencedSOPClassUID = header.SOPClassUID
-    item.ReferencedSOPInstanceUID = header.SOPInstanceUID
+    item.ReferencedSOPClassUID = volume.headers[source].SOPClassUID
+    item.ReferencedSOPInstanceUID = volume.headers[source].SOPInstanceUID
+    if volume.frames[source]:
+        item.ReferencedFrameNumber = volume.frames[source]
     return item
 
 
@@ -106,7 +117,7 @@ def make_key_image(study: Study, index: int, number: int, provenance: Provenance
     study : Study
         What to draw.
     index : int
-        Slice of the CT.
+        Slice of the CT that has a source image.
     number : int
         Instance number, from 1.
     provenance : Provenance
@@ -142,14 +153,14 @@ def make_key_image(study: Study, index: int, number: int, provenance: Provenance
     image.BurnedInAnnotation = "YES"
     image.DateOfSecondaryCapture = DA(provenance.produced.date())
     image.TimeOfSecondaryCapture = TM(provenance.produced.time())
-    image.SourceImageSequence = [_source_image(volume.headers[index])]
+    image.SourceImageSequence = [_source_image(volume, index)]
     sign(image, volume, provenance)
     return image
 
 
 def make_key_images(study: Study, provenance: Provenance, count: int = KEY_SLICES) -> list[SCImage]:
     """Make the pictures of the key slices, from the last slice (the head) to the first (the feet)."""
-    chosen = choose_key_slices(study.lungs, study.lesions, study.explanation, count)
+    chosen = choose_key_slices(study.lungs, study.lesions, study.explanation, study.volume.places, count)
     return [make_key_image(study, index, number, provenance) for number, index in enumerate(reversed(chosen), 1)]
 
 

@@ -114,6 +114,23 @@ def _segment_masks(lungs: Lungs, lesions: Lesions) -> LabelArray:
     return np.moveaxis(masks, 0, -1)
 
 
+def _refer_to_frames(segmentation: Segmentation, volume: CTVolume) -> None:
+    """Complete the references to a multi-frame source, which was described to the writer as single frames."""
+    if not any(volume.frames):
+        return
+    frames = {
+        tuple(float(value) for value in header.ImagePositionPatient): frame
+        for header, frame in zip(volume.headers, volume.frames, strict=True)
+    }
+    for item in segmentation.PerFrameFunctionalGroupsSequence:
+        position = tuple(float(value) for value in item.PlanePositionSequence[0].ImagePositionPatient)
+        for derivation in item.DerivationImageSequence:
+            for source in derivation.SourceImageSequence:
+                source.ReferencedFrameNumber = frames[position]
+    for series in segmentation.ReferencedSeriesSequence:
+        series.ReferencedInstanceSequence = series.ReferencedInstanceSequence[:1]
+
+
 def make_segmentation(volume: CTVolume, lungs: Lungs, lesions: Lesions, provenance: Provenance) -> Segmentation:
     """Make the segmentation: binary, in the geometry of the source images, without empty frames.
 
@@ -141,11 +158,11 @@ def make_segmentation(volume: CTVolume, lungs: Lungs, lesions: Lesions, provenan
     """
     if not (lungs.grid.matches(volume.grid) and lesions.grid.matches(volume.grid)):
         raise ValueError("findings must be on the grid of the CT")
-    if not lungs.mask.any():
+    if not lungs.mask[list(volume.places)].any():
         raise ValueError("a segmentation needs at least one lung")
     segmentation = Segmentation(
         source_images=source_headers(volume),
-        pixel_array=_segment_masks(lungs, lesions),
+        pixel_array=_segment_masks(lungs, lesions)[list(volume.places)],
         segmentation_type=SegmentationTypeValues.BINARY,
         segment_descriptions=[
             _describe(number, segment, segment_tracking(volume, provenance, number))
@@ -161,6 +178,7 @@ def make_segmentation(volume: CTVolume, lungs: Lungs, lesions: Lesions, provenan
         contributing_equipment=contributing_equipment(provenance),
         **equipment(provenance),
     )
+    _refer_to_frames(segmentation, volume)
     segmentation.BodyPartExamined = "CHEST"
     dimensions = derived_uid(volume, provenance, "segmentation dimensions")
     for item in (*segmentation.DimensionOrganizationSequence, *segmentation.DimensionIndexSequence):

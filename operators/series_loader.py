@@ -1,43 +1,111 @@
-"""Series loader: a folder of DICOM to one CT volume, right or refused."""
+"""Series loader: the objects of a study to one CT volume, right or refused."""
 
 from __future__ import annotations
 
-from collections import Counter, defaultdict
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pydicom
 from monai.deploy.core import ExecutionContext, Fragment, InputContext, Operator, OperatorSpec, OutputContext
-from pydicom import Dataset
-from pydicom.uid import UID, CTImageStorage, EnhancedCTImageStorage
 
-from operators.ct_geometry import is_axial, stack_slices
+from operators.ct_geometry import MAX_GAP_MM, Stack, numbers, stack_slices
+from operators.ct_images import SliceImage
 from operators.ct_pixels import read_hu
-from operators.dicom_folder import DicomFile, read_folder
+from operators.dicom_folder import scan_folder
 from operators.journal import Journal
 from operators.refusal import InputRefused, ReasonCode
-from operators.volume import CTVolume, Grid
+from operators.remarks import Remark, RemarkCode
+from operators.selection_rules import ANY_SERIES, SelectionRules
+from operators.series_cleaning import clean_series
+from operators.series_selection import MIN_EXTENT_MM, Verdict, chosen_series
+from operators.studies import Study, check_study, group_studies
+from operators.volume import CTVolume, FloatArray, Grid
 
-MIN_SLICES = 3
-"""Fewer slices cannot show whether the gaps between them are uniform."""
-MIN_EXTENT_MM = 100.0
-"""A shorter stack of slices cannot hold both lungs of an adult."""
-_COLOURS = 3
-_NEEDED_UIDS = ("StudyInstanceUID", "SeriesInstanceUID", "SOPInstanceUID", "FrameOfReferenceUID")
+SPARSE = 1.5
+"""Gaps more than this many slice thicknesses wide leave tissue unseen."""
 
 
 def load_ct_series(folder: Path) -> CTVolume:
-    """Load the chest CT series of a folder.
+    """Load the chest CT series of a folder that holds one study with CT images, by the default rules.
 
-    The axial series with the most images is taken; localizers and objects other than CT images are passed
-    over. Everything else that does not fit is refused: no slice is dropped, moved or guessed.
+    Raises
+    ------
+    InputRefused
+        ``MIXED_STUDIES`` where there are several, and as :func:`load_study`.
+    """
+    return load_study(the_study(group_studies(scan_folder(folder))), ANY_SERIES)
+
+
+def the_study(studies: Sequence[Study]) -> Study:
+    """Return the only study that holds CT images, or, where none does, the first.
+
+    Raises
+    ------
+    InputRefused
+        ``UNREADABLE`` where there is no study at all, ``MIXED_STUDIES`` where several hold CT images.
+    """
+    if not studies:
+        raise InputRefused(ReasonCode.UNREADABLE, "All DICOM files of the folder are damaged; send the study again.")
+    with_ct = [study for study in studies if study.has_ct]
+    if len(with_ct) > 1:
+        message = f"The folder holds {len(with_ct)} studies with CT images; give each study its own folder."
+        raise InputRefused(ReasonCode.MIXED_STUDIES, message)
+    return with_ct[0] if with_ct else studies[0]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class PlannedVolume:
+    """What will be read, found from the headers alone.
 
     Parameters
     ----------
-    folder : Path
-        Holds one study of one patient, in sub-folders if need be.
+    chosen : Verdict
+        The series.
+    slices : tuple of SliceImage
+        Its slices, ascending along the normal.
+    stack : Stack
+        Where they lie.
+    remarks : tuple of Remark
+        What was repaired.
+    """
+
+    chosen: Verdict
+    slices: tuple[SliceImage, ...]
+    stack: Stack
+    remarks: tuple[Remark, ...]
+
+
+def plan_volume(study: Study, rules: SelectionRules, max_gap_mm: float = MAX_GAP_MM) -> PlannedVolume:
+    """Choose the series and its slices and lay them out, without decoding pixels.
+
+    Parameters and errors as for :func:`load_study`.
+    """
+    check_study(study)
+    chosen = chosen_series(study, rules)
+    clean = clean_series(chosen.slices, chosen.strays)
+    stack = stack_slices([image.header for image in clean.slices], max_gap_mm)
+    _check_coverage(stack.grid)
+    ordered = tuple(clean.slices[index] for index in stack.order)
+    return PlannedVolume(chosen, ordered, stack, (*clean.remarks, *_geometry_remarks(stack, ordered)))
+
+
+def load_study(study: Study, rules: SelectionRules, max_gap_mm: float = MAX_GAP_MM) -> CTVolume:
+    """Load the chest CT series of a study.
+
+    Which series is read is for :func:`operators.series_selection.choose_series` to say, which of its images for
+    :func:`operators.series_cleaning.clean_series`. Everything that was repaired is remarked on, everything else that
+    does not fit is refused: no slice is dropped, moved or guessed in silence.
+
+    Parameters
+    ----------
+    study : Study
+        Of one patient.
+    rules : SelectionRules
+        What the user wants.
+    max_gap_mm : float
+        Where the gaps between slices are not uniform, the greatest one that is interpolated.
 
     Returns
     -------
@@ -50,100 +118,45 @@ def load_ct_series(folder: Path) -> CTVolume:
     InputRefused
         With the reason code that applies.
     """
-    series = select_series(read_folder(folder))
-    _check_identity([file.header for file in series])
-    order, grid = stack_slices([file.header for file in series])
-    _check_coverage(grid)
-    ordered = [series[index] for index in order]
-    hu = np.empty(grid.shape, dtype=np.float32)
-    for file, plane in zip(ordered, hu, strict=True):
-        read_hu(pydicom.dcmread(file.path, force=True), plane)
-    return CTVolume(hu, grid, tuple(file.header for file in ordered))
+    plan = plan_volume(study, rules, max_gap_mm)
+    hu = _filled(plan.slices, plan.stack)
+    headers = tuple(image.header for image in plan.slices)
+    places = tuple(int(place + 0.5) for place in plan.stack.places)
+    frames = tuple(image.frame for image in plan.slices)
+    return CTVolume(hu, plan.stack.grid, headers, places, frames, plan.remarks)
 
 
-def select_series(files: Sequence[DicomFile]) -> list[DicomFile]:
-    """Return the images of the one axial CT series with the most images.
-
-    Parameters
-    ----------
-    files : sequence of DicomFile
-        All objects of the folder.
-
-    Raises
-    ------
-    InputRefused
-        ``NO_CT_SERIES``, ``ENHANCED_CT``, ``MIXED_STUDIES``, ``MISSING_ATTRIBUTE`` or ``AMBIGUOUS_SERIES``.
-    """
-    images = [file for file in files if file.sop_class == CTImageStorage and not _is_extra(file.header)]
-    if not images:
-        raise _no_series(files)
-    _refuse_mixed_studies(files)
-    groups: dict[str, list[DicomFile]] = defaultdict(list)
-    for image in images:
-        groups[_uid(image.header, "SeriesInstanceUID")].append(image)
-    axial = [group for group in groups.values() if any(is_axial(image.header) for image in group)]
-    most = max(map(len, axial), default=0)
-    if most < MIN_SLICES:
-        raise _no_series(files)
-    largest = [group for group in axial if len(group) == most]
-    if len(largest) > 1:
-        message = f"{len(largest)} series have {most} axial images each; leave only the one to be read in the folder."
-        raise InputRefused(ReasonCode.AMBIGUOUS_SERIES, message)
-    return largest[0]
+def _filled(ordered: Sequence[SliceImage], stack: Stack) -> FloatArray:
+    """Decode the slices into the grid; what no image shows is interpolated linearly between its neighbours."""
+    hu = np.empty(stack.grid.shape, dtype=np.float32)
+    before, before_place = hu[0], 0.0
+    for plane, place in zip(read_hu(ordered), stack.places, strict=True):
+        for k in range(int(np.floor(before_place)) + 1, int(np.ceil(place))):
+            share = (k - before_place) / (place - before_place)
+            hu[k] = (1.0 - share) * before + share * plane
+        if place.is_integer():
+            hu[int(place)] = plane
+        before, before_place = plane, place
+    return hu
 
 
-def _is_extra(header: Dataset) -> bool:
-    """Tell whether a CT image is no slice: a localizer, or a colour picture such as a dose summary."""
-    image_type = [str(value).strip().upper() for value in _values(header.get("ImageType"))]
-    return "LOCALIZER" in image_type[2:3] or header.get("SamplesPerPixel") == _COLOURS
-
-
-def _values(value: Any) -> list[Any]:
-    """Return the values of an attribute of any multiplicity."""
-    if value is None:
-        return []
-    return [value] if isinstance(value, str) else list(value)
-
-
-def _no_series(files: Sequence[DicomFile]) -> InputRefused:
-    if any(file.sop_class == EnhancedCTImageStorage for file in files):
-        message = "The CT is an enhanced multi-frame object, which is not supported; send it as single CT images."
-        return InputRefused(ReasonCode.ENHANCED_CT, message)
-    message = f"The folder holds no CT series of at least {MIN_SLICES} axial images; send an axial chest CT."
-    return InputRefused(ReasonCode.NO_CT_SERIES, message)
-
-
-def _refuse_mixed_studies(files: Sequence[DicomFile]) -> None:
-    """Refuse a folder whose objects are not all of one study and one patient."""
-    headers = [file.header for file in files if file.header.get("StudyInstanceUID")]
-    studies = {str(header.StudyInstanceUID) for header in headers}
-    patients = {str(header.get("PatientID") or "") for header in headers}
-    if len(studies) > 1 or len(patients) > 1:
-        message = (
-            f"The folder holds {len(studies)} studies of {len(patients)} patients; give each study its own folder."
-        )
-        raise InputRefused(ReasonCode.MIXED_STUDIES, message)
-
-
-def _uid(header: Dataset, keyword: str) -> str:
-    """Return a UID that the outputs will need."""
-    value = UID(str(header.get(keyword) or ""))
-    if not value.is_valid:
-        message = f"A CT image has no valid {keyword}; send the original series of the scanner or PACS."
-        raise InputRefused(ReasonCode.MISSING_ATTRIBUTE, message)
-    return value
-
-
-def _check_identity(headers: Sequence[Dataset]) -> None:
-    """Refuse slices that outputs could not refer to, or that differ in frame of reference."""
-    uids = {keyword: Counter(_uid(header, keyword) for header in headers) for keyword in _NEEDED_UIDS}
-    if len(uids["FrameOfReferenceUID"]) > 1:
-        message = "The slices differ in FrameOfReferenceUID; send one complete axial series."
-        raise InputRefused(ReasonCode.INCONSISTENT_GEOMETRY, message)
-    twice = len(headers) - len(uids["SOPInstanceUID"])
-    if twice:
-        message = f"{twice} image(s) bear the SOPInstanceUID of another one; send each image once."
-        raise InputRefused(ReasonCode.DUPLICATE_INSTANCES, message)
+def _geometry_remarks(stack: Stack, ordered: Sequence[SliceImage]) -> list[Remark]:
+    remarks = []
+    slices, gap = stack.grid.shape[0], stack.grid.spacing[0]
+    if not stack.uniform:
+        message = f"The gaps between slices vary; the volume was resampled to {slices} slices {gap:.2f} mm apart."
+        remarks.append(Remark(RemarkCode.GAPS_RESAMPLED, message))
+    elif stack.interpolated:
+        message = f"{stack.interpolated} of {slices} slices are missing and were interpolated."
+        remarks.append(Remark(RemarkCode.SLICES_INTERPOLATED, message))
+    try:
+        thickness = float(numbers(ordered[0].header, "SliceThickness", 1)[0])
+    except InputRefused:
+        return remarks
+    if 0.0 < SPARSE * thickness < gap:
+        message = f"Slices of {thickness:g} mm lie {gap:.1f} mm apart: what is between them was not seen."
+        remarks.append(Remark(RemarkCode.SPARSE_SLICES, message))
+    return remarks
 
 
 def _check_coverage(grid: Grid) -> None:
@@ -164,13 +177,24 @@ def describe(volume: CTVolume) -> str:
 
 
 class SeriesLoaderOperator(Operator):
-    """Load the CT series of the input folder.
+    """Load the CT series of a study.
 
     Named output ``volume``: the :class:`~operators.volume.CTVolume`.
     """
 
-    def __init__(self, fragment: Fragment, *args: Any, folder: Path, journal: Journal, **kwargs: Any) -> None:
-        self._folder = folder
+    def __init__(
+        self,
+        fragment: Fragment,
+        *args: Any,
+        study: Study,
+        rules: SelectionRules,
+        max_gap_mm: float,
+        journal: Journal,
+        **kwargs: Any,
+    ) -> None:
+        self._study = study
+        self._rules = rules
+        self._max_gap_mm = max_gap_mm
         self._journal = journal
         super().__init__(fragment, *args, **kwargs)
 
@@ -181,6 +205,8 @@ class SeriesLoaderOperator(Operator):
     def compute(self, op_input: InputContext, op_output: OutputContext, context: ExecutionContext) -> None:
         """Load the series, emit it."""
         with self._journal.node("Series loader") as found:
-            volume = load_ct_series(self._folder)
+            volume = load_study(self._study, self._rules, self._max_gap_mm)
             found(describe(volume))
+            for remark in volume.remarks:
+                found(remark.message)
         op_output.emit(volume, "volume")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -47,6 +47,7 @@ from operators.identity import (
 )
 from operators.journal import Journal
 from operators.measurements import Amount, LungMeasurements, Measurements
+from operators.remarks import Remark
 from operators.seg_writer import (
     LEFT_LUNG_SEGMENT,
     LESION_SEGMENTS,
@@ -74,11 +75,14 @@ class Findings:
         Probability and decision.
     explanation : Explanation
         What the heatmaps show.
+    remarks : sequence of Remark
+        What was repaired in the input or makes the results less certain.
     """
 
     measurements: Measurements
     classification: Classification
     explanation: Explanation
+    remarks: Sequence[Remark] = ()
 
 
 def _algorithm(model: ModelRecord, *parameters: str) -> AlgorithmIdentification:
@@ -232,6 +236,7 @@ def _remarks(findings: Findings) -> ContainerContentItem:
         RESEARCH_NOTICE,
         describe_explanation(findings.explanation),
         *(f"No {side} lung was found." for side, lung in sides.items() if lung.volume_ml == 0),
+        *(f"{remark.code}: {remark.message}" for remark in findings.remarks),
     ]
     container = ContainerContentItem(
         name=codes.QUALITATIVE_EVALUATIONS, relationship_type=RelationshipTypeValues.CONTAINS
@@ -299,7 +304,7 @@ def make_report(
     content[0].ContentSequence.append(_remarks(findings))
     headers = source_headers(volume)
     report = Comprehensive3DSR(
-        evidence=[*headers, segmentation],
+        evidence=[*{header.SOPInstanceUID: header for header in headers}.values(), segmentation],
         content=content,
         series_instance_uid=derived_uid(volume, provenance, "report series"),
         series_number=SERIES_NUMBER,
@@ -319,7 +324,7 @@ def make_report(
 class SrWriterOperator(Operator):
     """Write the report to ``sr/report.dcm``.
 
-    Named inputs ``volume``, ``measurements``, ``classification``, ``explanation``, ``segmentation``.
+    Named inputs ``volume``, ``measurements``, ``classification``, ``explanation``, ``remarks``, ``segmentation``.
 
     Parameters
     ----------
@@ -339,13 +344,14 @@ class SrWriterOperator(Operator):
 
     def setup(self, spec: OperatorSpec) -> None:
         """Declare the ports."""
-        for name in ("volume", "measurements", "classification", "explanation", "segmentation"):
+        for name in ("volume", "measurements", "classification", "explanation", "remarks", "segmentation"):
             spec.input(name)
 
     def compute(self, op_input: InputContext, op_output: OutputContext, context: ExecutionContext) -> None:
         """Receive the findings, make and write the report."""
         volume, segmentation = op_input.receive("volume"), op_input.receive("segmentation")
-        findings = Findings(*(op_input.receive(name) for name in ("measurements", "classification", "explanation")))
+        names = ("measurements", "classification", "explanation", "remarks")
+        findings = Findings(*(op_input.receive(name) for name in names))
         with self._journal.node("Report writer") as found:
             report = make_report(volume, findings, segmentation, self._provenance)
             self._file.parent.mkdir(parents=True, exist_ok=True)

@@ -9,6 +9,8 @@ import numpy as np
 import numpy.typing as npt
 from pydicom import Dataset
 
+from operators.remarks import Remark
+
 FloatArray = npt.NDArray[np.float32]
 LabelArray = npt.NDArray[np.uint8]
 BoolArray = npt.NDArray[np.bool_]
@@ -86,24 +88,39 @@ class CTVolume:
     grid : Grid
         Geometry of ``hu``.
     headers : tuple of Dataset
-        Header of each slice's source image in the order of the slices, without pixel data. All outputs
-        take patient, study and frame of reference from here.
+        Header of each source image in the order of the slices, without pixel data. All outputs take patient, study
+        and frame of reference from here.
+    places : tuple of int
+        Slice of ``hu`` at which each source image lies, ascending; by default each slice has its image. Slices
+        without an image were interpolated.
+    frames : tuple of int
+        Frame number of each source image in its multi-frame object, from 1; 0, the default, for single-frame images.
+    remarks : tuple of Remark
+        What was repaired in the input.
 
     Raises
     ------
     ValueError
-        If array, grid and headers do not agree, or a value is not finite.
+        If array, grid, headers and places do not agree, or a value is not finite.
     """
 
     hu: FloatArray
     grid: Grid
     headers: tuple[Dataset, ...]
+    places: tuple[int, ...] = ()
+    frames: tuple[int, ...] = ()
+    remarks: tuple[Remark, ...] = ()
 
     def __post_init__(self) -> None:
+        slices = self.grid.shape[0]
         if self.hu.dtype != np.float32 or self.hu.shape != self.grid.shape:
             raise ValueError("hu must be float32 and of the shape of the grid")
-        if len(self.headers) != self.hu.shape[0]:
-            raise ValueError("one header is needed for each slice")
+        object.__setattr__(self, "places", self.places or tuple(range(slices)))
+        object.__setattr__(self, "frames", self.frames or (0,) * len(self.headers))
+        if not len(self.headers) == len(self.places) == len(self.frames) > 0:
+            raise ValueError("one header, place and frame number is needed for each source image")
+        if not 0 <= self.places[0] <= self.places[-1] < slices or any(np.diff(self.places) < 1):
+            raise ValueError("the places of the source images must ascend within the slices")
         if not np.isfinite(self.hu).all():
             raise ValueError("hu must be finite")
         self.hu.setflags(write=False)
@@ -117,3 +134,7 @@ class CTVolume:
     def series_uid(self) -> str:
         """Series Instance UID of the source images."""
         return str(self.headers[0].SeriesInstanceUID)
+
+    def header_at(self, index: int) -> Dataset | None:
+        """Header of the source image at a slice of ``hu``; None where the slice was interpolated."""
+        return self.headers[self.places.index(index)] if index in self.places else None

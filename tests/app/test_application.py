@@ -24,7 +24,7 @@ import torch
 from app.application import Models
 from app.outcome import RunFailed
 from app.settings import load_settings
-from app.study import Request, run_study
+from app.study import Request, run_folder
 from models.classifier.network import Classifier
 from models.involvement.network import involvement_network
 from models.lesions.network import lesion_network
@@ -32,16 +32,18 @@ from models.lungs.network import DeepMedic
 from models.store import save_weights
 from operators.refusal import InputRefused, ReasonCode
 from operators.sc_writer import ScWriterOperator
+from operators.selection_rules import ANY_SERIES
 from operators.series_loader import SeriesLoaderOperator
 from tests.builders import write_series
 from tests.operators.dicom_results import run_tool
 
 _ROOT = Path(__file__).resolve().parents[2]
-_SPACING = (3.0, 4.0, 4.0)
+_SPACING = (3.0, 6.0, 6.0)
 _SETTINGS = ["in_plane=32", "precision=float32"]
 _NODES = [
     "Series loader",
     "Lung segmentation",
+    "Content check",
     "Lesion segmentation",
     "Involvement",
     "Measurements",
@@ -86,7 +88,7 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def series(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Two lungs of 28 x 14 x 9 voxels of 48 cubic mm in soft tissue."""
+    """Two lungs of 28 x 14 x 9 voxels of 108 cubic mm in soft tissue."""
     folder = tmp_path_factory.mktemp("series")
     hu = np.full((36, 24, 30), 40.0)
     hu[4:32, 5:19, 4:13] = hu[4:32, 5:19, 17:26] = -850.0
@@ -100,7 +102,8 @@ def _arguments(series: Path, output: Path, models: Path) -> list[str]:
 
 
 def _run(series: Path, output: Path, models: Path) -> Any:
-    return run_study(Request(series, output, models, load_settings(_SETTINGS)), lambda line: None)
+    request = Request(series, output, models, load_settings(_SETTINGS), ANY_SERIES)
+    return run_folder(request, lambda line: None)
 
 
 @pytest.fixture(scope="module")
@@ -147,7 +150,7 @@ def test_the_result_lists_exactly_what_is_there(finished: tuple[Path, str]) -> N
 def test_the_result_is_what_the_graph_measured(finished: tuple[Path, str], models: Path) -> None:
     result = _result(finished[0])
     total, left, right = (result["measurements"][name] for name in ("total", "left", "right"))
-    assert left["volume_ml"] == pytest.approx(28 * 14 * 9 * 0.048)
+    assert left["volume_ml"] == pytest.approx(28 * 14 * 9 * 0.108)
     assert right["volume_ml"] == pytest.approx(left["volume_ml"])
     assert total["mean_hu"] == pytest.approx(-850.0)
     assert result["decision"] == ("positive" if result["probability"] >= 0.5 else "negative")
@@ -165,8 +168,8 @@ def test_the_segmentation_has_the_volumes_of_the_result(finished: tuple[Path, st
     for plane, content in zip(frames, segmentation.PerFrameFunctionalGroupsSequence, strict=True):
         voxels[content.SegmentIdentificationSequence[0].ReferencedSegmentNumber] += int(plane.sum())
     kinds = ("ground_glass", "consolidation", "crazy_paving", "combined")
-    assert [voxels[number] * 0.048 for number in range(3, 7)] == pytest.approx([total[k]["volume_ml"] for k in kinds])
-    assert voxels[7] * 0.048 == pytest.approx(total["volume_ml"])
+    assert [voxels[number] * 0.108 for number in range(3, 7)] == pytest.approx([total[k]["volume_ml"] for k in kinds])
+    assert voxels[7] * 0.108 == pytest.approx(total["volume_ml"])
     assert voxels[1] + voxels[2] == voxels[7]
     assert total["all_lesions"]["volume_ml"] > 0, "the random lesion network should have marked something"
 
@@ -263,7 +266,7 @@ def test_a_missing_output_is_a_failure(
 
 
 def test_without_a_writable_folder_libraries_use_the_staging_folder(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    series: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def none_usable() -> str:
         raise FileNotFoundError
@@ -282,7 +285,7 @@ def test_without_a_writable_folder_libraries_use_the_staging_folder(
         monkeypatch.delenv(name)
     monkeypatch.setattr(Models, "load", look)
     with pytest.raises(RunFailed, match="seen enough"):
-        _run(tmp_path, tmp_path / "out", tmp_path)
+        _run(series, tmp_path / "out", tmp_path)
     assert seen[0] == seen[1] == seen[2]
     assert Path(seen[0]).is_relative_to(tmp_path / "out")
     assert not (tmp_path / "out").exists()

@@ -45,7 +45,7 @@ def _failing(monkeypatch: pytest.MonkeyPatch, error: BaseException) -> None:
     def fail(*_: object) -> None:
         raise error
 
-    monkeypatch.setattr(app.study, "run_study", fail)
+    monkeypatch.setattr(app.study, "run_folder", fail)
 
 
 def _python(*arguments: str, cwd: Path = _ROOT, **environment: str) -> subprocess.CompletedProcess[str]:
@@ -140,7 +140,7 @@ def test_environment_stands_in_and_arguments_win(
         requests.append(request)
         raise RunFailed("seen")
 
-    monkeypatch.setattr(app.study, "run_study", record)
+    monkeypatch.setattr(app.study, "run_folder", record)
     monkeypatch.setenv("HOLOSCAN_INPUT_PATH", str(study))
     monkeypatch.setenv("HOLOSCAN_OUTPUT_PATH", str(tmp_path / "out"))
     monkeypatch.setenv("HOLOSCAN_MODEL_PATH", str(tmp_path / "models"))

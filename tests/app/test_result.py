@@ -17,6 +17,7 @@ from operators.findings import Classification, Involvement, Lesions, LesionType,
 from operators.identity import ModelSet
 from operators.measurements import measure
 from operators.refusal import InputRefused, ReasonCode
+from operators.remarks import Remark, RemarkCode
 from operators.volume import CTVolume
 from tests.builders import axial_grid, ct_volume
 
@@ -41,6 +42,7 @@ def _completed(volume: CTVolume, folder: Path, probability: float = 0.75) -> Com
         volume,
         measure(volume, lungs, lesions, involvement),
         classification,
+        [Remark(RemarkCode.ONE_LUNG, "Only one lung was found.")],
         models=_MODELS,
         settings=Settings(),
         seconds={"Series loader": 0.12345},
@@ -66,7 +68,16 @@ def test_a_completed_result_says_everything(volume: CTVolume, tmp_path: Path) ->
         "message": "COVID-19 positive, probability 0.75",
         "notice": "Research use only. Not for diagnostic use.",
         "software": {"name": "covid-ct-map", "version": "0.1.0"},
-        "settings": {"threshold": 0.5, "in_plane": 256, "target": "positive", "gate_share": 1.0, "precision": "auto"},
+        "settings": {
+            "studies": "each",
+            "max_gap_mm": 5.0,
+            "threshold": 0.5,
+            "in_plane": 256,
+            "target": "positive",
+            "gate_share": 1.0,
+            "precision": "auto",
+        },
+        "remarks": [{"code": "ONE_LUNG", "message": "Only one lung was found."}],
         "study_uid": volume.study_uid,
         "series_uid": volume.series_uid,
         "models": {

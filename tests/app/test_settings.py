@@ -13,6 +13,8 @@ from app.settings import Settings, load_settings
 
 def test_defaults_are_those_of_the_paper() -> None:
     assert load_settings().model_dump() == {
+        "studies": "each",
+        "max_gap_mm": 5.0,
         "threshold": 0.5,
         "in_plane": 256,
         "target": "positive",
@@ -40,6 +42,8 @@ def test_environment_sets_and_assignment_wins(monkeypatch: pytest.MonkeyPatch) -
         "target=maybe",
         "gate_share=0.2",
         "precision=half",
+        "studies=all",
+        "max_gap_mm=0",
     ],
 )
 def test_a_value_out_of_range_names_the_setting(assignment: str) -> None:
@@ -48,7 +52,7 @@ def test_a_value_out_of_range_names_the_setting(assignment: str) -> None:
 
 
 def test_an_unknown_name_is_refused() -> None:
-    with pytest.raises(UsageError, match="unknown setting treshold; known: threshold"):
+    with pytest.raises(UsageError, match="unknown setting treshold; known: studies"):
         load_settings(["treshold=0.4"])
 
 
@@ -74,11 +78,20 @@ def test_settings_are_immutable() -> None:
         settings.threshold = 0.9  # type: ignore[misc]
 
 
-def test_every_value_changes_the_fingerprint() -> None:
-    assignments = ["threshold=0.4", "in_plane=128", "target=decision", "gate_share=0.5", "precision=float32"]
-    assert [assignment.partition("=")[0] for assignment in assignments] == list(Settings.model_fields)
+def test_every_value_that_changes_a_result_changes_the_fingerprint() -> None:
+    assignments = [
+        "max_gap_mm=3",
+        "threshold=0.4",
+        "in_plane=128",
+        "target=decision",
+        "gate_share=0.5",
+        "precision=float32",
+    ]
+    assert [assignment.partition("=")[0] for assignment in assignments] == [
+        name for name in Settings.model_fields if name != "studies"
+    ]
     fingerprints = {load_settings([assignment]).fingerprint for assignment in assignments}
-    assert len({*fingerprints, load_settings().fingerprint}) == 6
+    assert len({*fingerprints, load_settings().fingerprint}) == 7
     assert load_settings(["threshold=0.50"]).fingerprint == load_settings().fingerprint
 
 

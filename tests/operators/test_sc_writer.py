@@ -20,6 +20,7 @@ from tests.builders import axial_grid
 from tests.operators.dicom_results import CASES, assert_valid, case, no_lesions, provenance, run_tool, written
 
 SLICES = 60
+ALL = range(SLICES)
 
 
 def findings(
@@ -45,35 +46,35 @@ def at(**values: float) -> npt.NDArray[np.float64]:
 
 def test_slices_with_large_lesions_are_chosen_first() -> None:
     area = at(s10=20, s20=50, s30=10, s40=40)
-    assert choose_key_slices(*findings(area), count=2) == [20, 40]
-    assert choose_key_slices(*findings(area), count=9) == [10, 20, 30, 40]
+    assert choose_key_slices(*findings(area), ALL, count=2) == [20, 40]
+    assert choose_key_slices(*findings(area), ALL, count=9) == [10, 20, 30, 40]
 
 
 def test_relevance_decides_between_lesions_of_the_same_size() -> None:
     area = at(s10=20, s20=20, s30=20)
-    assert choose_key_slices(*findings(area, at(s20=-3.0, s30=1.0)), count=1) == [20]
-    assert choose_key_slices(*findings(area, at(s20=-3.0, s30=1.0)), count=2) == [20, 30]
+    assert choose_key_slices(*findings(area, at(s20=-3.0, s30=1.0)), ALL, count=1) == [20]
+    assert choose_key_slices(*findings(area, at(s20=-3.0, s30=1.0)), ALL, count=2) == [20, 30]
 
 
 def test_chosen_slices_are_apart_and_no_more_than_asked_for() -> None:
     random = np.random.default_rng(0)
     area = np.where((np.arange(SLICES) > 5) & (np.arange(SLICES) < 54), random.integers(1, 90, SLICES), 0)
     for count in (1, 3, 6, 25):
-        chosen = choose_key_slices(*findings(area, random.random(SLICES)), count=count)
+        chosen = choose_key_slices(*findings(area, random.random(SLICES)), ALL, count=count)
         assert 1 <= len(chosen) <= count
         assert (np.diff(chosen) >= 2).all()
         assert all(area[index] > 0 for index in chosen)
 
 
 def test_relevance_alone_does_not_make_a_key_slice_where_there_are_lesions() -> None:
-    assert choose_key_slices(*findings(at(s10=1), at(s40=99.0)), count=3) == [10]
+    assert choose_key_slices(*findings(at(s10=1), at(s40=99.0)), ALL, count=3) == [10]
 
 
 def test_without_lesions_the_slices_are_spread_evenly_over_the_lungs() -> None:
-    chosen = choose_key_slices(*findings(0), count=5)
+    chosen = choose_key_slices(*findings(0), ALL, count=5)
     assert chosen == [9, 19, 29, 39, 49]
-    assert choose_key_slices(*findings(0, lung=slice(30, 33)), count=5) == [30, 32]
-    assert choose_key_slices(*findings(0, lung=slice(30, 31)), count=5) == [30]
+    assert choose_key_slices(*findings(0, lung=slice(30, 33)), ALL, count=5) == [30, 32]
+    assert choose_key_slices(*findings(0, lung=slice(30, 31)), ALL, count=5) == [30]
 
 
 def test_relevance_is_found_on_the_classifiers_own_grid() -> None:
@@ -82,14 +83,14 @@ def test_relevance_is_found_on_the_classifiers_own_grid() -> None:
     ct = np.zeros(grid.shape, np.float32)
     ct[16] = -1.0  # slices 48 to 50 of the CT
     explanation = Explanation(ct, np.zeros_like(ct), grid, 1, 1.0)
-    assert choose_key_slices(lungs, lesions, explanation, count=1) == [48]
+    assert choose_key_slices(lungs, lesions, explanation, ALL, count=1) == [48]
 
 
 def test_key_slices_need_lungs_and_a_count() -> None:
-    with pytest.raises(ValueError, match="at least one lung"):
-        choose_key_slices(*findings(0, lung=slice(0, 0)))
+    with pytest.raises(ValueError, match="at least one"):
+        choose_key_slices(*findings(0, lung=slice(0, 0)), ALL)
     with pytest.raises(ValueError, match="positive count"):
-        choose_key_slices(*findings(0), count=0)
+        choose_key_slices(*findings(0), ALL, count=0)
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -147,7 +148,7 @@ def test_a_second_run_gives_the_same_bytes(tmp_path: Path) -> None:
     assert first == second
 
 
-PORTS = ("volume", "lungs", "lesions", "involvement", "classification", "explanation")
+PORTS = ("volume", "lungs", "lesions", "involvement", "classification", "explanation", "remarks")
 
 
 class Source(Operator):
@@ -160,7 +161,7 @@ class Source(Operator):
     def compute(self, op_input: InputContext, op_output: OutputContext, context: ExecutionContext) -> None:
         found = no_lesions()
         affected = Involvement(found.lungs.labels == 1, found.volume.grid)
-        values = found.volume, found.lungs, found.lesions, affected, found.classification, found.explanation
+        values = found.volume, found.lungs, found.lesions, affected, found.classification, found.explanation, ()
         for name, value in zip(PORTS, values, strict=True):
             op_output.emit(value, name)
 
@@ -179,7 +180,7 @@ class Graph(Application):
         flows = {
             measurements: ("volume", "lungs", "lesions", "involvement"),
             seg: ("volume", "lungs", "lesions"),
-            sr: ("volume", "classification", "explanation"),
+            sr: ("volume", "classification", "explanation", "remarks"),
             sc: ("volume", "lungs", "lesions", "classification", "explanation"),
         }
         for receiver, ports in flows.items():

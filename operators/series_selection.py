@@ -1,0 +1,254 @@
+"""Choosing the one CT series of a study that is read, by stated rules."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from pydicom import Dataset
+
+from operators.ct_geometry import Plane, numbers, plane_of
+from operators.ct_images import SliceImage, slices_of
+from operators.refusal import InputRefused, ReasonCode
+from operators.selection_rules import Selection, SelectionRules, meets
+from operators.studies import CT_CLASSES, Series, Study
+
+MIN_SLICES = 3
+"""Fewer slices cannot show whether the gaps between them are uniform."""
+MIN_EXTENT_MM = 100.0
+"""A shorter stack of slices cannot hold both lungs of an adult."""
+THICK_MM = 3.5
+"""Thinner gaps all give the networks what they need; thicker ones do not."""
+CHEST_WORDS = ("CHEST", "THORAX", "LUNG", "TORSO", "WHOLEBODY")
+_PROJECTIONS = {"MIP", "MINIP", "MIN_IP", "MAX_IP", "PROJECTION IMAGE", "VOLREN", "3D", "SSD", "VRT"}
+_COLOURS = 3
+
+
+@dataclass(frozen=True, slots=True)
+class SeriesSummary:
+    """What a person knows a series by; no patient data, no free text but the kernel.
+
+    Parameters
+    ----------
+    number : int or None
+        Series Number.
+    modality : str
+        Modality.
+    images : int
+        Objects of the series.
+    slices : int
+        Slices among them: without localizers and pictures.
+    size : tuple of int or None
+        Columns and rows.
+    spacing : tuple of float or None
+        Millimetres between pixels along a row, along a column, and between slices.
+    plane : str
+        Plane of the slices.
+    original : bool
+        Whether the first value of Image Type is ORIGINAL.
+    kernel : str
+        Convolution Kernel.
+    body_part : str
+        Body Part Examined.
+    """
+
+    number: int | None
+    modality: str
+    images: int
+    slices: int
+    size: tuple[int, int] | None
+    spacing: tuple[float, float, float] | None
+    plane: Plane
+    original: bool
+    kernel: str
+    body_part: str
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Verdict:
+    """What became of one series: ``reason`` says why it is not read, and is empty for the one that is."""
+
+    series: Series
+    summary: SeriesSummary
+    slices: tuple[SliceImage, ...]
+    reason: str
+
+    @property
+    def strays(self) -> int:
+        """Localizers and pictures inside the series."""
+        return self.summary.images - len({image.file.number for image in self.slices})
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Choice:
+    """The series of a study, each with its verdict, and the one that is read, if any."""
+
+    verdicts: tuple[Verdict, ...]
+    chosen: Verdict | None
+
+
+def choose_series(study: Study, rules: SelectionRules) -> Choice:
+    """Choose the series to read.
+
+    Left out are series without CT images, without slices (localizers, colour pictures), projections (MIP and the
+    like), values that are not Hounsfield units, slices oblique to the patient, fewer than :data:`MIN_SLICES` slices,
+    and what no selection of the rules asks for. Of the others the first of these decides that differs: axial before
+    coronal before sagittal; original before derived; at least :data:`MIN_EXTENT_MM` long; not said to be another
+    part of the body; gaps under :data:`THICK_MM`; preferred kernel; more slices; lower series number; lower UID.
+    """
+    verdicts = [_judge(series) for series in study.series]
+    fit = [verdict for verdict in verdicts if not verdict.reason]
+    selection = _selection(fit, rules)
+    if selection is not None:
+        wanted = [verdict for verdict in fit if meets(verdict.slices[0].header, selection)]
+    else:
+        wanted = [] if rules.selections else fit
+    chosen = min(wanted, key=lambda verdict: _rank(verdict, rules), default=None)
+    final = tuple(
+        verdict if verdict.reason or verdict is chosen else _left_out(verdict, chosen, verdict in wanted, rules)
+        for verdict in verdicts
+    )
+    return Choice(final, chosen)
+
+
+def chosen_series(study: Study, rules: SelectionRules) -> Verdict:
+    """Return the series to read.
+
+    Raises
+    ------
+    InputRefused
+        ``NO_CT_SERIES``, with what was found instead.
+    """
+    choice = choose_series(study, rules)
+    if choice.chosen is not None:
+        return choice.chosen
+    reasons = Counter(verdict.reason for verdict in choice.verdicts)
+    found = "; ".join(f"{count} series: {reason}" for reason, count in reasons.most_common(4))
+    message = f"The study holds no CT series that can be read ({found}); send an axial chest CT."
+    raise InputRefused(ReasonCode.NO_CT_SERIES, message)
+
+
+def _selection(verdicts: Sequence[Verdict], rules: SelectionRules) -> Selection | None:
+    """Return the first selection that any series meets."""
+    met = (s for s in rules.selections if any(meets(verdict.slices[0].header, s) for verdict in verdicts))
+    return next(met, None)
+
+
+def _judge(series: Series) -> Verdict:
+    """Say whether a series can be read at all."""
+    ct = [file for file in series.files if file.sop_class in CT_CLASSES]
+    if not ct:
+        return _verdict(series, (), "no CT images")
+    try:
+        images = slices_of(ct)
+    except InputRefused as refusal:
+        return _verdict(series, (), refusal.message)
+    slices = tuple(image for image in images if not _is_extra(image.header))
+    if not slices:
+        return _verdict(series, slices, "localizers or pictures only")
+    verdict = _verdict(series, slices, "")
+    reason = _unfit(verdict, slices[0].header)
+    return Verdict(series, verdict.summary, slices, reason)
+
+
+def _unfit(verdict: Verdict, header: Dataset) -> str:
+    summary = verdict.summary
+    kinds = {value.upper() for value in _words(header.get("ImageType"))}
+    if kinds & _PROJECTIONS:
+        return "projections, not slices"
+    if str(header.get("RescaleType") or "HU").strip().upper() not in ("HU", "US", ""):
+        return "values other than Hounsfield units"
+    if summary.slices < MIN_SLICES:
+        return f"fewer than {MIN_SLICES} slices"
+    if summary.plane == "oblique":
+        return "slices oblique to the patient"
+    return ""
+
+
+def _rank(verdict: Verdict, rules: SelectionRules) -> tuple[Any, ...]:
+    """Sort key of a series: the lowest is read."""
+    return (*(value for _, value in _criteria(verdict, rules)), verdict.series.uid)
+
+
+def _criteria(verdict: Verdict, rules: SelectionRules) -> list[tuple[str, float]]:
+    """List what decides between series, first things first: how to say it of the one left out, and its value."""
+    s = verdict.summary
+    extent = s.spacing[2] * s.slices if s.spacing else 0.0
+    gap = s.spacing[2] if s.spacing else float("inf")
+    planes: dict[str, int] = {"axial": 0, "unknown": 1, "coronal": 2, "sagittal": 3}
+    elsewhere = bool(s.body_part) and not any(word in s.body_part.upper().replace(" ", "") for word in CHEST_WORDS)
+    return [
+        (f"{s.plane} slices", planes.get(s.plane, 4)),
+        ("derived, not original", not s.original),
+        ("too short to cover the lungs", extent < MIN_EXTENT_MM),
+        ("said to show another part of the body", elsewhere),
+        (f"gaps of {gap:.1f} mm", gap > THICK_MM),
+        ("another kernel is preferred", rules.kernel_rank(s.kernel)),
+        ("fewer slices", -s.slices),
+        ("a later series of the same kind", s.number if s.number is not None else float("inf")),
+    ]
+
+
+def _left_out(verdict: Verdict, chosen: Verdict | None, wanted: bool, rules: SelectionRules) -> Verdict:
+    """Say why a series that could be read is not."""
+    reason = "not what the selection rules ask for"
+    if wanted and chosen is not None:
+        pairs = zip(_criteria(verdict, rules), _criteria(chosen, rules), strict=True)
+        reason = next((name for (name, ours), (_, best) in pairs if ours != best), "another series of the same kind")
+    return Verdict(verdict.series, verdict.summary, verdict.slices, reason)
+
+
+def _is_extra(header: Dataset) -> bool:
+    """Tell whether a CT image is no slice: a localizer, or a colour picture such as a dose summary."""
+    return "LOCALIZER" in [w.upper() for w in _words(header.get("ImageType"))[2:3]] or (
+        header.get("SamplesPerPixel") == _COLOURS
+    )
+
+
+def _words(value: Any) -> list[str]:
+    """Return the values of a text attribute of any multiplicity."""
+    if value is None:
+        return []
+    return [str(word).strip() for word in ([value] if isinstance(value, str) else value)]
+
+
+def _verdict(series: Series, slices: tuple[SliceImage, ...], reason: str) -> Verdict:
+    header = slices[0].header if slices else series.files[0].header
+    types = [word.upper() for word in _words(header.get("ImageType"))]
+    number = header.get("SeriesNumber")
+    size = header.get("Columns"), header.get("Rows")
+    summary = SeriesSummary(
+        number=int(number) if isinstance(number, int) else None,
+        modality=str(header.get("Modality") or ""),
+        images=len(series.files),
+        slices=len(slices),
+        size=(size[0], size[1]) if isinstance(size[0], int) and isinstance(size[1], int) else None,
+        spacing=_spacing(slices),
+        plane=_plane(slices),
+        original=types[:1] != ["DERIVED"],
+        kernel=" ".join(_words(header.get("ConvolutionKernel"))),
+        body_part=str(header.get("BodyPartExamined") or ""),
+    )
+    return Verdict(series, summary, slices, reason)
+
+
+def _plane(slices: Sequence[SliceImage]) -> Plane:
+    """Plane of most slices."""
+    planes = Counter(plane_of(image.header) for image in slices)
+    return planes.most_common(1)[0][0] if planes else "unknown"
+
+
+def _spacing(slices: Sequence[SliceImage]) -> tuple[float, float, float] | None:
+    """Pixel spacing and the median gap, where the slices say them."""
+    try:
+        headers = [image.header for image in slices]
+        row, column = numbers(headers[0], "PixelSpacing", 2).tolist()
+        orientation = numbers(headers[0], "ImageOrientationPatient", 6)
+        normal = np.cross(orientation[:3], orientation[3:])
+        places = np.unique(np.round([numbers(h, "ImagePositionPatient", 3) @ normal for h in headers], 3))
+    except (InputRefused, IndexError):
+        return None
+    return (column, row, float(np.median(np.diff(places)))) if len(places) > 1 else None
