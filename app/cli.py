@@ -170,12 +170,12 @@ def _run(arguments: argparse.Namespace) -> None:
 
 
 def _inspect(arguments: argparse.Namespace) -> None:
-    from app.inspection import inspect_folder
-    from app.settings import load_rules, load_settings
-
     folder = _folder(arguments.folder, "folder", os.R_OK | os.X_OK)
     if not _DEBUG:
         _quieten()
+    from app.inspection import inspect_folder
+    from app.settings import load_rules, load_settings
+
     print(inspect_folder(folder, load_rules(arguments.config), load_settings()))
 
 

@@ -153,7 +153,7 @@ def _run_each(
     staging.publish()
     refused = [outcome for outcome in outcomes if outcome.status == "refused"]
     if refused:
-        message = f"{len(refused)} of {len(studies)} studies were refused; the others have their results."
+        message = f"{len(refused)} of {len(studies)} studies were refused; the folder of each says why."
         raise SomeRefused(refused[0].reason_codes[0], message)
     return results
 

@@ -11,7 +11,9 @@ from highdicom.color import CIELabColor
 from highdicom.seg import SegmentAlgorithmTypeValues, Segmentation, SegmentationTypeValues, SegmentDescription
 from highdicom.sr import CodedConcept
 from monai.deploy.core import ExecutionContext, Fragment, InputContext, Operator, OperatorSpec, OutputContext
+from pydicom import Dataset
 from pydicom.sr.coding import Code
+from pydicom.uid import CTImageStorage
 
 from models.store import ModelRecord
 from operators.codes import (
@@ -114,8 +116,20 @@ def _segment_masks(lungs: Lungs, lesions: Lesions) -> LabelArray:
     return np.moveaxis(masks, 0, -1)
 
 
+def _as_single_frames(volume: CTVolume) -> list[Dataset]:
+    """Return the source headers; frames of a multi-frame image as if each were an image of its own."""
+    headers = source_headers(volume)
+    if not any(volume.frames):
+        return headers
+    copies = [Dataset({element.tag: element for element in header}) for header in headers]
+    for header in copies:
+        header.SOPClassUID = CTImageStorage
+        header.pop("NumberOfFrames", None)
+    return copies
+
+
 def _refer_to_frames(segmentation: Segmentation, volume: CTVolume) -> None:
-    """Complete the references to a multi-frame source, which was described to the writer as single frames."""
+    """Correct the references to a multi-frame source, which was described to the writer as single frames."""
     if not any(volume.frames):
         return
     frames = {
@@ -126,9 +140,11 @@ def _refer_to_frames(segmentation: Segmentation, volume: CTVolume) -> None:
         position = tuple(float(value) for value in item.PlanePositionSequence[0].ImagePositionPatient)
         for derivation in item.DerivationImageSequence:
             for source in derivation.SourceImageSequence:
+                source.ReferencedSOPClassUID = volume.headers[0].SOPClassUID
                 source.ReferencedFrameNumber = frames[position]
     for series in segmentation.ReferencedSeriesSequence:
         series.ReferencedInstanceSequence = series.ReferencedInstanceSequence[:1]
+        series.ReferencedInstanceSequence[0].ReferencedSOPClassUID = volume.headers[0].SOPClassUID
 
 
 def make_segmentation(volume: CTVolume, lungs: Lungs, lesions: Lesions, provenance: Provenance) -> Segmentation:
@@ -161,7 +177,7 @@ def make_segmentation(volume: CTVolume, lungs: Lungs, lesions: Lesions, provenan
     if not lungs.mask[list(volume.places)].any():
         raise ValueError("a segmentation needs at least one lung")
     segmentation = Segmentation(
-        source_images=source_headers(volume),
+        source_images=_as_single_frames(volume),
         pixel_array=_segment_masks(lungs, lesions)[list(volume.places)],
         segmentation_type=SegmentationTypeValues.BINARY,
         segment_descriptions=[
