@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from pydicom import Dataset
+from pydicom.datadict import tag_for_keyword
 
 from operators.dicom_folder import DicomFile
 from operators.refusal import InputRefused, ReasonCode
@@ -15,15 +16,23 @@ MAX_FRAMES = 10_000
 """Frames that no chest CT exceeds."""
 _FUNCTIONAL_GROUPS = ("SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence")
 _MACROS = {
-    "PixelMeasuresSequence": ("PixelSpacing", "SliceThickness"),
-    "PlanePositionSequence": ("ImagePositionPatient",),
-    "PlaneOrientationSequence": ("ImageOrientationPatient",),
-    "PixelValueTransformationSequence": ("RescaleSlope", "RescaleIntercept", "RescaleType"),
-    "CTReconstructionSequence": ("ConvolutionKernel",),
-    "CTAcquisitionDetailsSequence": ("GantryDetectorTilt",),
-    "FrameAnatomySequence": ("AnatomicRegionSequence",),
+    "PixelMeasuresSequence": {"PixelSpacing": "PixelSpacing", "SliceThickness": "SliceThickness"},
+    "PlanePositionSequence": {"ImagePositionPatient": "ImagePositionPatient"},
+    "PlaneOrientationSequence": {"ImageOrientationPatient": "ImageOrientationPatient"},
+    "PixelValueTransformationSequence": {
+        "RescaleSlope": "RescaleSlope",
+        "RescaleIntercept": "RescaleIntercept",
+        "RescaleType": "RescaleType",
+    },
+    "CTReconstructionSequence": {"ConvolutionKernel": "ConvolutionKernel"},
+    "CTAcquisitionDetailsSequence": {"GantryDetectorTilt": "GantryDetectorTilt"},
+    "CTImageFrameTypeSequence": {"ImageType": "FrameType"},
+    "FrameContentSequence": {
+        "AcquisitionNumber": "FrameAcquisitionNumber",
+        "TemporalPositionIdentifier": "TemporalPositionIndex",
+    },
 }
-"""Functional group macros (PS3.3, C.7.6.16 and C.8.15.3) and the attributes that a single-frame image has of them."""
+"""Functional group macros (PS3.3, C.7.6.16, C.8.15.3): attribute of a single-frame image, and that of the macro."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -70,28 +79,29 @@ def _frames(file: DicomFile) -> list[SliceImage]:
     if not groups or len(groups) != file.header.get("NumberOfFrames"):
         message = f"File {file.number}, a multi-frame CT, does not describe each of its frames; send it again."
         raise InputRefused(ReasonCode.MISSING_ATTRIBUTE, message)
-    common = Dataset({e.tag: e for e in file.header if e.keyword not in _FUNCTIONAL_GROUPS})
+    common = with_values(file.header, **dict.fromkeys(_FUNCTIONAL_GROUPS))
     return [SliceImage(file, _flattened(common, shared, own), number) for number, own in enumerate(groups, start=1)]
 
 
 def _flattened(common: Dataset, shared: Dataset, own: Dataset) -> Dataset:
-    header = Dataset({element.tag: element for element in common})
+    """Return the attributes of a frame where a single-frame image has them."""
+    values = {}
     for macro, keywords in _MACROS.items():
         for item in _items(own, macro)[:1] or _items(shared, macro)[:1]:
-            for keyword in keywords:
-                if keyword in item:
-                    header[keyword] = item[keyword]
-    for item in _items(own, "CTImageFrameTypeSequence")[:1] or _items(shared, "CTImageFrameTypeSequence")[:1]:
-        if "FrameType" in item:
-            header.ImageType = item.FrameType
-    for item in _items(own, "FrameContentSequence")[:1]:
-        for keyword, macro_keyword in (
-            ("AcquisitionNumber", "FrameAcquisitionNumber"),
-            ("TemporalPositionIdentifier", "TemporalPositionIndex"),
-        ):
-            if macro_keyword in item:
-                setattr(header, keyword, item[macro_keyword].value)
-    return header
+            for keyword, in_macro in keywords.items():
+                if in_macro in item:
+                    values[keyword] = item[in_macro].value
+    return with_values(common, **values)
+
+
+def with_values(header: Dataset, **values: object) -> Dataset:
+    """Return a header with other values of some attributes, None to leave one out; the rest is shared, not copied."""
+    replaced = {tag_for_keyword(keyword) for keyword in values}
+    result = Dataset({tag: element for tag, element in header.items() if tag not in replaced})
+    for keyword, value in values.items():
+        if value is not None:
+            setattr(result, keyword, value)
+    return result
 
 
 def _items(dataset: Dataset, keyword: str) -> list[Dataset]:

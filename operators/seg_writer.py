@@ -28,6 +28,7 @@ from operators.codes import (
     RIGHT,
     RIGHT_LUNG_COLOR,
 )
+from operators.ct_images import with_values
 from operators.findings import Lesions, LesionType, Lung, Lungs
 from operators.identity import (
     ModelSet,
@@ -121,11 +122,7 @@ def _as_single_frames(volume: CTVolume) -> list[Dataset]:
     headers = source_headers(volume)
     if not any(volume.frames):
         return headers
-    copies = [Dataset({element.tag: element for element in header}) for header in headers]
-    for header in copies:
-        header.SOPClassUID = CTImageStorage
-        header.pop("NumberOfFrames", None)
-    return copies
+    return [with_values(header, SOPClassUID=CTImageStorage, NumberOfFrames=None) for header in headers]
 
 
 def _refer_to_frames(segmentation: Segmentation, volume: CTVolume) -> None:

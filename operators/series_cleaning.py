@@ -10,11 +10,10 @@ from itertools import pairwise
 
 import numpy as np
 import pydicom
-from pydicom import Dataset
 from pydicom.uid import UID, generate_uid
 
 from operators.ct_geometry import SAME_POSITION_MM, Vectors, numbers, plane_of
-from operators.ct_images import SliceImage
+from operators.ct_images import SliceImage, with_values
 from operators.refusal import InputRefused, ReasonCode
 from operators.remarks import Remark, RemarkCode
 from operators.series_selection import MIN_SLICES
@@ -185,7 +184,7 @@ def _with_frame_of_reference(slices: list[SliceImage]) -> tuple[list[SliceImage]
     named = {str(image.header.get("FrameOfReferenceUID") or "") for image in slices}
     if named == {""}:
         uid = generate_uid(entropy_srcs=["frame of reference", str(slices[0].header.SeriesInstanceUID)])
-        completed = [replace(image, header=_with(image.header, uid)) for image in slices]
+        completed = [replace(image, header=with_values(image.header, FrameOfReferenceUID=uid)) for image in slices]
         message = "The images name no frame of reference; the results name one that stands for the series."
         return completed, [Remark(RemarkCode.FRAME_OF_REFERENCE_ADDED, message)]
     if len(named) > 1:
@@ -195,9 +194,3 @@ def _with_frame_of_reference(slices: list[SliceImage]) -> tuple[list[SliceImage]
         message = "The slices have no valid FrameOfReferenceUID; send the original series of the scanner or PACS."
         raise InputRefused(ReasonCode.MISSING_ATTRIBUTE, message)
     return slices, []
-
-
-def _with(header: Dataset, frame_of_reference: UID) -> Dataset:
-    completed = Dataset({element.tag: element for element in header})
-    completed.FrameOfReferenceUID = frame_of_reference
-    return completed
