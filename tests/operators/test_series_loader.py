@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 import pydicom
 import pytest
+import SimpleITK as sitk
 from highdicom.legacy import LegacyConvertedEnhancedCTImage
 from holoscan.conditions import CountCondition
 from monai.deploy.core import Application, Operator
@@ -965,3 +966,30 @@ def test_lost_real_slice_is_interpolated_and_remarked_on(real_data: Path, tmp_pa
     np.testing.assert_array_equal(np.delete(volume.hu, 70, axis=0), np.delete(whole.hu, 70, axis=0))
     np.testing.assert_allclose(volume.hu[70], (whole.hu[69] + whole.hu[71]) / 2, atol=1e-2)
     assert volume.header_at(70) is None
+
+
+def _assert_equals_simple_itk(folder: Path) -> None:
+    """Hounsfield units and geometry are those of SimpleITK, but for what lies below -1024 HU."""
+    reader = sitk.ImageSeriesReader()
+    reader.SetFileNames(reader.GetGDCMSeriesFileNames(str(folder)))
+    image = reader.Execute()
+    ours = load_ct_series(folder)
+    theirs = sitk.GetArrayViewFromImage(image)
+    np.testing.assert_array_equal(ours.hu, np.maximum(theirs, -1024.0))
+    slices, rows, columns = ours.grid.shape
+    for index in ((0, 0, 0), (slices - 1, 0, 0), (0, rows - 1, 0), (0, 0, columns - 1), (slices // 2, 3, 5)):
+        point = image.TransformIndexToPhysicalPoint(tuple(int(i) for i in index[::-1]))
+        np.testing.assert_allclose((ours.grid.affine @ [*index, 1])[:3], point, atol=1e-2)
+
+
+@pytest.mark.real_data
+@pytest.mark.parametrize("name", ["covid_P001", "cap_001", "normal_001", "screening_lowdose"])
+def test_real_series_equals_simple_itk(real_data: Path, name: str) -> None:
+    _assert_equals_simple_itk(real_data / name)
+
+
+@pytest.mark.real_data
+@pytest.mark.parametrize("syntax", ["1", "2", "1.99", "4.57", "4.70", "4.80", "4.81", "4.90", "4.91", "5"])
+def test_real_transfer_syntax_equals_simple_itk(real_data: Path, tmp_path: Path, syntax: str) -> None:
+    (source,) = (real_data / "robustness" / "ts_chest_ctimage").glob(f"CTImage.dcm_*_1.2.840.10008.1.2.{syntax}.dcm")
+    _assert_equals_simple_itk(_stack_of(source, tmp_path / "coded"))

@@ -1,0 +1,14 @@
+"""Run the benchmarks; the tables go to standard output and, as JSON, to ``build/bench.json``."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from tests.bench import loading
+
+results = {"loading": loading.run()}
+target = Path("build", "bench.json")
+target.parent.mkdir(exist_ok=True)
+target.write_text(json.dumps(results, indent=2))
+print(f"written to {target}")
