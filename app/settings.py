@@ -92,7 +92,7 @@ def load_rules(path: Path) -> SelectionRules:
         raise UsageError(f"cannot read the configuration {path}") from error
     except ValidationError as error:
         first = error.errors()[0]
-        place = ".".join(map(str, first["loc"]))
-        raise UsageError(f"configuration {path}, series-selection.{place}: {first['msg'].lower()}") from error
+        place, message = ".".join(map(str, first["loc"])), first["msg"].removeprefix("Value error, ")
+        raise UsageError(f"configuration {path}, series-selection.{place}: {message}") from error
     except (yaml.YAMLError, AttributeError) as error:
         raise UsageError(f"the configuration {path} is no YAML mapping") from error

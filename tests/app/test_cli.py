@@ -11,6 +11,7 @@ import warnings
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 import app.study
@@ -18,6 +19,7 @@ from app.cli import main
 from app.outcome import RunFailed, UsageError
 from app.study import Request
 from operators.refusal import InputRefused, ReasonCode
+from tests.builders import write_series
 
 _ROOT = Path(__file__).resolve().parents[2]
 
@@ -192,3 +194,32 @@ def test_module_and_folder_are_the_same_program(way: list[str], cwd: Path, tmp_p
     assert missing.returncode == 64
     assert missing.stderr.count("\n") == 1
     assert _python(*way, "--unknown", cwd=cwd).returncode == 64
+
+
+def test_inspect_prints_a_table_and_nothing_else(tmp_path: Path) -> None:
+    write_series(tmp_path / "in", np.zeros((40, 4, 4)), (3.0, 1.0, 1.0), PatientName="Doe^Jane")
+    before = sorted(tmp_path.rglob("*"))
+    done = _python("-m", "app", "inspect", str(tmp_path / "in"))
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "Would be read: 40 slices 4 x 4" in done.stdout
+    assert "Doe" not in done.stdout
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+@pytest.mark.parametrize(("name", "status"), [("", 65), ("absent", 64)])
+def test_inspect_of_nothing_is_one_line(
+    name: str, status: int, study: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["inspect", str(study / name)]) == status
+    output = capsys.readouterr()
+    assert output.err.count("\n") == 1
+    assert not output.out
+
+
+def test_a_wrong_configuration_is_usage(study: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "rules.yaml").write_text("series-selection: {selections: [{name: a, conditions: {Modalty: CT}}]}")
+    assert main(["-i", str(study), "-o", str(tmp_path / "out"), "-c", str(tmp_path / "rules.yaml")]) == 64
+    line = capsys.readouterr().err
+    assert "Modalty is no DICOM keyword" in line
+    assert line.count("\n") == 1
+    assert not (tmp_path / "out").exists()
