@@ -137,8 +137,9 @@ def _add_config(parser: argparse.ArgumentParser) -> None:
         "--config",
         metavar="FILE",
         type=Path,
-        default=os.environ.get("HOLOSCAN_CONFIG_PATH") or _ROOT / "app.yaml",
-        help="YAML file that says which series to read (default: app.yaml of this installation)",
+        default=os.environ.get("HOLOSCAN_CONFIG_PATH")
+        or (_ROOT / "app.yaml" if (_ROOT / "app.yaml").exists() else None),
+        help="YAML file that says which series to read (default: app.yaml of this installation, where it has one)",
     )
 
 

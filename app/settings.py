@@ -12,7 +12,7 @@ from pydantic import Field, ValidationError
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from app.outcome import UsageError
-from operators.selection_rules import SelectionRules
+from operators.selection_rules import ANY_SERIES, SelectionRules
 
 PREFIX = "COVID_CT_"
 DEBUG = f"{PREFIX}DEBUG"
@@ -77,14 +77,18 @@ def _explain(error: ValidationError) -> str:
     return f"setting {name}: {first['msg'].lower()}"
 
 
-def load_rules(path: Path) -> SelectionRules:
+def load_rules(path: Path | None) -> SelectionRules:
     """Read which series to take from the key ``series-selection`` of an application configuration (``app.yaml``).
+
+    Without a configuration any series will do.
 
     Raises
     ------
     UsageError
         If the file cannot be read, or says something unknown.
     """
+    if path is None:
+        return ANY_SERIES
     try:
         content = yaml.safe_load(path.read_text("utf-8")) or {}
         return SelectionRules.model_validate(content.get("series-selection") or {})
