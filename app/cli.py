@@ -132,13 +132,13 @@ def _add_run(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_config(parser: argparse.ArgumentParser) -> None:
+    own = _ROOT / "app.yaml"
     parser.add_argument(
         "-c",
         "--config",
         metavar="FILE",
         type=Path,
-        default=os.environ.get("HOLOSCAN_CONFIG_PATH")
-        or (_ROOT / "app.yaml" if (_ROOT / "app.yaml").exists() else None),
+        default=os.environ.get("HOLOSCAN_CONFIG_PATH") or (own if own.exists() else None),
         help="YAML file that says which series to read (default: app.yaml of this installation, where it has one)",
     )
 
