@@ -5,12 +5,14 @@ STAMP := $(VENV)/.installed
 
 export OMP_NUM_THREADS ?= $(shell nproc 2>/dev/null || echo 2)
 
-.PHONY: help demo test test-all lint clean
+.PHONY: help demo test test-all fuzz bench lint clean
 
 help:
 	@echo "make demo      set up, make a synthetic chest CT, run on it and say where to look"
 	@echo "make test      set up, lint, check types, run the tests"
 	@echo "make test-all  the same with the tests that take minutes"
+	@echo "make fuzz      feed the series loader 10 000 damaged folders"
+	@echo "make bench     measure, in ratios of one run"
 	@echo "make clean     remove the environment and all that was made"
 
 $(STAMP): pyproject.toml constraints.txt
@@ -44,6 +46,12 @@ test: lint
 
 test-all: lint
 	$(BIN)/pytest
+
+fuzz: $(STAMP)
+	$(BIN)/python -W ignore -m tests.fuzz.run --cases 10000
+
+bench: $(STAMP)
+	$(BIN)/python -W ignore -m tests.bench
 
 clean:
 	rm -rf $(VENV) demo build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .coverage
