@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from pydicom import Dataset
 from pydicom.datadict import tag_for_keyword
+from pydicom.sequence import Sequence
 
 from operators.dicom_folder import DicomFile
 from operators.refusal import InputRefused, ReasonCode
@@ -60,7 +61,8 @@ def slices_of(files: Iterable[DicomFile]) -> list[SliceImage]:
     Raises
     ------
     InputRefused
-        ``MISSING_ATTRIBUTE`` or ``TOO_LARGE`` where the frames of a multi-frame object are not described.
+        ``MISSING_ATTRIBUTE``, ``UNREADABLE`` or ``TOO_LARGE`` where the frames of a multi-frame object are not
+        described.
     """
     return [
         image
@@ -71,6 +73,16 @@ def slices_of(files: Iterable[DicomFile]) -> list[SliceImage]:
 
 def _frames(file: DicomFile) -> list[SliceImage]:
     """Describe each frame of a multi-frame image as a single-frame image."""
+    try:
+        return _described(file)
+    except InputRefused:
+        raise
+    except Exception as error:  # items of sequences are decoded only here: damaged ones raise what they like
+        message = f"File {file.number}, a multi-frame CT, has damaged descriptions of its frames; send it again."
+        raise InputRefused(ReasonCode.UNREADABLE, message) from error
+
+
+def _described(file: DicomFile) -> list[SliceImage]:
     groups = _items(file.header, "PerFrameFunctionalGroupsSequence")
     shared = (_items(file.header, "SharedFunctionalGroupsSequence") or [Dataset()])[0]
     if len(groups) > MAX_FRAMES:
@@ -89,8 +101,10 @@ def _flattened(common: Dataset, shared: Dataset, own: Dataset) -> Dataset:
     for macro, keywords in _MACROS.items():
         for item in _items(own, macro)[:1] or _items(shared, macro)[:1]:
             for keyword, in_macro in keywords.items():
-                if in_macro in item:
-                    values[keyword] = item[in_macro].value
+                value = item.get(in_macro)
+                # a sequence in the place of a plain value, or the reverse, is as good as absent
+                if in_macro in item and isinstance(value, Sequence) == in_macro.endswith("Sequence"):
+                    values[keyword] = value
     return with_values(common, **values)
 
 
@@ -106,5 +120,5 @@ def with_values(header: Dataset, **values: object) -> Dataset:
 
 def _items(dataset: Dataset, keyword: str) -> list[Dataset]:
     """Return the items of a sequence; none where it is absent or no sequence."""
-    element = dataset.get(keyword)
-    return list(element) if isinstance(element, list) or (hasattr(element, "__getitem__") and element) else []
+    value = dataset.get(keyword)
+    return list(value) if isinstance(value, Sequence) else []

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import io
 import os
+import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import pydicom
+from pydicom.datadict import dictionary_has_tag, dictionary_VR
 from pydicom.dataelem import RawDataElement
 from pydicom.dataset import FileDataset
+from pydicom.tag import BaseTag
 from pydicom.uid import CTImageStorage, MediaStorageDirectoryStorage
 
 from operators.refusal import InputRefused, ReasonCode
@@ -20,7 +24,12 @@ _FIRST_GROUPS = (b"\x02\x00", b"\x08\x00", b"\x00\x08")
 _IDENTIFYING_GROUP = 0x0008
 _DICOM_SUFFIXES = (".dcm", ".dicom", ".ima")
 _LONG_VALUE = 1 << 16
-"""Longer values are left in the file until they are asked for: nothing that a volume needs is so long."""
+"""Longer values are left in the file: nothing that a volume needs is so long, but descriptions of frames."""
+_UNDEFINED = 0xFFFFFFFF
+_INFLATED = 64 << 20
+"""A deflated data set may grow to this many bytes, which a CT image of any size does not exceed,"""
+_GROWTH = 50
+"""or to this many times its size, which a long multi-frame image may need; anything more is a bomb."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -34,7 +43,7 @@ class DicomFile:
     number : int
         Place of the file among all files of the folder in the order of their paths, from 1: how messages name it.
     header : FileDataset
-        Everything before the pixel data.
+        Everything before the pixel data, but values of more than 64 KiB that are no sequences.
     """
 
     path: Path
@@ -112,12 +121,12 @@ def _files_below(folder: Path) -> Iterator[Path]:
         if real in seen:
             continue
         seen.add(real)
-        if path.is_dir():
-            try:
+        try:
+            if path.is_dir():
                 waiting.extend(path.iterdir())
-            except PermissionError:
+            elif path.is_file() or not path.exists():  # a dangling link may be a lost slice; devices are none
                 yield path
-        elif path.is_file() or not path.exists():  # a dangling link may be a lost slice; devices are none
+        except OSError:  # no permission, or a link to a name that no file can have
             yield path
 
 
@@ -131,21 +140,101 @@ def _read_header(path: Path) -> FileDataset | None:
             if _ought_to_be_dicom(path, start):
                 raise ValueError("not the DICOM object that its name promises")
             return None
-    header = pydicom.dcmread(path, stop_before_pixels=True, force=True, defer_size=_LONG_VALUE)
+    header = read_object(path, pixels=False)
     if header.file_meta.get("MediaStorageSOPClassUID") == MediaStorageDirectoryStorage:
         return None
     if _ends_early(header):
         raise ValueError("the header ends early")
+    _drop_long_values(header, path.stat().st_size)
     _decode(header)
     return header
+
+
+def read_object(path: Path, *, pixels: bool = True) -> FileDataset:
+    """Read a DICOM object, with or without preamble, in memory that is in proportion to the file.
+
+    A damaged object can make this raise anything.
+
+    Parameters
+    ----------
+    path : Path
+        The file.
+    pixels : bool
+        Read everything. Otherwise the pixel data and all that follows are left out, and long values are read only
+        when they are asked for.
+    """
+    with _FrugalFile(path) as file:
+        if pixels:
+            return pydicom.dcmread(file, force=True)
+        header = pydicom.dcmread(file, force=True, stop_before_pixels=True, defer_size=_LONG_VALUE)
+        if header.buffer is not None:  # was inflated, and pydicom would look for long values in the deflated file
+            file.seek(0)
+            header = pydicom.dcmread(file, force=True, stop_before_pixels=True)
+            header.buffer = None  # holds all pixels
+    return header
+
+
+class _FrugalFile(io.BufferedReader):
+    """A file from which as many bytes are asked for at once as it has, whatever a damaged header announces.
+
+    Python allocates what is asked for before it reads.
+    """
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(io.FileIO(str(path)))
+        self._size = os.fstat(self.fileno()).st_size
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        """Read so many bytes; or all, which pydicom does only with a deflated data set."""
+        if size is None or size < 0:
+            return _no_bomb(super().read())
+        return super().read(min(size, self._size))
+
+
+def _no_bomb(deflated: bytes) -> bytes:
+    """Return deflated bytes; raise where they would inflate to what no image needs."""
+    inflater = zlib.decompressobj(-zlib.MAX_WBITS)
+    left, size = deflated, 0
+    while left and size <= max(_INFLATED, _GROWTH * len(deflated)):
+        size += len(inflater.decompress(left, 1 << 20))
+        left = inflater.unconsumed_tail
+    if left:
+        raise ValueError("the deflated data set grows out of all proportion")
+    return deflated
+
+
+def _drop_long_values(header: FileDataset, size: int) -> None:
+    """Drop all long values but sequences.
+
+    Raises for a value that would end beyond the file, of ``size`` bytes: nothing can be told of what follows.
+    """
+    for tag in list(header.keys()):
+        element = header.get_item(tag, keep_deferred=True)
+        if not isinstance(element, RawDataElement) or element.length == _UNDEFINED:
+            continue
+        there = size - element.value_tell if element.value is None else len(element.value)
+        if there < element.length:
+            raise ValueError("a value is cut off")
+        if element.length > _LONG_VALUE and not _is_sequence(element):
+            del header[tag]
 
 
 def _decode(header: FileDataset) -> None:
     """Decode each standard element now: a damaged one raises here, not later."""
     for tag in header.keys():  # noqa: SIM118 - the tags of a dataset, not its elements
-        element = header.get_item(tag)
-        if not tag.is_private and not (isinstance(element, RawDataElement) and element.length > _LONG_VALUE):
-            header[tag]
+        if not tag.is_private and header[tag].VR == "SQ" and _is_plain(tag):
+            raise ValueError("a sequence in the place of a plain value")  # endless where it is written as text
+
+
+def _is_sequence(element: RawDataElement) -> bool:
+    if element.VR not in (None, "UN"):
+        return element.VR == "SQ"
+    return dictionary_has_tag(element.tag) and dictionary_VR(element.tag) == "SQ"
+
+
+def _is_plain(tag: BaseTag) -> bool:
+    """Tell whether the standard knows an element, and not as a sequence."""
+    return dictionary_has_tag(tag) and dictionary_VR(tag) != "SQ"
 
 
 def _ends_early(header: FileDataset) -> bool:
