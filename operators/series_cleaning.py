@@ -9,11 +9,11 @@ from dataclasses import dataclass, replace
 from itertools import pairwise
 
 import numpy as np
-import pydicom
 from pydicom.uid import UID, generate_uid
 
 from operators.ct_geometry import SAME_POSITION_MM, Vectors, numbers, plane_of
 from operators.ct_images import SliceImage, with_values
+from operators.dicom_folder import read_object
 from operators.refusal import InputRefused, ReasonCode
 from operators.remarks import Remark, RemarkCode
 from operators.series_selection import MIN_SLICES
@@ -109,14 +109,16 @@ def _equal(one: SliceImage, other: SliceImage, *, whole: bool = False) -> bool:
     """Tell whether two slices have the same pixels and rescale, or, on demand, all attributes the same."""
     if one.file.number == other.file.number:
         return False  # frames of one object differ by definition
-    if whole:
-        return _digest(one, ()) == _digest(other, ()) and one.file.header == other.file.header
     attributes = ("Rows", "Columns", "PixelSpacing", "RescaleSlope", "RescaleIntercept", "ConvolutionKernel")
-    return _digest(one, attributes) == _digest(other, attributes)
+    try:
+        same = _digest(one, attributes) == _digest(other, attributes)
+        return same and (not whole or one.file.header == other.file.header)
+    except Exception:  # a damaged object can make the parser raise anything, and equals no other
+        return False
 
 
 def _digest(image: SliceImage, keywords: Sequence[str]) -> str:
-    pixels = pydicom.dcmread(image.file.path, force=True).get("PixelData") or b""
+    pixels = read_object(image.file.path).get("PixelData") or b""
     values = "|".join(str(image.header.get(keyword)) for keyword in keywords)
     return hashlib.sha256(values.encode() + pixels).hexdigest()
 
