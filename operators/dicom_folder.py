@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import os
 import zlib
-from collections.abc import Iterator
+from collections.abc import Hashable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,6 +15,7 @@ from pydicom.dataelem import RawDataElement
 from pydicom.dataset import FileDataset
 from pydicom.tag import BaseTag
 from pydicom.uid import CTImageStorage, MediaStorageDirectoryStorage
+from pydicom.valuerep import EXPLICIT_VR_LENGTH_32
 
 from operators.refusal import InputRefused, ReasonCode
 
@@ -23,9 +24,10 @@ _FIRST_GROUPS = (b"\x02\x00", b"\x08\x00", b"\x00\x08")
 """First bytes of an object without preamble: group 0002 or 0008 in either byte order (PS3.5, 7.1)."""
 _IDENTIFYING_GROUP = 0x0008
 _DICOM_SUFFIXES = (".dcm", ".dicom", ".ima")
+_SHORT_VALUE = 256
 _LONG_VALUE = 1 << 16
 """Longer values are left in the file: nothing that a volume needs is so long, but descriptions of frames."""
-_UNDEFINED = 0xFFFFFFFF
+UNDEFINED_LENGTH = 0xFFFFFFFF
 _INFLATED = 64 << 20
 """A deflated data set may grow to this many bytes, which a CT image of any size does not exceed,"""
 _GROWTH = 50
@@ -44,11 +46,15 @@ class DicomFile:
         Place of the file among all files of the folder in the order of their paths, from 1: how messages name it.
     header : FileDataset
         Everything before the pixel data, but values of more than 64 KiB that are no sequences.
+    pixels_at : int
+        Where the element Pixel Data begins in the file, or, where there is none, the file ends; of no meaning in a
+        deflated object.
     """
 
     path: Path
     number: int
     header: FileDataset
+    pixels_at: int
 
     @property
     def sop_class(self) -> str:
@@ -96,16 +102,17 @@ def scan_folder(folder: Path) -> FolderScan:
     files: list[DicomFile] = []
     damaged: list[int] = []
     others = 0
-    for number, path in enumerate(sorted(_files_below(folder)), start=1):
+    examination = _Examination()
+    for number, path in enumerate(sorted(_files_below(folder), key=os.fspath), start=1):
         try:
-            header = _read_header(path)
+            file = _read_file(path, number, examination)
         except Exception:  # a damaged file can make the parser raise anything
             damaged.append(number)
             continue
-        if header is None:
+        if file is None:
             others += 1
         else:
-            files.append(DicomFile(path, number, header))
+            files.append(file)
     if not files and not damaged:
         raise InputRefused(ReasonCode.NO_DICOM, "The folder holds no DICOM file; name the folder of a CT study.")
     return FolderScan(tuple(files), tuple(damaged), others)
@@ -130,8 +137,8 @@ def _files_below(folder: Path) -> Iterator[Path]:
             yield path
 
 
-def _read_header(path: Path) -> FileDataset | None:
-    """Return the header of a DICOM object, or None for a file that is none; raise for a damaged object."""
+def _read_file(path: Path, number: int, examination: _Examination) -> DicomFile | None:
+    """Return a DICOM object, or None for a file that is none; raise for a damaged object."""
     if path.name.startswith(".") or path.name.upper() == "DICOMDIR":
         return None
     with path.open("rb") as stream:
@@ -140,38 +147,67 @@ def _read_header(path: Path) -> FileDataset | None:
             if _ought_to_be_dicom(path, start):
                 raise ValueError("not the DICOM object that its name promises")
             return None
-    header = read_object(path, pixels=False)
+    header, pixels_at = _read_header(path)
     if header.file_meta.get("MediaStorageSOPClassUID") == MediaStorageDirectoryStorage:
         return None
     if _ends_early(header):
         raise ValueError("the header ends early")
     _drop_long_values(header, path.stat().st_size)
-    _decode(header)
-    return header
+    examination.check(header)
+    return DicomFile(path, number, header, pixels_at)
 
 
-def read_object(path: Path, *, pixels: bool = True) -> FileDataset:
-    """Read a DICOM object, with or without preamble, in memory that is in proportion to the file.
-
-    A damaged object can make this raise anything.
-
-    Parameters
-    ----------
-    path : Path
-        The file.
-    pixels : bool
-        Read everything. Otherwise the pixel data and all that follows are left out, and long values are read only
-        when they are asked for.
-    """
-    with _FrugalFile(path) as file:
-        if pixels:
-            return pydicom.dcmread(file, force=True)
+def _read_header(path: Path) -> tuple[FileDataset, int]:
+    """Read an object up to its pixel data, but long values only when they are asked for; tell where it ended."""
+    with open_object(path) as file:
         header = pydicom.dcmread(file, force=True, stop_before_pixels=True, defer_size=_LONG_VALUE)
         if header.buffer is not None:  # was inflated, and pydicom would look for long values in the deflated file
             file.seek(0)
             header = pydicom.dcmread(file, force=True, stop_before_pixels=True)
             header.buffer = None  # holds all pixels
-    return header
+        return header, file.tell()
+
+
+def open_object(path: Path) -> io.BufferedReader:
+    """Open a DICOM object for reading in memory that is in proportion to the file, whatever its header announces.
+
+    Raises
+    ------
+    ValueError
+        For file meta information that cannot be parsed.
+    """
+    file = _FrugalFile(path)
+    try:
+        _refuse_nested_meta(file)
+    except BaseException:
+        file.close()
+        raise
+    return file
+
+
+def read_object(path: Path) -> FileDataset:
+    """Read a DICOM object, with or without preamble, all of it.
+
+    A damaged object can make this raise anything.
+    """
+    with open_object(path) as file:
+        return pydicom.dcmread(file, force=True)
+
+
+def _refuse_nested_meta(file: io.BufferedReader) -> None:
+    """Raise for a sequence in the file meta information, which has none: pydicom may write it as text, endlessly."""
+    if file.read(_PREAMBLE + 4)[_PREAMBLE:] != b"DICM":
+        file.seek(0)
+    while (head := file.read(8))[:2] == _FIRST_GROUPS[0]:
+        vr, length = head[4:6], int.from_bytes(head[6:], "little")
+        if vr.decode("latin-1") in EXPLICIT_VR_LENGTH_32:
+            length = int.from_bytes(file.read(4), "little")
+        elif not b"AA" <= vr <= b"ZZ":  # not explicit: pydicom reads on as if it were implicit
+            length = int.from_bytes(head[4:], "little")
+        if vr == b"SQ" or length == UNDEFINED_LENGTH:
+            raise ValueError("a sequence in the file meta information")
+        file.seek(length, io.SEEK_CUR)
+    file.seek(0)
 
 
 class _FrugalFile(io.BufferedReader):
@@ -208,9 +244,8 @@ def _drop_long_values(header: FileDataset, size: int) -> None:
 
     Raises for a value that would end beyond the file, of ``size`` bytes: nothing can be told of what follows.
     """
-    for tag in list(header.keys()):
-        element = header.get_item(tag, keep_deferred=True)
-        if not isinstance(element, RawDataElement) or element.length == _UNDEFINED:
+    for tag, element in list(header.items()):
+        if not isinstance(element, RawDataElement) or element.length == UNDEFINED_LENGTH:
             continue
         there = size - element.value_tell if element.value is None else len(element.value)
         if there < element.length:
@@ -219,11 +254,36 @@ def _drop_long_values(header: FileDataset, size: int) -> None:
             del header[tag]
 
 
-def _decode(header: FileDataset) -> None:
-    """Decode each standard element now: a damaged one raises here, not later."""
-    for tag in header.keys():  # noqa: SIM118 - the tags of a dataset, not its elements
-        if not tag.is_private and header[tag].VR == "SQ" and _is_plain(tag):
-            raise ValueError("a sequence in the place of a plain value")  # endless where it is written as text
+class _Examination:
+    """Decodes each standard element now, so that a damaged one raises here, not later; but no value twice.
+
+    The images of a series have most of their values in common.
+    """
+
+    def __init__(self) -> None:
+        self._sound: set[Hashable] = set()
+
+    def check(self, header: FileDataset) -> None:
+        """Raise for a header with an element that cannot be decoded."""
+        characters = header.get("SpecificCharacterSet")
+        for tag, element in header.items():
+            key = _key(element, str(characters))
+            if not tag.is_private and key not in self._sound:
+                _decode(header, tag)
+                if key is not None:
+                    self._sound.add(key)
+
+
+def _decode(header: FileDataset, tag: BaseTag) -> None:
+    if header[tag].VR == "SQ" and _is_plain(tag):
+        raise ValueError("a sequence in the place of a plain value")  # endless where it is written as text
+
+
+def _key(element: object, characters: str) -> Hashable:
+    """Return what decides how an element is decoded; None for one that is not worth remembering."""
+    if not isinstance(element, RawDataElement) or element.value is None or len(element.value) > _SHORT_VALUE:
+        return None
+    return element.tag, element.VR, element.value, element.is_little_endian, characters
 
 
 def _is_sequence(element: RawDataElement) -> bool:

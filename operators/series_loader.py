@@ -19,7 +19,7 @@ from operators.refusal import InputRefused, ReasonCode
 from operators.remarks import Remark, RemarkCode
 from operators.selection_rules import ANY_SERIES, SelectionRules
 from operators.series_cleaning import clean_series
-from operators.series_selection import MIN_EXTENT_MM, Verdict, chosen_series
+from operators.series_selection import MIN_EXTENT_MM, MIN_SLICES, Verdict, chosen_series
 from operators.studies import Study, check_study, group_studies
 from operators.volume import CTVolume, FloatArray, Grid
 
@@ -85,6 +85,9 @@ def plan_volume(study: Study, rules: SelectionRules, max_gap_mm: float = MAX_GAP
     check_study(study)
     chosen = chosen_series(study, rules)
     clean = clean_series(chosen.slices, chosen.strays)
+    if len(clean.slices) < MIN_SLICES:  # the others were the same once more
+        message = f"The series has {len(clean.slices)} different slice(s), too few for a chest; send all slices."
+        raise InputRefused(ReasonCode.PARTIAL_COVERAGE, message)
     stack = stack_slices([image.header for image in clean.slices], max_gap_mm)
     _check_coverage(stack.grid)
     ordered = tuple(clean.slices[index] for index in stack.order)
@@ -129,13 +132,12 @@ def load_study(study: Study, rules: SelectionRules, max_gap_mm: float = MAX_GAP_
 def _filled(ordered: Sequence[SliceImage], stack: Stack) -> FloatArray:
     """Decode the slices into the grid; what no image shows is interpolated linearly between its neighbours."""
     hu = np.empty(stack.grid.shape, dtype=np.float32)
+    planes = (hu[int(place)] if place.is_integer() else np.empty_like(hu[0]) for place in stack.places)
     before, before_place = hu[0], 0.0
-    for plane, place in zip(read_hu(ordered), stack.places, strict=True):
+    for plane, place in zip(read_hu(ordered, planes), stack.places, strict=True):
         for k in range(int(np.floor(before_place)) + 1, int(np.ceil(place))):
             share = (k - before_place) / (place - before_place)
             hu[k] = (1.0 - share) * before + share * plane
-        if place.is_integer():
-            hu[int(place)] = plane
         before, before_place = plane, place
     return hu
 

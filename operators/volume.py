@@ -121,7 +121,7 @@ class CTVolume:
             raise ValueError("one header, place and frame number is needed for each source image")
         if not 0 <= self.places[0] <= self.places[-1] < slices or any(np.diff(self.places) < 1):
             raise ValueError("the places of the source images must ascend within the slices")
-        if not np.isfinite(self.hu.sum(dtype=np.float64)):  # one value that is not finite spoils the sum
+        if not all(np.isfinite(plane).all() for plane in self.hu):  # slice by slice: no second volume in memory
             raise ValueError("hu must be finite")
         self.hu.setflags(write=False)
 

@@ -680,6 +680,31 @@ def _truncated_codestream(files: Files) -> None:
     image.save_as(files[-1])
 
 
+def _rle(change: Callable[[bytes], bytes]) -> Damage:
+    def damage(files: Files) -> None:
+        image = pydicom.dcmread(files[-1])
+        image.compress(RLELossless, generate_instance_uid=False)
+        frame = next(pydicom.encaps.generate_frames(image.PixelData, number_of_frames=1))
+        image.PixelData = pydicom.encaps.encapsulate([change(frame)])
+        image.save_as(files[-1])
+
+    return damage
+
+
+def _codestream_of_another_image(files: Files) -> None:
+    image, half = pydicom.dcmread(files[-1]), pydicom.dcmread(files[-1])
+    half.Rows, half.PixelData = half.Rows // 2, half.PixelData[: len(half.PixelData) // 2]
+    for each in (image, half):
+        each.compress(JPEGLSLossless, generate_instance_uid=False)
+    image.PixelData = half.PixelData
+    image.save_as(files[-1])
+
+
+def _one_slice_three_times(files: Files) -> None:
+    for path in files[1:]:
+        path.write_bytes(files[0].read_bytes())
+
+
 def _two_acquisitions_nothing_tells_apart(files: Files) -> None:
     for k, path in enumerate(files):
         copy(path, f"second{k}.dcm", SOPInstanceUID=generate_uid(), RescaleIntercept=7)
@@ -709,6 +734,7 @@ REFUSALS: list[tuple[str, ReasonCode, Damage]] = [
     ("gaps vary wildly", ReasonCode.MISSING_SLICES, _wild_gaps),
     ("short stack", ReasonCode.PARTIAL_COVERAGE, lambda files: [path.unlink() for path in files[3:]]),
     ("two slices", ReasonCode.NO_CT_SERIES, lambda files: [path.unlink() for path in files[2:]]),
+    ("one slice three times", ReasonCode.PARTIAL_COVERAGE, _one_slice_three_times),
     (
         "two different slices at a place",
         ReasonCode.DUPLICATE_POSITIONS,
@@ -759,6 +785,15 @@ REFUSALS: list[tuple[str, ReasonCode, Damage]] = [
     ("pixels cut off", ReasonCode.UNDECODABLE, _cut(0.97)),
     ("pixels too many", ReasonCode.UNDECODABLE, _set(5, PixelData=b"\0" * 200)),
     ("eight bits", ReasonCode.UNDECODABLE, _set(5, BitsStored=8)),
+    ("pixels in the upper bits", ReasonCode.UNDECODABLE, _set(5, BitsStored=12, HighBit=15)),
+    ("more bits stored than allocated", ReasonCode.UNDECODABLE, _set(5, BitsStored=20, HighBit=19)),
+    ("two samples per pixel", ReasonCode.UNDECODABLE, _set(5, SamplesPerPixel=2)),
+    ("palette", ReasonCode.UNDECODABLE, _set(5, PhotometricInterpretation="PALETTE COLOR")),
+    ("two frames in a single-frame image", ReasonCode.UNDECODABLE, _set(5, NumberOfFrames=2)),
+    ("RLE cut off", ReasonCode.UNDECODABLE, _rle(lambda frame: frame[: len(frame) // 4 * 2])),
+    ("RLE with segments beyond its end", ReasonCode.UNDECODABLE, _rle(lambda f: f[:8] + b"\0\0\0\x3c" + f[12:])),
+    ("RLE of one segment", ReasonCode.UNDECODABLE, _rle(lambda frame: b"\x01" + frame[1:])),
+    ("codestream of another image", ReasonCode.UNDECODABLE, _codestream_of_another_image),
     ("codestream cut off", ReasonCode.UNDECODABLE, _truncated_codestream),
     ("header cut off", ReasonCode.UNREADABLE, _cut(0.5)),
     ("empty file", ReasonCode.UNREADABLE, _cut(0.0)),
