@@ -13,13 +13,15 @@ from pydicom.uid import UID, generate_uid
 
 from operators.ct_geometry import SAME_POSITION_MM, Vectors, numbers, plane_of
 from operators.ct_images import SliceImage, with_values
-from operators.dicom_folder import read_object
+from operators.dicom_folder import DicomFile, read_object
 from operators.refusal import InputRefused, ReasonCode
 from operators.remarks import Remark, RemarkCode
 from operators.series_selection import MIN_SLICES
 
 MAX_STRAYS = 3
 """More images of another plane than this are no strays."""
+_PIXEL_ATTRIBUTES = ("Rows", "Columns", "PixelSpacing", "RescaleSlope", "RescaleIntercept", "ConvolutionKernel")
+"""What makes equal pixels equal images."""
 _ACQUISITIONS = ("AcquisitionNumber", "TemporalPositionIdentifier", "ConvolutionKernel", "AcquisitionTime")
 """Attributes that may tell acquisitions or reconstructions of one place apart, the first that does is used."""
 
@@ -74,16 +76,15 @@ def _check_uid(image: SliceImage) -> None:
 
 def _without_doubles(slices: Sequence[SliceImage]) -> tuple[list[SliceImage], int]:
     """Drop images that equal another one of the same UID, or of the same place; refuse those that differ."""
+    contents = _Contents()
     kept: list[SliceImage] = []
     for group in _grouped(slices, lambda image: (str(image.header.SOPInstanceUID), image.frame)):
-        if any(not _equal(group[0], other, whole=True) for other in group[1:]):
+        if not all(_same_header(group[0], image) for image in group[1:]) or len(contents.differing(group)) > 1:
             numbers_ = ", ".join(str(image.file.number) for image in group[:2])
             message = f"Files {numbers_} differ but bear the same SOPInstanceUID; send the original series."
             raise InputRefused(ReasonCode.DUPLICATE_INSTANCES, message)
         kept.append(group[0])
-    again: list[SliceImage] = []
-    for group in _grouped(kept, _place):
-        again += [image for k, image in enumerate(group) if not any(_equal(image, other) for other in group[:k])]
+    again = [image for group in _grouped(kept, _place) for image in contents.differing(group)]
     order = {id(image): k for k, image in enumerate(slices)}
     return sorted(again, key=lambda image: order[id(image)]), len(slices) - len(again)
 
@@ -105,22 +106,39 @@ def _place(image: SliceImage) -> Hashable:
     return tuple(np.round(np.concatenate([position, orientation]) / SAME_POSITION_MM).tolist())
 
 
-def _equal(one: SliceImage, other: SliceImage, *, whole: bool = False) -> bool:
-    """Tell whether two slices have the same pixels and rescale, or, on demand, all attributes the same."""
-    if one.file.number == other.file.number:
-        return False  # frames of one object differ by definition
-    attributes = ("Rows", "Columns", "PixelSpacing", "RescaleSlope", "RescaleIntercept", "ConvolutionKernel")
+def _same_header(one: SliceImage, other: SliceImage) -> bool:
     try:
-        same = _digest(one, attributes) == _digest(other, attributes)
-        return same and (not whole or one.file.header == other.file.header)
-    except Exception:  # a damaged object can make the parser raise anything, and equals no other
+        return bool(one.file.header == other.file.header)
+    except Exception:  # what damaged items of sequences make the parser raise is not foreseeable
         return False
 
 
-def _digest(image: SliceImage, keywords: Sequence[str]) -> str:
-    pixels = read_object(image.file.path).get("PixelData") or b""
-    values = "|".join(str(image.header.get(keyword)) for keyword in keywords)
-    return hashlib.sha256(values.encode() + pixels).hexdigest()
+class _Contents:
+    """Tells slices apart by what they show; the pixel data of each file are read once, and only when needed."""
+
+    def __init__(self) -> None:
+        self._digests: dict[int, bytes] = {}
+
+    def differing(self, slices: Sequence[SliceImage]) -> list[SliceImage]:
+        """Return the slices without those that equal an earlier one in pixels and rescale."""
+        if len(slices) == 1:
+            return list(slices)
+        first: dict[Hashable, SliceImage] = {}
+        for image in slices:
+            first.setdefault(self._content(image), image)
+        return list(first.values())
+
+    def _content(self, image: SliceImage) -> Hashable:
+        attributes = tuple(str(image.header.get(keyword)) for keyword in _PIXEL_ATTRIBUTES)
+        try:
+            return (*attributes, image.frame, self._digest(image.file))
+        except Exception:  # a damaged object can make the parser raise anything, and equals no other
+            return id(image)
+
+    def _digest(self, file: DicomFile) -> bytes:
+        if file.number not in self._digests:
+            self._digests[file.number] = hashlib.sha256(read_object(file.path).get("PixelData") or b"").digest()
+        return self._digests[file.number]
 
 
 # --- images that do not belong ---

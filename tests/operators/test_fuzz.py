@@ -18,14 +18,15 @@ JOBS = min(4, os.cpu_count() or 1)
 MEMORY = 256 << 20
 
 
-@pytest.mark.parametrize(
-    ("cases", "seed"), [(150, 1_000_000), pytest.param(3000, 2_000_000, marks=pytest.mark.slow)], ids=["few", "many"]
-)
-def test_every_folder_is_loaded_or_refused(cases: int, seed: int) -> None:
-    summary = fuzz(Plan(cases, seed, JOBS))
+SECONDS = 120.0
+"""After so long no further case is begun; ``make fuzz`` runs all."""
+
+
+def test_every_folder_is_loaded_or_refused() -> None:
+    summary = fuzz(Plan(10_000, 1_000_000, JOBS, SECONDS))
+    print(summary)  # noqa: T201 - how far it came
     assert [(failure.kind, failure.name, failure.detail) for failure in summary.failures] == []
-    assert summary.counts.total() == cases
-    assert summary.counts["accepted"] > cases // 50
+    assert summary.counts["accepted"] > 0
     assert len(summary.reasons) > 3
 
 
