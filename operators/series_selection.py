@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 from pydicom import Dataset
+from pydicom.multival import MultiValue
 
 from operators.ct_geometry import Plane, numbers, plane_of
 from operators.ct_images import SliceImage, slices_of
@@ -209,10 +210,10 @@ def _is_extra(header: Dataset) -> bool:
 
 
 def _words(value: Any) -> list[str]:
-    """Return the values of a text attribute of any multiplicity."""
+    """Return the values of an attribute of any multiplicity as text; a damaged file can give it any VR."""
     if value is None:
         return []
-    return [str(word).strip() for word in ([value] if isinstance(value, str) else value)]
+    return [str(word).strip() for word in (value if isinstance(value, MultiValue) else [value])]
 
 
 def _verdict(series: Series, slices: tuple[SliceImage, ...], reason: str) -> Verdict:
