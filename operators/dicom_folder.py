@@ -231,11 +231,11 @@ def _no_bomb(deflated: bytes) -> bytes:
     """Return deflated bytes; raise where they would inflate to what no image needs."""
     inflater = zlib.decompressobj(-zlib.MAX_WBITS)
     left, size = deflated, 0
-    while left and size <= max(_INFLATED, _GROWTH * len(deflated)):
+    while left and not inflater.eof:  # after its end, what follows stays for ever
         size += len(inflater.decompress(left, 1 << 20))
         left = inflater.unconsumed_tail
-    if left:
-        raise ValueError("the deflated data set grows out of all proportion")
+        if size > max(_INFLATED, _GROWTH * len(deflated)):
+            raise ValueError("the deflated data set grows out of all proportion")
     return deflated
 
 

@@ -825,6 +825,14 @@ def test_no_truncation_is_accepted(files: Files) -> None:
         assert refusal(files[0].parent).code
 
 
+def test_bytes_after_a_deflated_data_set_do_no_harm(files: Files) -> None:
+    expected = load_ct_series(files[0].parent).hu
+    _rewritten(files, DeflatedExplicitVRLittleEndian)
+    for path in files:
+        path.write_bytes(path.read_bytes() + bytes(range(200)))
+    np.testing.assert_array_equal(load_ct_series(files[0].parent).hu, expected)
+
+
 @pytest.mark.filterwarnings("ignore::UserWarning")
 def test_damaged_bytes_never_crash(files: Files) -> None:
     rng = np.random.default_rng(1)
