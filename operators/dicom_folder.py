@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 import os
 import zlib
@@ -24,7 +25,7 @@ _FIRST_GROUPS = (b"\x02\x00", b"\x08\x00", b"\x00\x08")
 """First bytes of an object without preamble: group 0002 or 0008 in either byte order (PS3.5, 7.1)."""
 _IDENTIFYING_GROUP = 0x0008
 _DICOM_SUFFIXES = (".dcm", ".dicom", ".ima")
-_SHORT_VALUE = 256
+_SHORT_VALUE = 64
 _LONG_VALUE = 1 << 16
 """Longer values are left in the file: nothing that a volume needs is so long, but descriptions of frames."""
 UNDEFINED_LENGTH = 0xFFFFFFFF
@@ -280,10 +281,11 @@ def _decode(header: FileDataset, tag: BaseTag) -> None:
 
 
 def _key(element: object, characters: str) -> Hashable:
-    """Return what decides how an element is decoded; None for one that is not worth remembering."""
-    if not isinstance(element, RawDataElement) or element.value is None or len(element.value) > _SHORT_VALUE:
+    """Return what decides how an element is decoded; None for one that is decoded already, or not read yet."""
+    if not isinstance(element, RawDataElement) or element.value is None:
         return None
-    return element.tag, element.VR, element.value, element.is_little_endian, characters
+    value = element.value if len(element.value) <= _SHORT_VALUE else hashlib.sha256(element.value).digest()
+    return element.tag, element.VR, value, element.is_little_endian, characters
 
 
 def _is_sequence(element: RawDataElement) -> bool:

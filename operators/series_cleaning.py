@@ -79,7 +79,8 @@ def _without_doubles(slices: Sequence[SliceImage]) -> tuple[list[SliceImage], in
     contents = _Contents()
     kept: list[SliceImage] = []
     for group in _grouped(slices, lambda image: (str(image.header.SOPInstanceUID), image.frame)):
-        if not all(_same_header(group[0], image) for image in group[1:]) or len(contents.differing(group)) > 1:
+        same = all(contents.same_attributes(group[0].file, image.file) for image in group[1:])
+        if not same or len(contents.differing(group)) > 1:
             numbers_ = ", ".join(str(image.file.number) for image in group[:2])
             message = f"Files {numbers_} differ but bear the same SOPInstanceUID; send the original series."
             raise InputRefused(ReasonCode.DUPLICATE_INSTANCES, message)
@@ -106,18 +107,30 @@ def _place(image: SliceImage) -> Hashable:
     return tuple(np.round(np.concatenate([position, orientation]) / SAME_POSITION_MM).tolist())
 
 
-def _same_header(one: SliceImage, other: SliceImage) -> bool:
-    try:
-        return bool(one.file.header == other.file.header)
-    except Exception:  # what damaged items of sequences make the parser raise is not foreseeable
-        return False
-
-
 class _Contents:
-    """Tells slices apart by what they show; the pixel data of each file are read once, and only when needed."""
+    """Tells slices and files apart by what they hold; each file is looked into once, and only when needed."""
 
     def __init__(self) -> None:
         self._digests: dict[int, bytes] = {}
+        self._whole: dict[int, bytes] = {}
+        self._same: dict[tuple[int, int], bool] = {}
+
+    def same_attributes(self, one: DicomFile, other: DicomFile) -> bool:
+        """Tell whether two objects have the same attributes but pixel data."""
+        pair = one.number, other.number
+        if pair not in self._same:
+            try:
+                equal = self._bytes(one) == self._bytes(other)  # most doubles are copies, and headers can be long
+                self._same[pair] = equal or bool(one.header == other.header)
+            except Exception:  # what damaged items of sequences make the parser raise is not foreseeable
+                self._same[pair] = False
+        return self._same[pair]
+
+    def _bytes(self, file: DicomFile) -> bytes:
+        if file.number not in self._whole:
+            with file.path.open("rb") as stream:
+                self._whole[file.number] = hashlib.file_digest(stream, "sha256").digest()
+        return self._whole[file.number]
 
     def differing(self, slices: Sequence[SliceImage]) -> list[SliceImage]:
         """Return the slices without those that equal an earlier one in pixels and rescale."""
