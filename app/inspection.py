@@ -40,7 +40,7 @@ def inspect_folder(folder: Path, rules: SelectionRules, settings: Settings) -> s
 def _table(study: Study, rules: SelectionRules) -> list[str]:
     choice = choose_series(study, rules)
     rows = [
-        (*_cells(verdict.summary), "READ" if verdict is choice.chosen else verdict.reason)
+        (*_cells(verdict.summary), verdict.reason or (verdict.refusal.message if verdict.refusal else "READ"))
         for verdict in choice.verdicts
     ]
     widths = [max(len(row[k]) for row in (_COLUMNS, *rows)) for k in range(len(_COLUMNS))]

@@ -28,13 +28,15 @@ _HARMLESS = {0xFFC4, 0xFFDB, 0xFFDD, 0xFFF8, 0xFFFE, *range(0xFFE0, 0xFFF0)}
 """Tables, restart interval, coding parameters, comments and application data."""
 _MARKER_IN_SCAN = {
     _LOSSLESS_JPEG: re.compile(rb"\xff[\x01-\xcf\xd8-\xfe]"),
-    _JPEG_LS: re.compile(rb"\xff[\x80-\xcf\xd8-\xff]"),
+    _JPEG_LS: re.compile(rb"\xff[\x80-\xcf\xd8-\xfe]"),
 }
 """Any marker but a restart: what follows a byte FF of the data themselves tells them from markers."""
-_END = b"\xff\xd9"
+_END, _PADDING = b"\xff\xd9", b"\0"
 _JPEG_2000 = b"\xff\x4f\xff\x51"
 """Start of codestream, then the marker of the image size (ISO/IEC 15444-1, A.5.1)."""
-_MOST_BITS = 16
+_LEAST_BITS, _MOST_BITS = 12, 16
+SYNTAXES = (RLELossless, JPEGLossless, JPEGLosslessSV1, *JPEGLSTransferSyntaxes, *JPEG2000TransferSyntaxes)
+"""Transfer syntaxes of compressed CT images that are decoded."""
 _RLE_HEADER = 64
 
 
@@ -45,9 +47,15 @@ class Frame(NamedTuple):
     rows: int
     columns: int
     components: int
+    signed: bool = False
+
+    @property
+    def shape(self) -> Shape:
+        """Rows and columns."""
+        return self.rows, self.columns
 
 
-def decode(codestream: bytes, syntax: UID, shape: Shape) -> tuple[StoredArray, int]:
+def decode(codestream: bytes, syntax: UID, shape: Shape, bits_stored: int, *, signed: bool) -> StoredArray:
     """Decode one compressed frame of 16 bits allocated and one sample per pixel.
 
     Decoders take memory for the size that a codestream announces, so it must be the image's.
@@ -57,37 +65,42 @@ def decode(codestream: bytes, syntax: UID, shape: Shape) -> tuple[StoredArray, i
     codestream : bytes
         The frame, may be padded at its end.
     syntax : UID
-        Transfer syntax: RLE, lossless JPEG, JPEG-LS or JPEG 2000.
+        One of :data:`SYNTAXES`.
     shape : tuple of int
         Rows and columns of the image.
+    bits_stored : int
+        Bits Stored of the image.
+    signed : bool
+        Whether its pixels are signed by Pixel Representation.
 
     Returns
     -------
-    values : ndarray of uint16, shape (rows, columns)
-        Stored values, their bits as in memory: negative ones in two's complement.
-    bits : int
-        How many bits of each count, from the lowest.
+    ndarray of uint16, shape (rows, columns)
+        Stored values: those of signed pixels in two's complement of, at least, the bits stored; what the higher bits
+        hold is left as it is.
 
     Raises
     ------
     Exception
-        Of any kind, where the codestream is damaged or none of this image.
+        Of any kind, where the codestream is damaged, none of this image, or contradicts its header.
     """
     if syntax == RLELossless:
-        return _decode_rle(codestream, shape), _MOST_BITS
+        return _decode_rle(codestream, shape)
     frame = _announced(codestream, syntax)
-    if frame[1:] != (*shape, 1) or frame.bits > _MOST_BITS:
+    if frame.shape != shape or frame.components != 1 or not _LEAST_BITS <= frame.bits <= _MOST_BITS:
         raise ValueError("another image than the header says")
+    if (frame.signed and not signed) or (signed and not frame.signed and frame.bits < bits_stored):
+        raise ValueError("header and codestream differ in sign")  # nothing tells which is right
     if syntax in JPEG2000TransferSyntaxes:
-        values, bits = imagecodecs.jpeg2k_decode(codestream, numthreads=1), frame.bits
+        values = imagecodecs.jpeg2k_decode(codestream, numthreads=1)
     elif syntax in JPEGLSTransferSyntaxes:
-        values, bits = imagecodecs.jpegls_decode(codestream), frame.bits
-    else:  # lossless JPEG may announce fewer bits than its differences, modulo 2 to the 16th, have (H.1.2.1)
-        values, bits = imagecodecs.jpeg8_decode(codestream), _MOST_BITS
+        values = imagecodecs.jpegls_decode(codestream)
+    else:
+        values = imagecodecs.jpeg8_decode(codestream)
     if values.shape != shape or values.dtype.itemsize > 2:
         raise ValueError("another image than announced")
     stored: StoredArray = values.astype(np.uint16)
-    return stored, bits
+    return stored
 
 
 def _decode_rle(frame: bytes, shape: Shape) -> StoredArray:
@@ -116,18 +129,20 @@ def _announced(codestream: bytes, syntax: UID) -> Frame:
 
 
 def _jpeg_2000(codestream: bytes) -> Frame:
-    if not codestream.startswith(_JPEG_2000):
-        raise ValueError("not a JPEG 2000 codestream")
+    if not codestream.startswith(_JPEG_2000) or not codestream.rstrip(_PADDING).endswith(_END):
+        raise ValueError("not one whole JPEG 2000 codestream")  # decoders fill in what is missing
     right, lower, left, upper, components, bits = unpack_from(">4L16xHB", codestream, len(_JPEG_2000) + 4)
-    return Frame(bits % 128 + 1, lower - upper, right - left, components)
+    return Frame(bits % 128 + 1, lower - upper, right - left, components, bits >= 128)
 
 
 def _jpeg(codestream: bytes, frame_header: int) -> Frame:
     """Read the segments up to the one scan, which must end: decoders fill in what is missing."""
     frames = []
-    marker, place, end = unpack_from(">H", codestream)[0], 0, 2
+    marker, end = unpack_from(">H", codestream)[0], 2
     while marker != _START_OF_SCAN:
         place = end
+        while codestream[place : place + 2] == b"\xff\xff":  # fill bytes (ISO/IEC 10918-1, B.1.1.2)
+            place += 1
         marker, length = unpack_from(">HH", codestream, place)
         end = place + 2 + length
         if marker == frame_header:
@@ -137,4 +152,6 @@ def _jpeg(codestream: bytes, frame_header: int) -> Frame:
     last = _MARKER_IN_SCAN[frame_header].search(codestream, end)
     if len(frames) != 1 or not codestream.startswith(b"\xff\xd8") or last is None or last.group() != _END:
         raise ValueError("not one whole scan")
+    if codestream[last.end() :].strip(_PADDING):
+        raise ValueError("something after the scan")
     return frames[0]

@@ -225,7 +225,7 @@ def _refuse_many_missing(places: Vectors) -> None:
 def _resampled(offsets: Vectors, smallest: float) -> tuple[float, Vectors]:
     """Return the gap nearest to the smallest one that divides the extent, and the places, each image near its own."""
     gap = float(offsets[-1]) / np.ceil(offsets[-1] / smallest)
-    places = offsets / gap
+    places = np.round(offsets / gap, 6)  # else the last bits decide which slice is the nearest
     if places[-1] + 1 > 2 * len(offsets):
         message = "The gaps between slices vary too much to be interpolated; send all slices."
         raise InputRefused(ReasonCode.MISSING_SLICES, message)

@@ -9,9 +9,8 @@ from pydicom import Dataset
 from pydicom.datadict import tag_for_keyword
 from pydicom.sequence import Sequence
 
-from operators.dicom_folder import DicomFile
+from operators.dicom_folder import MULTI_FRAME_CT, DicomFile
 from operators.refusal import InputRefused, ReasonCode
-from operators.studies import MULTI_FRAME_CT
 
 MAX_FRAMES = 10_000
 """Frames that no chest CT exceeds."""

@@ -11,14 +11,19 @@ from itertools import groupby
 import numpy as np
 import numpy.typing as npt
 from pydicom import Dataset
+from pydicom.uid import (
+    DeflatedExplicitVRLittleEndian,
+    ExplicitVRBigEndian,
+    ExplicitVRLittleEndian,
+    ImplicitVRLittleEndian,
+)
 
-from operators.codestreams import decode
+from operators.codestreams import SYNTAXES, decode
 from operators.ct_geometry import numbers
 from operators.ct_images import SliceImage
-from operators.dicom_folder import DicomFile
+from operators.dicom_folder import MULTI_FRAME_CT, DicomFile
 from operators.pixel_data import PixelDataError, stored_frames, transfer_syntax
 from operators.refusal import InputRefused, ReasonCode
-from operators.studies import MULTI_FRAME_CT
 from operators.volume import FloatArray
 
 AIR_HU = -1024.0
@@ -28,7 +33,11 @@ MAX_RESCALE = 1e5
 """Slopes and intercepts beyond this lead to no Hounsfield units."""
 THREADS = min(len(os.sched_getaffinity(0)), 8)
 """Decoders let each other run, and so does numpy."""
+_KINDS = {0: "u", 1: "i"}
+"""Pixel Representation."""
 _COMPRESSIBLE_BITS = 16
+_UNCOMPRESSED = (ImplicitVRLittleEndian, ExplicitVRLittleEndian, DeflatedExplicitVRLittleEndian, ExplicitVRBigEndian)
+_COMPRESSED = (*_UNCOMPRESSED, *SYNTAXES)
 _AHEAD = 2
 """Slices that wait for each thread: no more are in memory."""
 
@@ -54,7 +63,7 @@ def read_hu(slices: Sequence[SliceImage], planes: Iterable[FloatArray]) -> Itera
     Raises
     ------
     InputRefused
-        ``NO_RESCALE`` or ``UNDECODABLE``.
+        ``UNDECODABLE``; nothing else where :func:`check_readable` refuses none of the slices.
     """
     with ThreadPoolExecutor(THREADS) as pool:
         waiting: deque[Future[FloatArray]] = deque()
@@ -66,17 +75,31 @@ def read_hu(slices: Sequence[SliceImage], planes: Iterable[FloatArray]) -> Itera
             yield waiting.popleft().result()
 
 
+def check_readable(image: SliceImage) -> None:
+    """Refuse a slice whose header says that it cannot become Hounsfield units.
+
+    Raises
+    ------
+    InputRefused
+        ``NO_RESCALE`` or ``UNDECODABLE``.
+    """
+    _rescale(image)
+    try:
+        _refuse_unusable(image.file)
+    except PixelDataError as error:
+        raise _undecodable(image.file, str(error)) from error
+    except Exception as error:  # attributes that are missing, or of any other type
+        raise _undecodable(image.file, "are not described") from error
+
+
 def _with_frames(slices: Sequence[SliceImage]) -> Iterator[tuple[SliceImage, bytes]]:
     """Pair each slice with its frame as it is stored."""
     for _, run in groupby(slices, key=lambda image: image.file.number):
         images = list(run)
         file = images[0].file
         try:
-            _refuse_unusable(file)
             frames = stored_frames(file, [max(image.frame - 1, 0) for image in images])
             yield from zip(images, frames, strict=True)
-        except InputRefused:
-            raise
         except PixelDataError as error:
             raise _undecodable(file, str(error)) from error
         except Exception as error:  # what damaged data make the parser raise is not foreseeable
@@ -119,37 +142,36 @@ def _rescale(image: SliceImage) -> tuple[float, float]:
 
 
 def _refuse_unusable(file: DicomFile) -> None:
-    """Refuse what is not one grey value of enough bits for each pixel."""
-    header = file.header
-    if (int(header.get("NumberOfFrames") or 1) > 1 and file.sop_class not in MULTI_FRAME_CT) or (
-        header.SamplesPerPixel != 1 or not str(header.PhotometricInterpretation).startswith("MONOCHROME")
-    ):
+    """Refuse what is not one grey value of enough bits for each pixel, in a known coding."""
+    header, syntax = file.header, transfer_syntax(file.header)
+    several = int(header.get("NumberOfFrames") or 1) > 1 and file.sop_class not in MULTI_FRAME_CT
+    if several or header.SamplesPerPixel != 1 or not str(header.PhotometricInterpretation).startswith("MONOCHROME"):
         raise PixelDataError("hold several frames or colours")
-    if header.BitsStored < MIN_BITS_STORED:
+    allocated, used = header.BitsAllocated, header.BitsStored
+    if used < MIN_BITS_STORED:
         raise PixelDataError(f"have fewer than {MIN_BITS_STORED} bits")
-    if (
-        header.BitsStored > header.BitsAllocated
-        or header.get("HighBit", header.BitsStored - 1) != header.BitsStored - 1
-    ):
+    if used > allocated or header.get("HighBit", used - 1) != used - 1:
         raise PixelDataError("lie in other bits than those of a CT image (High Bit)")
+    if header.PixelRepresentation not in _KINDS or header.Rows < 1 or header.Columns < 1:
+        raise PixelDataError("are not described")
+    if syntax not in (_COMPRESSED if allocated == _COMPRESSIBLE_BITS else _UNCOMPRESSED):
+        raise PixelDataError("are in a transfer syntax that is not supported")
+    if file.pixels_at >= file.stamp.size:
+        raise PixelDataError("are missing")
 
 
 def _stored_values(file: DicomFile, frame: bytes) -> npt.NDArray[np.integer]:
     """Return the stored values of a frame; bits that are not used say nothing (PS3.5, 8.1.1)."""
     header, syntax = file.header, transfer_syntax(file.header)
-    shape = header.Rows, header.Columns
+    shape, kind = (header.Rows, header.Columns), _KINDS[header.PixelRepresentation]
     allocated, used = header.BitsAllocated, header.BitsStored
     if syntax.is_encapsulated:
-        if allocated != _COMPRESSIBLE_BITS:
-            raise ValueError("not the pixels of a CT image")
-        stored, bits = decode(frame, syntax, shape)
-        used = min(used, bits)
+        bits: npt.NDArray[np.unsignedinteger] = decode(frame, syntax, shape, used, signed=kind == "i")
     else:
         order = "<" if syntax.is_little_endian else ">"
         swapped = np.frombuffer(frame, f"{order}u{allocated // 8}").reshape(shape)
-        stored = swapped.astype(swapped.dtype.newbyteorder("="), copy=False)
-    kind = {0: "u", 1: "i"}[header.PixelRepresentation]
-    values: npt.NDArray[np.integer] = stored.view(f"{kind}{allocated // 8}")
+        bits = swapped.astype(swapped.dtype.newbyteorder("="), copy=False)
+    values: npt.NDArray[np.integer] = bits.view(f"{kind}{allocated // 8}")
     unused = allocated - used
     return (values << unused) >> unused if unused else values
 

@@ -9,17 +9,24 @@ import zlib
 from collections.abc import Hashable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import pydicom
 from pydicom.datadict import dictionary_has_tag, dictionary_VR
 from pydicom.dataelem import RawDataElement
 from pydicom.dataset import FileDataset
 from pydicom.tag import BaseTag
-from pydicom.uid import CTImageStorage, MediaStorageDirectoryStorage
+from pydicom.uid import (
+    CTImageStorage,
+    EnhancedCTImageStorage,
+    LegacyConvertedEnhancedCTImageStorage,
+    MediaStorageDirectoryStorage,
+)
 from pydicom.valuerep import EXPLICIT_VR_LENGTH_32
 
 from operators.refusal import InputRefused, ReasonCode
 
+MULTI_FRAME_CT = (EnhancedCTImageStorage, LegacyConvertedEnhancedCTImageStorage)
 _PREAMBLE = 128
 _FIRST_GROUPS = (b"\x02\x00", b"\x08\x00", b"\x00\x08")
 """First bytes of an object without preamble: group 0002 or 0008 in either byte order (PS3.5, 7.1)."""
@@ -35,6 +42,18 @@ _GROWTH = 50
 """or to this many times its size, which a long multi-frame image may need; anything more is a bomb."""
 
 
+class Stamp(NamedTuple):
+    """What changes when a file is changed: its size in bytes, and the time of its last change in ns."""
+
+    size: int
+    changed: int
+
+
+def stamp_of(status: os.stat_result) -> Stamp:
+    """Return the stamp of a file from its status."""
+    return Stamp(status.st_size, status.st_mtime_ns)
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class DicomFile:
     """One DICOM object: its file and its header without pixel data.
@@ -48,14 +67,17 @@ class DicomFile:
     header : FileDataset
         Everything before the pixel data, but values of more than 64 KiB that are no sequences.
     pixels_at : int
-        Where the element Pixel Data begins in the file, or, where there is none, the file ends; of no meaning in a
-        deflated object.
+        Where the element Pixel Data begins in the file, or, where there is none, the file ends; 0 for a deflated
+        object.
+    stamp : Stamp
+        Size and time of the file when the header was read.
     """
 
     path: Path
     number: int
     header: FileDataset
     pixels_at: int
+    stamp: Stamp
 
     @property
     def sop_class(self) -> str:
@@ -148,14 +170,15 @@ def _read_file(path: Path, number: int, examination: _Examination) -> DicomFile 
             if _ought_to_be_dicom(path, start):
                 raise ValueError("not the DICOM object that its name promises")
             return None
+    stamp = stamp_of(path.stat())
     header, pixels_at = _read_header(path)
     if header.file_meta.get("MediaStorageSOPClassUID") == MediaStorageDirectoryStorage:
         return None
-    if _ends_early(header):
+    if _ends_early(header) or (header.get("SOPClassUID") in MULTI_FRAME_CT and pixels_at >= stamp.size):
         raise ValueError("the header ends early")
-    _drop_long_values(header, path.stat().st_size)
+    _drop_long_values(header, stamp.size)
     examination.check(header)
-    return DicomFile(path, number, header, pixels_at)
+    return DicomFile(path, number, header, pixels_at, stamp)
 
 
 def _read_header(path: Path) -> tuple[FileDataset, int]:
@@ -166,6 +189,7 @@ def _read_header(path: Path) -> tuple[FileDataset, int]:
             file.seek(0)
             header = pydicom.dcmread(file, force=True, stop_before_pixels=True)
             header.buffer = None  # holds all pixels
+            return header, 0
         return header, file.tell()
 
 

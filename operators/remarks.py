@@ -10,7 +10,7 @@ class RemarkCode(StrEnum):
     """Stable codes of remarks; written to ``result.json`` and, in words, to the report."""
 
     DUPLICATES_DROPPED = "DUPLICATES_DROPPED"
-    """Images were there twice, equal in header and pixels."""
+    """Images were there twice, with equal pixels and rescale."""
     STRAY_IMAGES_DROPPED = "STRAY_IMAGES_DROPPED"
     """Localizers or pictures inside the series were passed over."""
     ACQUISITION_CHOSEN = "ACQUISITION_CHOSEN"

@@ -14,12 +14,15 @@ from pydicom.datadict import tag_for_keyword
 from operators.ct_geometry import plane_of
 
 Condition = str | float | list[str | float]
+_PLANES = ("axial", "coronal", "sagittal")
 
 
 def _known(conditions: dict[str, Condition]) -> dict[str, Condition]:
     for keyword, condition in conditions.items():
         if tag_for_keyword(keyword) is None:
             raise ValueError(f"{keyword} is no DICOM keyword")
+        if keyword == "ImageOrientationPatient" and str(condition).casefold() not in _PLANES:
+            raise ValueError("ImageOrientationPatient is Axial, Coronal or Sagittal")
         for text in condition if isinstance(condition, list) else [condition]:
             if isinstance(text, str):
                 _compiled(text)
@@ -51,7 +54,7 @@ class Selection(BaseModel):
 
         - text: equal, or found as a regular expression; both without regard to case;
         - a number: equal; ``[low, high]``: in the range; ``[number, ">"]`` (or ``>=``, ``<``, ``<=``, ``==``): so;
-          ``[text]`` for a number: a regular expression;
+          ``[text]`` for a number: a regular expression; of several numbers, each must be so;
         - a list of text, for an attribute of several values: each is among them, each with ``!`` before it is not;
         - ``ImageOrientationPatient``: ``Axial``, ``Coronal`` or ``Sagittal``.
 
@@ -101,8 +104,8 @@ def _meets(header: Dataset, keyword: str, condition: Condition) -> bool:
     values = _values(header.get(keyword))
     if not values:
         return False
-    if len(values) == 1 and isinstance(values[0], int | float):
-        return _meets_number(float(values[0]), condition)
+    if all(isinstance(value, float) for value in values):
+        return all(_meets_number(value, condition) for value in values)
     if isinstance(condition, list):
         present = {str(value).strip().casefold() for value in values}
         wanted = [str(text).strip().casefold() for text in condition]

@@ -14,13 +14,17 @@ from pydicom.uid import UID, generate_uid
 from operators.ct_geometry import SAME_POSITION_MM, Vectors, numbers, plane_of
 from operators.ct_images import SliceImage, with_values
 from operators.dicom_folder import DicomFile, read_object
+from operators.pixel_data import transfer_syntax
 from operators.refusal import InputRefused, ReasonCode
 from operators.remarks import Remark, RemarkCode
 from operators.series_selection import MIN_SLICES
 
 MAX_STRAYS = 3
 """More images of another plane than this are no strays."""
-_PIXEL_ATTRIBUTES = ("Rows", "Columns", "PixelSpacing", "RescaleSlope", "RescaleIntercept", "ConvolutionKernel")
+_PIXEL_ATTRIBUTES = (
+    *("Rows", "Columns", "PixelSpacing", "RescaleSlope", "RescaleIntercept", "ConvolutionKernel", "BitsStored"),
+    *("BitsAllocated", "PixelRepresentation", "PixelPaddingValue", "PixelPaddingRangeLimit"),
+)
 """What makes equal pixels equal images."""
 _ACQUISITIONS = ("AcquisitionNumber", "TemporalPositionIdentifier", "ConvolutionKernel", "AcquisitionTime")
 """Attributes that may tell acquisitions or reconstructions of one place apart, the first that does is used."""
@@ -144,7 +148,7 @@ class _Contents:
     def _content(self, image: SliceImage) -> Hashable:
         attributes = tuple(str(image.header.get(keyword)) for keyword in _PIXEL_ATTRIBUTES)
         try:
-            return (*attributes, image.frame, self._digest(image.file))
+            return (*attributes, image.frame, transfer_syntax(image.file.header), self._digest(image.file))
         except Exception:  # a damaged object can make the parser raise anything, and equals no other
             return id(image)
 
@@ -187,10 +191,18 @@ def _one_acquisition(slices: list[SliceImage]) -> tuple[list[SliceImage], list[R
         complete = [part for part in parts if len(part) >= MIN_SLICES and not _has_doubles(places[part])]
         if not complete:
             continue
-        best = max(complete, key=len)  # the first of the longest
+        best = min(complete, key=lambda part: (-len(part), *_in_order(str(values[part[0]]))))
         message = f"The series holds {len(parts)} overlapping acquisitions; the first of the longest was taken."
         return [slices[k] for k in best], [Remark(RemarkCode.ACQUISITION_CHOSEN, message)]
     return slices, []
+
+
+def _in_order(value: str) -> tuple[float, str]:
+    """Sort key of an attribute's value: numbers by their size, then words."""
+    try:
+        return float(value), ""
+    except ValueError:
+        return float("inf"), value
 
 
 def _along_normal(slices: Sequence[SliceImage]) -> Vectors:

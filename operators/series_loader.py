@@ -20,7 +20,7 @@ from operators.remarks import Remark, RemarkCode
 from operators.selection_rules import ANY_SERIES, SelectionRules
 from operators.series_cleaning import clean_series
 from operators.series_selection import MIN_EXTENT_MM, MIN_SLICES, Verdict, chosen_series
-from operators.studies import Study, check_study, group_studies
+from operators.studies import Study, check_patient, check_study, group_studies
 from operators.volume import CTVolume, FloatArray, Grid
 
 SPARSE = 1.5
@@ -85,6 +85,7 @@ def plan_volume(study: Study, rules: SelectionRules, max_gap_mm: float = MAX_GAP
     check_study(study)
     chosen = chosen_series(study, rules)
     clean = clean_series(chosen.slices, chosen.strays)
+    check_patient(image.file for image in clean.slices)
     if len(clean.slices) < MIN_SLICES:  # the others were the same once more
         message = f"The series has {len(clean.slices)} different slice(s), too few for a chest; send all slices."
         raise InputRefused(ReasonCode.PARTIAL_COVERAGE, message)

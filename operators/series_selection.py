@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -13,6 +13,7 @@ from pydicom.multival import MultiValue
 
 from operators.ct_geometry import Plane, numbers, plane_of
 from operators.ct_images import SliceImage, slices_of
+from operators.ct_pixels import check_readable
 from operators.refusal import InputRefused, ReasonCode
 from operators.selection_rules import Selection, SelectionRules, meets
 from operators.studies import CT_CLASSES, Series, Study
@@ -70,12 +71,27 @@ class SeriesSummary:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Verdict:
-    """What became of one series: ``reason`` says why it is not read, and is empty for the one that is."""
+    """What became of one series.
+
+    Parameters
+    ----------
+    series : Series
+        The series.
+    summary : SeriesSummary
+        What a person knows it by.
+    slices : tuple of SliceImage
+        Its slices, in the order of their UIDs: nothing depends on the names of files.
+    reason : str
+        Why it is not read; empty for the one that is.
+    refusal : InputRefused or None
+        Why it could not be read, as far as the headers tell.
+    """
 
     series: Series
     summary: SeriesSummary
     slices: tuple[SliceImage, ...]
     reason: str
+    refusal: InputRefused | None = None
 
     @property
     def strays(self) -> int:
@@ -94,11 +110,12 @@ class Choice:
 def choose_series(study: Study, rules: SelectionRules) -> Choice:
     """Choose the series to read.
 
-    Left out are series without CT images, without slices (localizers, colour pictures), projections (MIP and the
-    like), values that are not Hounsfield units, slices oblique to the patient, fewer than :data:`MIN_SLICES` slices,
-    and what no selection of the rules asks for. Of the others the first of these decides that differs: axial before
-    coronal before sagittal; original before derived; at least :data:`MIN_EXTENT_MM` long; not said to be another
-    part of the body; gaps under :data:`THICK_MM`; preferred kernel; more slices; lower series number; lower UID.
+    Left out are series without CT images, without slices (localizers, colour pictures, projections: MIP and the
+    like), of other values than Hounsfield units, slices oblique to the patient, fewer than :data:`MIN_SLICES` slices,
+    and what no selection of the rules asks for. Of the others the first of these decides that differs: readable as
+    far as the headers tell; axial before coronal before sagittal; original before derived; at least
+    :data:`MIN_EXTENT_MM` long; not said to be another part of the body; gaps under :data:`THICK_MM`; preferred kernel;
+    more slices; lower series number; lower UID.
     """
     verdicts = [_judge(series) for series in study.series]
     fit = [verdict for verdict in verdicts if not verdict.reason]
@@ -121,11 +138,14 @@ def chosen_series(study: Study, rules: SelectionRules) -> Verdict:
     Raises
     ------
     InputRefused
-        ``NO_CT_SERIES``, with what was found instead.
+        ``NO_CT_SERIES``, with what was found instead; or why the only candidates cannot be read.
     """
     choice = choose_series(study, rules)
-    if choice.chosen is not None:
+    refusals = [verdict.refusal for verdict in choice.verdicts if verdict.refusal is not None]
+    if choice.chosen is not None and choice.chosen.refusal is None:
         return choice.chosen
+    if choice.chosen is not None or refusals:
+        raise (choice.chosen and choice.chosen.refusal) or refusals[0]
     reasons = Counter(verdict.reason for verdict in choice.verdicts)
     found = "; ".join(f"{count} series: {reason}" for reason, count in reasons.most_common(4))
     message = f"The study holds no CT series that can be read ({found}); send an axial chest CT."
@@ -146,21 +166,32 @@ def _judge(series: Series) -> Verdict:
     try:
         images = slices_of(ct)
     except InputRefused as refusal:
-        return _verdict(series, (), refusal.message)
-    slices = tuple(image for image in images if not _is_extra(image.header))
+        return replace(_verdict(series, (), refusal.message), refusal=refusal)
+    slices = tuple(sorted((image for image in images if not _is_extra(image.header)), key=_identity))
     if not slices:
-        return _verdict(series, slices, "localizers or pictures only")
+        return _verdict(series, slices, "localizers, projections or pictures only")
     verdict = _verdict(series, slices, "")
     reason = _unfit(verdict, slices[0].header)
-    return Verdict(series, verdict.summary, slices, reason)
+    return replace(verdict, reason=reason, refusal=None if reason else _refusal(slices))
+
+
+def _identity(image: SliceImage) -> tuple[str, int]:
+    return str(image.header.get("SOPInstanceUID") or ""), image.frame
+
+
+def _refusal(slices: Sequence[SliceImage]) -> InputRefused | None:
+    """Say why a slice cannot be read, as far as the headers tell."""
+    try:
+        for image in slices:
+            check_readable(image)
+    except InputRefused as refusal:
+        return refusal
+    return None
 
 
 def _unfit(verdict: Verdict, header: Dataset) -> str:
     summary = verdict.summary
-    kinds = {value.upper() for value in _words(header.get("ImageType"))}
-    if kinds & _PROJECTIONS:
-        return "projections, not slices"
-    if str(header.get("RescaleType") or "HU").strip().upper() not in ("HU", "US", ""):
+    if str(header.get("RescaleType") or "HU").strip().upper() not in ("HU", "US"):
         return "values other than Hounsfield units"
     if summary.slices < MIN_SLICES:
         return f"fewer than {MIN_SLICES} slices"
@@ -182,6 +213,7 @@ def _criteria(verdict: Verdict, rules: SelectionRules) -> list[tuple[str, float]
     planes: dict[str, int] = {"axial": 0, "unknown": 1, "coronal": 2, "sagittal": 3}
     elsewhere = bool(s.body_part) and not any(word in s.body_part.upper().replace(" ", "") for word in CHEST_WORDS)
     return [
+        (verdict.refusal.message if verdict.refusal else "", verdict.refusal is not None),
         (f"{s.plane} slices", planes.get(s.plane, 4)),
         ("derived, not original", not s.original),
         ("too short to cover the lungs", extent < MIN_EXTENT_MM),
@@ -199,14 +231,13 @@ def _left_out(verdict: Verdict, chosen: Verdict | None, wanted: bool, rules: Sel
     if wanted and chosen is not None:
         pairs = zip(_criteria(verdict, rules), _criteria(chosen, rules), strict=True)
         reason = next((name for (name, ours), (_, best) in pairs if ours != best), "another series of the same kind")
-    return Verdict(verdict.series, verdict.summary, verdict.slices, reason)
+    return replace(verdict, reason=reason)
 
 
 def _is_extra(header: Dataset) -> bool:
-    """Tell whether a CT image is no slice: a localizer, or a colour picture such as a dose summary."""
-    return "LOCALIZER" in [w.upper() for w in _words(header.get("ImageType"))[2:3]] or (
-        header.get("SamplesPerPixel") == _COLOURS
-    )
+    """Tell whether a CT image is no slice: a localizer, a projection, or a colour picture such as a dose summary."""
+    kinds = [word.upper() for word in _words(header.get("ImageType"))]
+    return "LOCALIZER" in kinds[2:3] or bool(_PROJECTIONS & {*kinds}) or header.get("SamplesPerPixel") == _COLOURS
 
 
 def _words(value: Any) -> list[str]:
@@ -216,6 +247,11 @@ def _words(value: Any) -> list[str]:
     return [str(word).strip() for word in (value if isinstance(value, MultiValue) else [value])]
 
 
+def _printable(value: Any) -> str:
+    """Return text of a header as one line that does nothing to a terminal."""
+    return "".join(character if character.isprintable() else "?" for character in " ".join(_words(value)))
+
+
 def _verdict(series: Series, slices: tuple[SliceImage, ...], reason: str) -> Verdict:
     header = slices[0].header if slices else series.files[0].header
     types = [word.upper() for word in _words(header.get("ImageType"))]
@@ -223,15 +259,15 @@ def _verdict(series: Series, slices: tuple[SliceImage, ...], reason: str) -> Ver
     size = header.get("Columns"), header.get("Rows")
     summary = SeriesSummary(
         number=int(number) if isinstance(number, int) else None,
-        modality=str(header.get("Modality") or ""),
+        modality=_printable(header.get("Modality")),
         images=len(series.files),
         slices=len(slices),
         size=(size[0], size[1]) if isinstance(size[0], int) and isinstance(size[1], int) else None,
         spacing=_spacing(slices),
         plane=_plane(slices),
         original=types[:1] != ["DERIVED"],
-        kernel=" ".join(_words(header.get("ConvolutionKernel"))),
-        body_part=str(header.get("BodyPartExamined") or ""),
+        kernel=_printable(header.get("ConvolutionKernel")),
+        body_part=_printable(header.get("BodyPartExamined")),
     )
     return Verdict(series, summary, slices, reason)
 

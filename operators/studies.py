@@ -6,12 +6,11 @@ from collections import defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from pydicom.uid import UID, CTImageStorage, EnhancedCTImageStorage, LegacyConvertedEnhancedCTImageStorage
+from pydicom.uid import UID, CTImageStorage
 
-from operators.dicom_folder import DicomFile, FolderScan
+from operators.dicom_folder import MULTI_FRAME_CT, DicomFile, FolderScan
 from operators.refusal import InputRefused, ReasonCode
 
-MULTI_FRAME_CT = (EnhancedCTImageStorage, LegacyConvertedEnhancedCTImageStorage)
 CT_CLASSES = (CTImageStorage, *MULTI_FRAME_CT)
 
 
@@ -99,3 +98,28 @@ def check_study(study: Study) -> None:
     if len(patients) > 1:
         message = f"The study names {len(patients)} patients; correct or part them in the PACS, then send it again."
         raise InputRefused(ReasonCode.MIXED_STUDIES, message)
+
+
+def check_patient(files: Iterable[DicomFile]) -> None:
+    """Refuse images of one series that name several patients, whatever their Patient ID says.
+
+    Compared are name, birth date and sex, as far as the images state them; not the case,
+    punctuation and spaces of a name, which systems write as they like.
+
+    Raises
+    ------
+    InputRefused
+        ``MIXED_STUDIES``.
+    """
+    images = list(files)
+    for keyword in ("PatientName", "PatientBirthDate", "PatientSex"):
+        stated = {_letters(str(file.header.get(keyword) or "")) for file in images} - {""}
+        if len(stated) > 1:
+            message = (
+                f"The images of the series differ in {keyword}; correct or part them in the PACS, then send it again."
+            )
+            raise InputRefused(ReasonCode.MIXED_STUDIES, message)
+
+
+def _letters(value: str) -> str:
+    return "".join(character for character in value.casefold() if character.isalnum())

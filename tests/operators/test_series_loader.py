@@ -34,7 +34,7 @@ from operators.journal import Journal
 from operators.refusal import InputRefused, ReasonCode
 from operators.remarks import RemarkCode
 from operators.selection_rules import ANY_SERIES
-from operators.series_loader import SeriesLoaderOperator, describe, load_ct_series
+from operators.series_loader import SeriesLoaderOperator, describe, load_ct_series, load_study
 from operators.studies import group_studies
 from operators.volume import CTVolume
 from tests.builders import axial_grid, write_series
@@ -561,6 +561,23 @@ def multi_frame(files: Files) -> None:
 
 
 @accepted
+def multi_frame_deflated(files: Files) -> None:
+    multi_frame(files)
+    _rewritten([files[0].with_name("enhanced.dcm")], DeflatedExplicitVRLittleEndian)
+
+
+@accepted
+def multi_frame_in_fragments_without_table(files: Files) -> None:
+    enhanced = _multi_frame(files[::-1])
+    enhanced.compress(JPEGLSLossless, generate_instance_uid=False)
+    frames = list(pydicom.encaps.generate_frames(enhanced.PixelData, number_of_frames=len(files)))
+    enhanced.PixelData = pydicom.encaps.encapsulate(frames, fragments_per_frame=3, has_bot=False)
+    for path in files:
+        path.unlink()
+    enhanced.save_as(files[0].with_name("enhanced.dcm"), enforce_file_format=True)
+
+
+@accepted
 def character_set_of_another_language(files: Files) -> None:
     set_all(files, SpecificCharacterSet=["", "ISO 2022 IR 87"], PatientName="Yamada^Tarou=山田^太郎")
 
@@ -718,6 +735,43 @@ def _frames_not_described(files: Files) -> None:
     enhanced.save_as(files[0].with_name("enhanced.dcm"), enforce_file_format=True)
 
 
+def _frames(change: Callable[[list[bytes]], list[bytes]], *, table: bool = True) -> Damage:
+    def damage(files: Files) -> None:
+        enhanced = _multi_frame(files)
+        enhanced.compress(JPEGLSLossless, generate_instance_uid=False)
+        count = enhanced.NumberOfFrames
+        frames = list(pydicom.encaps.generate_frames(enhanced.PixelData, number_of_frames=count))
+        enhanced.PixelData = pydicom.encaps.encapsulate(change(frames), has_bot=table)
+        for path in files:
+            path.unlink()
+        enhanced.save_as(files[0].with_name("enhanced.dcm"), enforce_file_format=True)
+
+    return damage
+
+
+def _multi_frame_header_cut_off(files: Files) -> None:
+    """Beside a series that could be read."""
+    enhanced = _multi_frame(files)
+    enhanced.SeriesInstanceUID = "1.2.3.4"
+    path = files[0].with_name("enhanced.dcm")
+    enhanced.save_as(path, enforce_file_format=True)
+    whole = path.read_bytes()
+    path.write_bytes(whole[: whole.index(b"\x00\x52\x30\x92") + 40])
+
+
+def _two_images_in_one(files: Files) -> None:
+    image = pydicom.dcmread(files[-1])
+    image.compress(JPEGLSLossless, generate_instance_uid=False)
+    frame = next(pydicom.encaps.generate_frames(image.PixelData, number_of_frames=1))
+    image.PixelData = pydicom.encaps.encapsulate([frame, frame], has_bot=False)
+    image.save_as(files[-1])
+
+
+def _two_birth_dates(files: Files) -> None:
+    set_all(files[:3], PatientBirthDate="19500101")
+    set_all(files[3:], PatientBirthDate="19600101")
+
+
 def _frames_cut_off(files: Files) -> None:
     enhanced = _multi_frame(files)
     enhanced.PixelData = enhanced.PixelData[:-160]
@@ -778,8 +832,16 @@ REFUSALS: list[tuple[str, ReasonCode, Damage]] = [
     ("MR", ReasonCode.NO_CT_SERIES, _all(SOPClassUID="1.2.840.10008.5.1.4.1.1.4")),
     ("localizers only", ReasonCode.NO_CT_SERIES, _all(ImageType=["ORIGINAL", "PRIMARY", "LOCALIZER"])),
     ("projections only", ReasonCode.NO_CT_SERIES, _all(ImageType=["DERIVED", "SECONDARY", "MIP"])),
-    ("single frames called enhanced", ReasonCode.NO_CT_SERIES, _all(SOPClassUID=EnhancedCTImageStorage)),
-    ("frames not described", ReasonCode.NO_CT_SERIES, _frames_not_described),
+    ("single frames called enhanced", ReasonCode.MISSING_ATTRIBUTE, _all(SOPClassUID=EnhancedCTImageStorage)),
+    ("frames not described", ReasonCode.MISSING_ATTRIBUTE, _frames_not_described),
+    ("a frame too many", ReasonCode.UNDECODABLE, _frames(lambda frames: [*frames[:3], *frames[2:]], table=False)),
+    ("a frame too many in the table", ReasonCode.UNDECODABLE, _frames(lambda frames: [frames[0], *frames])),
+    ("a frame too few", ReasonCode.UNDECODABLE, _frames(lambda frames: frames[1:], table=False)),
+    ("two images in a frame", ReasonCode.UNDECODABLE, _frames(lambda frames: [frames[0] * 2, *frames[1:]])),
+    ("multi-frame header cut off", ReasonCode.UNREADABLE, _multi_frame_header_cut_off),
+    ("two images in a single-frame object", ReasonCode.UNDECODABLE, _two_images_in_one),
+    ("slices of two names", ReasonCode.MIXED_STUDIES, _set(2, PatientName="Another^Patient")),
+    ("slices of two birth dates", ReasonCode.MIXED_STUDIES, _two_birth_dates),
     ("frames cut off", ReasonCode.UNDECODABLE, _frames_cut_off),
     ("no pixels", ReasonCode.UNDECODABLE, _delete(5, "PixelData")),
     ("pixels cut off", ReasonCode.UNDECODABLE, _cut(0.97)),
@@ -847,6 +909,40 @@ def test_damaged_bytes_never_crash(files: Files) -> None:
         except InputRefused:
             refused += 1
     assert refused > 20
+
+
+def test_a_file_that_changes_after_its_header_was_read_is_refused(files: Files) -> None:
+    (study,) = group_studies(scan_folder(files[0].parent))
+    set_all(files[2:3], RescaleIntercept=0, StudyDescription="longer than before")
+    with pytest.raises(InputRefused, match="have changed") as refused:
+        load_study(study, ANY_SERIES)
+    assert refused.value.code is ReasonCode.UNDECODABLE
+
+
+def test_a_name_written_in_two_ways_is_one_name(files: Files) -> None:
+    set_all(files[:3], PatientName="Doe^Jane")
+    set_all(files[3:], PatientName="DOE^JANE^^")
+    assert load_ct_series(files[0].parent).hu.shape == HU.shape
+
+
+def test_of_two_acquisitions_the_same_is_taken_whatever_the_names(files: Files) -> None:
+    for k, path in enumerate(files):
+        copy(path, f"other{k}.dcm", SOPInstanceUID=generate_uid(), AcquisitionNumber=10, RescaleIntercept=-900)
+    set_all(files, AcquisitionNumber=9)
+    first = load_ct_series(files[0].parent)
+    for path in sorted(files[0].parent.iterdir()):
+        path.rename(path.with_name(("a" if "other" in path.name else "z") + path.name))
+    np.testing.assert_array_equal(load_ct_series(files[0].parent).hu, first.hu)
+    np.testing.assert_array_equal(first.hu, HU)
+
+
+@pytest.mark.parametrize("name", ["0.dcm", "zzz.dcm"])
+def test_a_projection_among_the_slices_is_left_out_whatever_its_name(files: Files, name: str) -> None:
+    kinds = ["DERIVED", "SECONDARY", "AXIAL", "MIP"]
+    copy(files[-1], name, SOPInstanceUID="1.2.3", ImageType=kinds, ImagePositionPatient=[0, 0, 30.0 * len(files)])
+    volume = load_ct_series(files[0].parent)
+    assert volume.hu.shape == HU.shape
+    assert [remark.code for remark in volume.remarks] == [RemarkCode.STRAY_IMAGES_DROPPED]
 
 
 @pytest.mark.parametrize("seed", range(6))

@@ -12,7 +12,7 @@ from pydicom.uid import SecondaryCaptureImageStorage, generate_uid
 
 from app.inspection import inspect_folder
 from app.outcome import UsageError
-from app.settings import load_rules, load_settings
+from app.settings import Settings, load_rules, load_settings
 from operators.dicom_folder import scan_folder
 from operators.refusal import InputRefused, ReasonCode
 from operators.selection_rules import ANY_SERIES, Selection, SelectionRules, meets
@@ -176,9 +176,9 @@ def test_each_preference_decides_and_is_named(
 @pytest.mark.parametrize(
     ("attributes", "reason"),
     [
-        ({"ImageType": ["ORIGINAL", "PRIMARY", "LOCALIZER"]}, "localizers or pictures only"),
-        ({"SamplesPerPixel": 3}, "localizers or pictures only"),
-        ({"ImageType": ["DERIVED", "SECONDARY", "MIP"]}, "projections, not slices"),
+        ({"ImageType": ["ORIGINAL", "PRIMARY", "LOCALIZER"]}, "localizers, projections or pictures only"),
+        ({"SamplesPerPixel": 3}, "localizers, projections or pictures only"),
+        ({"ImageType": ["DERIVED", "SECONDARY", "MIP"]}, "localizers, projections or pictures only"),
         ({"RescaleType": "MGML"}, "values other than Hounsfield units"),
         ({"slices": 2}, "fewer than 3 slices"),
         ({"ImageOrientationPatient": [1, 0, 0, 0, 0.70710678, 0.70710678]}, "slices oblique to the patient"),
@@ -194,6 +194,32 @@ def test_what_is_no_volume_is_never_read(tmp_path: Path, attributes: dict[str, o
         chosen_series(_study(tmp_path), ANY_SERIES)
     assert refused.value.code is ReasonCode.NO_CT_SERIES
     assert f"1 series: {reason}" in refused.value.message
+
+
+@pytest.mark.parametrize(
+    ("fault", "code"),
+    [
+        ({"RescaleSlope": -1}, ReasonCode.NO_RESCALE),
+        ({"RescaleType": "US"}, ReasonCode.NO_RESCALE),
+        ({"BitsStored": 8, "HighBit": 7}, ReasonCode.UNDECODABLE),
+    ],
+)
+def test_a_series_that_can_be_read_is_preferred(tmp_path: Path, fault: dict[str, object], code: ReasonCode) -> None:
+    _series(tmp_path, "bad", SeriesNumber=1, slices=20, **fault)  # type: ignore[arg-type]
+    with pytest.raises(InputRefused) as refused:
+        chosen_series(_study(tmp_path), ANY_SERIES)
+    assert refused.value.code is code
+    assert f"Would be refused: {code}: " in inspect_folder(tmp_path, ANY_SERIES, Settings())
+    _series(tmp_path, "good", SeriesNumber=2)
+    assert chosen_series(_study(tmp_path), ANY_SERIES).summary.number == 2
+    assert refused.value.message[20:] in _reasons(_choice(tmp_path))[1]
+
+
+def test_inspection_does_nothing_to_a_terminal(tmp_path: Path) -> None:
+    _series(tmp_path, "one", ConvolutionKernel="B30\x1b[2Jf", BodyPartExamined="CHEST\r\nREAD")
+    told = inspect_folder(tmp_path, ANY_SERIES, Settings())
+    assert "B30?[2Jf" in told
+    assert "CHEST??READ" in told
 
 
 def test_rules_are_tried_in_order_and_outweigh_preferences(tmp_path: Path) -> None:
@@ -260,7 +286,7 @@ def test_inspection_tells_all_and_names_no_patient(tmp_path: Path) -> None:
     rows = {line[0]: line for line in lines if line and line[0] in "235"}
     assert rows["2"][1:4] == ["CT", "12", "12"]
     assert rows["2"][-1] == "READ"
-    assert "localizers or pictures only" in " ".join(rows["3"])
+    assert "localizers, projections or pictures only" in " ".join(rows["3"])
     assert "fewer than 3 slices" in " ".join(rows["5"])
     assert "Would be read: 12 slices 4 x 4, 1.00 x 1.00 x 10.00 mm." in text
     assert "Would be refused: NO_CT_SERIES" in text
