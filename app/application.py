@@ -6,7 +6,7 @@ import sys
 from dataclasses import dataclass, fields
 from datetime import datetime
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, NamedTuple, Self
 
 from holoscan.conditions import CountCondition
 from monai.deploy.core import (
@@ -36,6 +36,7 @@ from operators.journal import Journal
 from operators.lesion_segmentation import LesionSegmentationOperator
 from operators.lung_segmentation import LungSegmentationOperator
 from operators.measurements import MeasurementOperator, Measurements
+from operators.relevance_summary import RelevanceSummary, summarise_relevance
 from operators.remarks import Remark
 from operators.sc_writer import ScWriterOperator
 from operators.seg_writer import SegWriterOperator
@@ -75,23 +76,35 @@ class Models:
         return cls(*networks, ModelSet(*records))
 
 
+class StudyFindings(NamedTuple):
+    """What was found in a study."""
+
+    volume: CTVolume
+    measurements: Measurements
+    classification: Classification
+    relevance: RelevanceSummary
+    remarks: tuple[Remark, ...]
+
+
 class FindingsOperator(Operator):
     """End of the graph: keeps what ``result.json`` states.
 
-    Named inputs ``volume``, ``measurements``, ``classification``, ``remarks``.
+    Named inputs as the fields of :class:`StudyFindings`, but ``explanation`` for its summary.
     """
 
-    findings: tuple[CTVolume, Measurements, Classification, tuple[Remark, ...]] | None = None
+    findings: StudyFindings | None = None
 
     def setup(self, spec: OperatorSpec) -> None:
         """Declare the ports."""
-        for name in ("volume", "measurements", "classification", "remarks"):
+        for name in ("volume", "measurements", "classification", "explanation", "remarks"):
             spec.input(name)
 
     def compute(self, op_input: InputContext, op_output: OutputContext, context: ExecutionContext) -> None:
         """Receive the findings and keep them."""
         volume, measurements = op_input.receive("volume"), op_input.receive("measurements")
-        self.findings = volume, measurements, op_input.receive("classification"), op_input.receive("remarks")
+        classification = op_input.receive("classification")
+        relevance = summarise_relevance(classification, op_input.receive("explanation"))
+        self.findings = StudyFindings(volume, measurements, classification, relevance, op_input.receive("remarks"))
 
 
 class CovidCTApplication(Application):
@@ -162,7 +175,7 @@ class CovidCTApplication(Application):
         self._connect(lesions, "lesions", measurements, classification, seg, sc)
         self._connect(involvement, "involvement", measurements)
         self._connect(classification, "classification", explanation, sr, sc, self._findings)
-        self._connect(explanation, "explanation", sr, sc)
+        self._connect(explanation, "explanation", sr, sc, self._findings)
         self._connect(measurements, "measurements", sr, self._findings)
         self._connect(seg, "segmentation", sr)
 
@@ -171,7 +184,7 @@ class CovidCTApplication(Application):
         for receiver in receivers:
             self.add_flow(source, receiver, {(port, port)})
 
-    def process(self) -> tuple[CTVolume, Measurements, Classification, tuple[Remark, ...]]:
+    def process(self) -> StudyFindings:
         """Run the graph and return what ``result.json`` states.
 
         The graph runs in another thread, so that this one can be interrupted.

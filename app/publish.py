@@ -2,11 +2,12 @@
 
 Renaming is atomic only for one folder at a time, so a publication is two steps that can be undone:
 
-1. *retire*: earlier results move into ``retiring/``, which is then renamed to ``retired/``;
+1. *retire*: earlier results move into ``retiring/``, ``result.json`` first; that is then renamed to ``retired/``;
 2. *reveal*: the new results move into place, ``result.json`` last.
 
-Whatever interrupts it, the staging folder itself tells how far it came, and :func:`_undo` restores the
-earlier state: at once if the process still lives, else when the next run finds the folder.
+So results are complete whenever ``result.json`` is there. Whatever interrupts it, the staging folder itself tells how
+far it came, and :func:`_undo` restores the earlier state: at once if the process still lives, else when the next run
+finds the folder.
 """
 
 from __future__ import annotations
@@ -93,7 +94,7 @@ class Staging:
             raise ValueError(f"{RESULT} completes the results and was not built")
         retiring = self._root / "retiring"
         retiring.mkdir()
-        for name in _NAMES:
+        for name in reversed(_NAMES):
             _move(self._output / name, retiring / name)
         retiring.rename(self._root / "retired")
         for name in _NAMES:

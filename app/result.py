@@ -16,6 +16,7 @@ from operators.findings import Classification
 from operators.identity import ModelSet
 from operators.measurements import Measurements
 from operators.refusal import InputRefused, ReasonCode
+from operators.relevance_summary import RelevanceSummary
 from operators.remarks import Remark, RemarkCode
 from operators.software import NAME, RESEARCH_NOTICE, VERSION
 from operators.volume import CTVolume
@@ -130,6 +131,8 @@ class CompletedResult(_Result):
         ``positive`` where the probability is at or above ``threshold``.
     measurements : Measurements
         Volumes in ml, percentages of the lung, mean attenuation in HU; in total, left and right.
+    relevance : RelevanceSummary
+        What the heatmaps show.
     seconds : dict
         Wall-clock seconds of each node.
     files : list of OutputFile
@@ -146,6 +149,7 @@ class CompletedResult(_Result):
     decision: Literal["positive", "negative"]
     threshold: float
     measurements: Measurements
+    relevance: RelevanceSummary
     seconds: dict[str, float]
     files: list[OutputFile]
 
@@ -155,6 +159,7 @@ class CompletedResult(_Result):
         volume: CTVolume,
         measurements: Measurements,
         classification: Classification,
+        relevance: RelevanceSummary,
         remarks: Sequence[Remark],
         *,
         models: ModelSet,
@@ -175,6 +180,7 @@ class CompletedResult(_Result):
             decision=decision,
             threshold=classification.threshold,
             measurements=measurements,
+            relevance=relevance,
             seconds={node: round(value, 3) for node, value in seconds.items()},
             files=list_files(folder),
         )

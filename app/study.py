@@ -190,15 +190,12 @@ def _process(request: Request, study: Study, folder: Path, journal: Journal) -> 
     # what was done, not what was left open: results that may differ by a rounding have other UIDs
     settings = request.settings.model_copy(update={"precision": resolve(request.settings.precision)})
     application = CovidCTApplication(study, request.rules, folder, models, settings, journal)
-    volume, measurements, classification, remarks = application.process()
+    findings = application.process()
     for name in RESULT_FOLDERS:
         if not any((folder / name).glob("*.dcm")):
             raise RunFailed(f"the graph ended without an object in {name}/")
     return CompletedResult.of(
-        volume,
-        measurements,
-        classification,
-        remarks,
+        *findings,
         models=models.records,
         settings=settings,
         seconds=journal.seconds,

@@ -7,15 +7,14 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-import numpy as np
 from monai.deploy.core import ExecutionContext, Fragment, InputContext, Operator, OperatorSpec, OutputContext
-from scipy.ndimage import binary_fill_holes
 
 from models.classifier.network import Classifier
 from models.relevance.explain import explain
 from operators.classification import CHUNK, as_tensor
 from operators.findings import Classification, Explanation
 from operators.journal import Journal
+from operators.relevance_summary import lung_share
 
 ExplainedClass = Literal["positive", "negative", "decision"]
 
@@ -44,19 +43,7 @@ def explain_classification(
     inputs = as_tensor(classification.inputs, network)
     relevance = explain(network, inputs, target, gate_share=gate_share, chunk=CHUNK)
     ct, lesions = (heatmap.float().cpu().numpy() for heatmap in (relevance.ct, relevance.lesions))
-    return Explanation(ct, lesions, classification.grid, target, relevance.logit, relevance.ledger)
-
-
-def lung_share(classification: Classification, explanation: Explanation) -> float:
-    """Tell which part of the absolute relevance of both channels lies inside the lungs, 0 to 1.
-
-    The lungs are where the masked CT channel is not 0, with enclosed air at or below -1000 HU filled in. Without
-    any relevance the share is 0.
-    """
-    lung = np.stack([binary_fill_holes(image > 0) for image in classification.inputs[:, 0]])
-    magnitude = np.abs(explanation.ct) + np.abs(explanation.lesions)
-    total = float(magnitude.sum(dtype=np.float64))
-    return float(magnitude[lung].sum(dtype=np.float64)) / total if total else 0.0
+    return Explanation(ct, lesions, classification.grid, target, relevance.logit, relevance.ledger, gate_share)
 
 
 def explained_class(classification: Classification, choice: ExplainedClass) -> int:

@@ -134,6 +134,8 @@ class Explanation:
     ledger : dict of str to float
         Sum of the relevance at each stage on its way back, from the logit to both channels; the stages are those
         of :class:`models.relevance.explain.Relevance`.
+    gate_share : float
+        Share of its relevance that the gate handed to each channel: 1 as in the paper.
     """
 
     ct: FloatArray
@@ -142,6 +144,7 @@ class Explanation:
     target: int
     logit: float
     ledger: dict[str, float] = field(default_factory=dict)
+    gate_share: float = 1.0
 
     def __post_init__(self) -> None:
         if self.ct.shape != self.grid.shape or self.lesions.shape != self.grid.shape:

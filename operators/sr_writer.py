@@ -36,7 +36,7 @@ from pydicom.sr.coding import Code
 
 from models.store import ModelRecord
 from operators import codes
-from operators.findings import Classification, Explanation, LesionType
+from operators.findings import Classification, LesionType
 from operators.identity import (
     Provenance,
     contributing_equipment,
@@ -47,6 +47,7 @@ from operators.identity import (
 )
 from operators.journal import Journal
 from operators.measurements import Amount, LungMeasurements, Measurements
+from operators.relevance_summary import RelevanceSummary, summarise_relevance
 from operators.remarks import Remark
 from operators.seg_writer import (
     LEFT_LUNG_SEGMENT,
@@ -73,7 +74,7 @@ class Findings:
         Volumes, attenuation and percentages.
     classification : Classification
         Probability and decision.
-    explanation : Explanation
+    relevance : RelevanceSummary
         What the heatmaps show.
     remarks : sequence of Remark
         What was repaired in the input or makes the results less certain.
@@ -81,7 +82,7 @@ class Findings:
 
     measurements: Measurements
     classification: Classification
-    explanation: Explanation
+    relevance: RelevanceSummary
     remarks: Sequence[Remark] = ()
 
 
@@ -220,12 +221,13 @@ def _observer(provenance: Provenance) -> ObservationContext:
     )
 
 
-def describe_explanation(explanation: Explanation) -> str:
-    """Say in one sentence what the heatmaps show; both channels carry the full relevance (paper, LRP)."""
+def describe_relevance(relevance: RelevanceSummary) -> str:
+    """Say in two sentences what the heatmaps show (paper, section 4.4)."""
     return (
-        f"Heatmaps: layer-wise relevance for the class {codes.CLASS_NAMES[explanation.target]}, "
-        f"logit {explanation.logit:.3f}; relevance sums to {explanation.ct.sum(dtype=float):.3f} on the CT "
-        f"and to {explanation.lesions.sum(dtype=float):.3f} on the lesion mask."
+        f"Heatmaps: layer-wise relevance for the class COVID-19 {relevance.explained}, logit {relevance.logit:.3f}. "
+        f"Relevance on the CT {relevance.ct.total:.3f} (residual {relevance.ct.residual:.3f}), on the lesion mask "
+        f"{relevance.lesions.total:.3f} (residual {relevance.lesions.residual:.3f}); "
+        f"{100 * relevance.lung_share:.0f} % of the absolute relevance lies inside the lungs."
     )
 
 
@@ -234,7 +236,7 @@ def _remarks(findings: Findings) -> ContainerContentItem:
     sides = {"left": findings.measurements.left, "right": findings.measurements.right}
     texts = [
         RESEARCH_NOTICE,
-        describe_explanation(findings.explanation),
+        describe_relevance(findings.relevance),
         *(f"No {side} lung was found." for side, lung in sides.items() if lung.volume_ml == 0),
         *(f"{remark.code}: {remark.message}" for remark in findings.remarks),
     ]
@@ -350,8 +352,9 @@ class SrWriterOperator(Operator):
     def compute(self, op_input: InputContext, op_output: OutputContext, context: ExecutionContext) -> None:
         """Receive the findings, make and write the report."""
         volume, segmentation = op_input.receive("volume"), op_input.receive("segmentation")
-        names = ("measurements", "classification", "explanation", "remarks")
-        findings = Findings(*(op_input.receive(name) for name in names))
+        measurements, classification = op_input.receive("measurements"), op_input.receive("classification")
+        relevance = summarise_relevance(classification, op_input.receive("explanation"))
+        findings = Findings(measurements, classification, relevance, op_input.receive("remarks"))
         with self._journal.node("Report writer") as found:
             report = make_report(volume, findings, segmentation, self._provenance)
             self._file.parent.mkdir(parents=True, exist_ok=True)

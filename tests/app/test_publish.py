@@ -153,6 +153,10 @@ def test_the_next_run_repairs_what_a_killed_one_left(tmp_path: Path, at: int) ->
     before = _tree(tmp_path)
     process = subprocess.run([sys.executable, "-c", _KILLED_RUN, str(tmp_path), str(at)], check=False)
     assert process.returncode == 9
+    if (tmp_path / "result.json").exists():
+        marks = {path.stem for path in tmp_path.glob("s*/*.dcm")}
+        assert len(marks) == 1, "complete where result.json is there"
+        assert len(list(tmp_path.glob("s*/*.dcm"))) == 3
     assert list(tmp_path.glob(".covid-ct-staging-*"))
     with Staging(tmp_path):
         pass

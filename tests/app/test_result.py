@@ -17,10 +17,18 @@ from operators.findings import Classification, Involvement, Lesions, LesionType,
 from operators.identity import ModelSet
 from operators.measurements import measure
 from operators.refusal import InputRefused, ReasonCode
+from operators.relevance_summary import ChannelRelevance, RelevanceSummary
 from operators.remarks import Remark, RemarkCode
 from operators.volume import CTVolume
 from tests.builders import axial_grid, ct_volume
 
+RELEVANCE = RelevanceSummary(
+    explained="positive",
+    logit=1.5,
+    ct=ChannelRelevance(total=1.25, residual=0.25),
+    lesions=ChannelRelevance(total=1.0, residual=0.5),
+    lung_share=0.75,
+)
 _MODELS = ModelSet(*(ModelRecord(f"model {digit}", "1.0", digit * 64) for digit in "1234"))
 
 
@@ -42,6 +50,7 @@ def _completed(volume: CTVolume, folder: Path, probability: float = 0.75) -> Com
         volume,
         measure(volume, lungs, lesions, involvement),
         classification,
+        RELEVANCE,
         [Remark(RemarkCode.ONE_LUNG, "Only one lung was found.")],
         models=_MODELS,
         settings=Settings(),
@@ -87,6 +96,13 @@ def test_a_completed_result_says_everything(volume: CTVolume, tmp_path: Path) ->
         "probability": 0.75,
         "decision": "positive",
         "threshold": 0.5,
+        "relevance": {
+            "explained": "positive",
+            "logit": 1.5,
+            "ct": {"total": 1.25, "residual": 0.25},
+            "lesions": {"total": 1.0, "residual": 0.5},
+            "lung_share": 0.75,
+        },
         "seconds": {"Series loader": 0.123},
         "files": [{"path": "sr/report.dcm", "sha256": hashlib.sha256(b"report").hexdigest(), "bytes": 6}],
     }

@@ -18,6 +18,7 @@ from models.store import ModelRecord
 from operators.findings import Classification, Explanation, Involvement, Lesions, LesionType, Lung, Lungs
 from operators.identity import ModelSet, Provenance
 from operators.measurements import Measurements, measure
+from operators.relevance_summary import RelevanceSummary, summarise_relevance
 from operators.rendering import Study
 from operators.volume import CTVolume, LabelArray
 from tests.builders import ct_volume
@@ -65,6 +66,10 @@ class Case:
     @property
     def study(self) -> Study:
         return Study(self.volume, self.lungs, self.lesions, self.classification, self.explanation)
+
+    @property
+    def relevance(self) -> RelevanceSummary:
+        return summarise_relevance(self.classification, self.explanation)
 
 
 def case(

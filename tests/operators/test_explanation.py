@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -18,10 +19,10 @@ from operators.explanation import (
     ExplanationOperator,
     explain_classification,
     explained_class,
-    lung_share,
 )
 from operators.findings import Classification, Explanation, Lesions, Lungs
 from operators.journal import Journal
+from operators.relevance_summary import lung_share, summarise_relevance
 from operators.volume import CTVolume
 from tests.builders import axial_grid, ct_volume
 
@@ -85,6 +86,15 @@ def test_lung_share_without_relevance_is_zero() -> None:
     classification, explanation = hand_made(0.4)
     empty = np.zeros_like(explanation.ct)
     assert lung_share(classification, Explanation(empty, empty, explanation.grid, 1, 0.0)) == 0.0
+
+
+def test_summary_states_totals_and_what_was_kept() -> None:
+    classification, explanation = hand_made(0.4)
+    summary = summarise_relevance(classification, replace(explanation, gate_share=0.5))
+    assert (summary.explained, summary.logit, summary.lung_share) == ("positive", 2.0, pytest.approx(5 / 12))
+    assert (summary.ct.total, summary.ct.residual) == (0.0, 1.0)
+    assert (summary.lesions.total, summary.lesions.residual) == (2.0, -1.0)
+    assert summarise_relevance(classification, explanation).ct.residual == 2.0
 
 
 def test_which_class_is_explained() -> None:

@@ -3,7 +3,6 @@ from pathlib import Path
 from typing import Any
 
 import highdicom
-import numpy as np
 import pydicom
 import pytest
 from highdicom.sr import Comprehensive3DSR
@@ -12,12 +11,13 @@ from pydicom import Dataset
 from pydicom.sr.coding import Code
 
 from operators import codes
-from operators.findings import Explanation, LesionType
+from operators.findings import LesionType
 from operators.identity import model_uid
 from operators.measurements import LungMeasurements
+from operators.relevance_summary import ChannelRelevance, RelevanceSummary
 from operators.seg_writer import LESION_SEGMENTS, LUNGS_SEGMENT, make_segmentation
 from operators.software import RESEARCH_NOTICE
-from operators.sr_writer import Findings, describe_explanation, make_report
+from operators.sr_writer import Findings, describe_relevance, make_report
 from tests.operators.dicom_results import (
     CASES,
     Case,
@@ -33,7 +33,7 @@ from tests.operators.dicom_results import (
 
 def report(found: Case) -> Comprehensive3DSR:
     segmentation = make_segmentation(found.volume, found.lungs, found.lesions, provenance())
-    findings = Findings(found.measurements, found.classification, found.explanation)
+    findings = Findings(found.measurements, found.classification, found.relevance)
     return make_report(found.volume, findings, segmentation, provenance())
 
 
@@ -181,12 +181,12 @@ def test_declares_its_scheme_and_its_models_and_says_research() -> None:
 
 
 def test_says_what_the_heatmaps_show() -> None:
-    grid = case().explanation.grid
-    ones = np.ones(grid.shape, np.float32)
-    text = describe_explanation(Explanation(ones / ones.size, -ones / ones.size, grid, 0, 2.5))
-    assert "COVID-19 negative" in text
-    assert "logit 2.500" in text
-    assert "1.000 on the CT and to -1.000 on the lesion mask" in text
+    ct, lesions = ChannelRelevance(total=1.0, residual=1.5), ChannelRelevance(total=-1.0, residual=3.5)
+    summary = RelevanceSummary(explained="negative", logit=2.5, ct=ct, lesions=lesions, lung_share=0.873)
+    text = describe_relevance(summary)
+    assert "class COVID-19 negative, logit 2.500" in text
+    assert "on the CT 1.000 (residual 1.500), on the lesion mask -1.000 (residual 3.500)" in text
+    assert "87 % of the absolute relevance lies inside the lungs" in text
 
 
 def test_private_codes_fit_their_value_representation() -> None:
@@ -211,6 +211,6 @@ def test_several_character_sets_are_kept(tmp_path: Path) -> None:
 def test_rejects_a_segmentation_of_another_study() -> None:
     found, other = case(), case(StudyInstanceUID="1.2.3")
     segmentation = make_segmentation(other.volume, other.lungs, other.lesions, provenance())
-    findings = Findings(found.measurements, found.classification, found.explanation)
+    findings = Findings(found.measurements, found.classification, found.relevance)
     with pytest.raises(ValueError, match="another study"):
         make_report(found.volume, findings, segmentation, provenance())

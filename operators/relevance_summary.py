@@ -1,0 +1,79 @@
+"""What the heatmaps show, in numbers."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import numpy as np
+from pydantic import BaseModel, ConfigDict
+from scipy.ndimage import binary_fill_holes
+
+from operators.findings import Classification, Explanation
+
+
+class ChannelRelevance(BaseModel):
+    """Relevance of one input channel, in units of the logit.
+
+    Parameters
+    ----------
+    total : float
+        Sum over all pixels.
+    residual : float
+        What the channel was handed at the gate, the logit times the gate share, minus that sum: layers with a bias
+        or a centroid keep a part on the way back (paper, section 4.4).
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    total: float
+    residual: float
+
+
+class RelevanceSummary(BaseModel):
+    """Summary of both heatmaps.
+
+    Parameters
+    ----------
+    explained : str
+        The class whose logit was distributed.
+    logit : float
+        That logit.
+    ct, lesions : ChannelRelevance
+        The CT channel and the lesion-mask channel.
+    lung_share : float
+        Part of the absolute relevance of both channels inside the lungs, 0 to 1.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    explained: Literal["negative", "positive"]
+    logit: float
+    ct: ChannelRelevance
+    lesions: ChannelRelevance
+    lung_share: float
+
+
+def summarise_relevance(classification: Classification, explanation: Explanation) -> RelevanceSummary:
+    """Summarise an explanation of a classification, both on the classifier's grid."""
+    totals = (float(heatmap.sum(dtype=np.float64)) for heatmap in (explanation.ct, explanation.lesions))
+    handed = explanation.gate_share * explanation.logit
+    ct, lesions = (ChannelRelevance(total=total, residual=handed - total) for total in totals)
+    return RelevanceSummary(
+        explained="positive" if explanation.target == 1 else "negative",
+        logit=explanation.logit,
+        ct=ct,
+        lesions=lesions,
+        lung_share=lung_share(classification, explanation),
+    )
+
+
+def lung_share(classification: Classification, explanation: Explanation) -> float:
+    """Tell which part of the absolute relevance of both channels lies inside the lungs, 0 to 1.
+
+    The lungs are where the masked CT channel is not 0, with enclosed air at or below -1000 HU filled in. Without
+    any relevance the share is 0.
+    """
+    lung = np.stack([binary_fill_holes(image > 0) for image in classification.inputs[:, 0]])
+    magnitude = np.abs(explanation.ct) + np.abs(explanation.lesions)
+    total = float(magnitude.sum(dtype=np.float64))
+    return float(magnitude[lung].sum(dtype=np.float64)) / total if total else 0.0
