@@ -36,6 +36,7 @@ from operators.journal import Journal
 from operators.lesion_segmentation import LesionSegmentationOperator
 from operators.lung_segmentation import LungSegmentationOperator
 from operators.measurements import MeasurementOperator, Measurements
+from operators.pm_writer import PmWriterOperator
 from operators.relevance_summary import RelevanceSummary, summarise_relevance
 from operators.remarks import Remark
 from operators.sc_writer import ScWriterOperator
@@ -117,7 +118,7 @@ class CovidCTApplication(Application):
     rules : SelectionRules
         Which of its series.
     results : Path
-        Folder in which ``sr/``, ``seg/`` and ``sc/`` are written.
+        Folder in which ``sr/``, ``seg/``, ``sc/`` and ``pm/`` are written.
     models : Models
         Networks with their weights.
     settings : Settings
@@ -166,16 +167,17 @@ class CovidCTApplication(Application):
         seg = SegWriterOperator(self, name="seg", **writing)
         sr = SrWriterOperator(self, name="sr", **writing)
         sc = ScWriterOperator(self, name="sc", **writing)
+        pm = PmWriterOperator(self, name="pm", **writing)
         self._findings = FindingsOperator(self, name="findings")
 
         self._connect(loader, "volume", lungs, check, lesions, involvement, measurements, classification)
-        self._connect(loader, "volume", seg, sr, sc, self._findings)
+        self._connect(loader, "volume", seg, sr, sc, pm, self._findings)
         self._connect(lungs, "lungs", check, lesions, involvement, measurements, classification, seg, sc)
         self._connect(check, "remarks", sr, self._findings)
         self._connect(lesions, "lesions", measurements, classification, seg, sc)
         self._connect(involvement, "involvement", measurements)
-        self._connect(classification, "classification", explanation, sr, sc, self._findings)
-        self._connect(explanation, "explanation", sr, sc, self._findings)
+        self._connect(classification, "classification", explanation, sr, sc, pm, self._findings)
+        self._connect(explanation, "explanation", sr, sc, pm, self._findings)
         self._connect(measurements, "measurements", sr, self._findings)
         self._connect(seg, "segmentation", sr)
 

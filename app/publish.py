@@ -28,7 +28,7 @@ from app.outcome import UsageError
 from operators.software import NAME
 
 RESULT = "result.json"
-RESULT_FOLDERS = ("sr", "seg", "sc")
+RESULT_FOLDERS = ("sr", "seg", "sc", "pm")
 _NAMES = (*RESULT_FOLDERS, RESULT)
 _PREFIX = ".covid-ct-staging-"
 

@@ -117,7 +117,7 @@ def _segment_masks(lungs: Lungs, lesions: Lesions) -> LabelArray:
     return np.moveaxis(masks, 0, -1)
 
 
-def _as_single_frames(volume: CTVolume) -> list[Dataset]:
+def as_single_frames(volume: CTVolume) -> list[Dataset]:
     """Return the source headers; frames of a multi-frame image as if each were an image of its own."""
     headers = source_headers(volume)
     if not any(volume.frames):
@@ -174,7 +174,7 @@ def make_segmentation(volume: CTVolume, lungs: Lungs, lesions: Lesions, provenan
     if not lungs.mask[list(volume.places)].any():
         raise ValueError("a segmentation needs at least one lung")
     segmentation = Segmentation(
-        source_images=_as_single_frames(volume),
+        source_images=as_single_frames(volume),
         pixel_array=_segment_masks(lungs, lesions)[list(volume.places)],
         segmentation_type=SegmentationTypeValues.BINARY,
         segment_descriptions=[

@@ -149,18 +149,6 @@ def test_lesion_batches_carry_types() -> None:
     assert seen >= {0, *np.unique(labels).tolist()} - {0} or len(seen) > 1
 
 
-def test_lesion_batches_show_look_alikes_as_often_as_lesions() -> None:
-    hu, lungs = _healthy((60, 60, 80))
-    lesions, alike = np.zeros_like(lungs), np.zeros(lungs.shape, bool)
-    lesions[6:8, 10:12, 10:12] = GROUND_GLASS
-    alike[50:54, 50:54, 70:74] = True
-    stream = LesionPatches([Source("s", hu.astype(np.int16), lungs, lesions, (2.0, 1.0, 1.0), alike)], 0)
-    rng = np.random.default_rng(0)
-    middles = np.array([stream._centres(0, rng).mean(axis=0)[0] for _ in range(500)])
-    shares = [np.mean(middles == middle) for middle in (6.0, 51.5)]
-    np.testing.assert_allclose(shares, 0.4, atol=0.07)
-
-
 def test_annotated_slices_get_the_usual_medians() -> None:
     ct = np.zeros((40, 40), np.uint8)
     lungs = np.zeros((40, 40), bool)

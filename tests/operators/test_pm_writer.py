@@ -1,0 +1,87 @@
+"""Parametric maps hold the heatmaps, where they belong in the patient."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import highdicom as hd
+import numpy as np
+import pydicom
+import pytest
+
+from operators.pm_writer import CHANNELS, cropped_to_lungs, make_parametric_map
+from tests.operators.dicom_results import CASES, Case, assert_valid, case, provenance, written
+
+
+def _with_lungs(found: Case) -> Case:
+    inputs = np.zeros_like(found.classification.inputs)
+    inputs[:, 0, 6:14, 4:20] = 0.5
+    return replace(found, classification=replace(found.classification, inputs=inputs))
+
+
+@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("channel", CHANNELS)
+def test_is_valid(name: str, channel: str, tmp_path: Path) -> None:
+    found = CASES[name]()
+    assert_valid(make_parametric_map(found.volume, found.explanation, channel, 1, provenance()), tmp_path)
+
+
+@pytest.mark.parametrize("channel", CHANNELS)
+def test_values_come_back_where_they_are_in_the_patient(channel: str, tmp_path: Path) -> None:
+    found = _with_lungs(case())
+    cropped = cropped_to_lungs(found.classification, found.explanation)
+    path = written(make_parametric_map(found.volume, cropped, channel, 1, provenance()), tmp_path / "pm.dcm")
+    volume = hd.imread(path).get_volume()
+    whole = getattr(found.explanation, channel)
+    to_whole = np.linalg.inv(found.explanation.grid.affine)
+    for index in [(0, 0, 0), (5, 2, 3), tuple(n - 1 for n in volume.shape[:3])]:
+        k, i, j = np.rint((to_whole @ volume.affine @ [*index, 1])[:3]).astype(int)
+        assert volume.array[index] == whole[k, i, j]
+    kept = np.abs(cropped.ct).sum() / np.abs(found.explanation.ct).sum()
+    assert 0 < kept <= 1
+
+
+def test_crop_keeps_the_lungs_with_a_margin_and_all_slices() -> None:
+    found = _with_lungs(case())
+    cropped = cropped_to_lungs(found.classification, found.explanation)
+    _, dy, dx = found.explanation.grid.spacing
+    first = np.linalg.inv(found.explanation.grid.affine) @ cropped.grid.affine @ [0, 0, 0, 1]
+    row, column = round(first[1]), round(first[2])
+    assert row == max(0, int(6 - 15.0 / dy))
+    assert column == max(0, int(4 - 15.0 / dx))
+    assert cropped.grid.shape[0] == found.explanation.grid.shape[0]
+    rows, columns = cropped.grid.shape[1:]
+    np.testing.assert_array_equal(cropped.ct, found.explanation.ct[:, row : row + rows, column : column + columns])
+
+
+def test_without_lungs_nothing_is_cropped() -> None:
+    found = case()
+    assert cropped_to_lungs(found.classification, found.explanation).grid.shape == found.explanation.grid.shape
+
+
+def test_real_world_values_are_relevance() -> None:
+    found = case()
+    made = make_parametric_map(found.volume, found.explanation, "ct", 1, provenance())
+    (shared,) = made.SharedFunctionalGroupsSequence
+    (mapping,) = shared.RealWorldValueMappingSequence
+    assert (mapping.RealWorldValueSlope, mapping.RealWorldValueIntercept) == (1.0, 0.0)
+    assert mapping.QuantityDefinitionSequence[0].ConceptCodeSequence[0].CodeValue == "130404"
+    assert "COVID-19 positive" in mapping.LUTExplanation
+    assert made.FrameOfReferenceUID == found.volume.headers[0].FrameOfReferenceUID
+    assert made.ContentQualification == "RESEARCH"
+
+
+def test_a_second_run_gives_the_same_bytes(tmp_path: Path) -> None:
+    found = case()
+    maps = (make_parametric_map(found.volume, found.explanation, "ct", 1, provenance()) for _ in range(2))
+    first, second = (written(made, tmp_path / f"{k}.dcm").read_bytes() for k, made in enumerate(maps))
+    assert first == second
+
+
+def test_a_heatmap_without_relevance_is_valid(tmp_path: Path) -> None:
+    found = case()
+    nothing = np.zeros_like(found.explanation.ct)
+    made = make_parametric_map(found.volume, replace(found.explanation, ct=nothing), "ct", 1, provenance())
+    assert_valid(made, tmp_path)
+    assert not pydicom.dcmread(tmp_path / "object.dcm").get("PixelData")
