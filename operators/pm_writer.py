@@ -85,7 +85,6 @@ def make_parametric_map(
     z, y, x = grid.spacing
     directions = grid.affine[:3, :3] / grid.spacing
     places = (grid.affine @ [k, 0, 0, 1] for k in range(grid.shape[0]))
-    limit = float(np.abs(heatmap).max())
     mapping = RealWorldValueMapping(
         lut_label="RELEVANCE",
         lut_explanation=f"Relevance for {CLASS_NAMES[explanation.target]}, in logits",
@@ -105,7 +104,7 @@ def make_parametric_map(
         instance_number=number,
         contains_recognizable_visual_features=False,
         real_world_value_mappings=[mapping],
-        voi_lut_transformations=[VOILUTTransformation(window_center=0.0, window_width=2.0 * limit or 1.0)],
+        voi_lut_transformations=[_window(float(np.abs(heatmap).max()))],
         pixel_measures=PixelMeasuresSequence(pixel_spacing=(y, x), slice_thickness=z, spacing_between_slices=z),
         plane_orientation=PlaneOrientationSequence("PATIENT", [*directions[:, 2], *directions[:, 1]]),
         plane_positions=[PlanePositionSequence("PATIENT", place[:3].tolist()) for place in places],
@@ -120,6 +119,11 @@ def make_parametric_map(
         item.DimensionOrganizationUID = dimensions
     sign(made, volume, provenance)
     return made
+
+
+def _window(limit: float) -> VOILUTTransformation:
+    """Return the window from ``-limit`` to ``limit``; only LINEAR_EXACT may be narrower than 1 (PS3.3, C.11.2.1.3)."""
+    return VOILUTTransformation(window_center=0.0, window_width=2.0 * limit or 1.0, voi_lut_function="LINEAR_EXACT")
 
 
 class PmWriterOperator(Operator):

@@ -52,6 +52,7 @@ _NODES = [
     "Segmentation writer",
     "Report writer",
     "Key slices writer",
+    "Relevance writer",
 ]
 
 
@@ -141,10 +142,10 @@ def test_the_result_lists_exactly_what_is_there(finished: tuple[Path, str]) -> N
     assert {file["path"]: file["sha256"] for file in result["files"]} == {
         name: sha256 for name, sha256 in tree.items() if name != "result.json"
     }
-    assert {name.split("/")[0] for name in tree} == {"sr", "seg", "sc", "result.json"}
+    assert {name.split("/")[0] for name in tree} == {"sr", "seg", "sc", "pm", "result.json"}
     assert all((output / file["path"]).stat().st_size == file["bytes"] for file in result["files"])
     assert sorted(result["seconds"]) == sorted(_NODES)
-    assert sorted(path.name for path in output.iterdir()) == ["result.json", "sc", "seg", "sr"]
+    assert sorted(path.name for path in output.iterdir()) == ["pm", "result.json", "sc", "seg", "sr"]
 
 
 def test_the_result_is_what_the_graph_measured(finished: tuple[Path, str], models: Path) -> None:

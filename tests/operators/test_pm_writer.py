@@ -79,9 +79,10 @@ def test_a_second_run_gives_the_same_bytes(tmp_path: Path) -> None:
     assert first == second
 
 
-def test_a_heatmap_without_relevance_is_valid(tmp_path: Path) -> None:
+@pytest.mark.parametrize("scale", [0.0, 1e-9])
+def test_a_heatmap_of_hardly_any_relevance_is_valid(scale: float, tmp_path: Path) -> None:
     found = case()
-    nothing = np.zeros_like(found.explanation.ct)
-    made = make_parametric_map(found.volume, replace(found.explanation, ct=nothing), "ct", 1, provenance())
+    faint = found.explanation.ct * np.float32(scale)
+    made = make_parametric_map(found.volume, replace(found.explanation, ct=faint), "ct", 1, provenance())
     assert_valid(made, tmp_path)
     assert not pydicom.dcmread(tmp_path / "object.dcm").get("PixelData")
