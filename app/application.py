@@ -173,12 +173,12 @@ class CovidCTApplication(Application):
         self._connect(loader, "volume", lungs, check, lesions, involvement, measurements, classification)
         self._connect(loader, "volume", seg, sr, sc, pm, self._findings)
         self._connect(lungs, "lungs", check, lesions, involvement, measurements, classification, seg, sc)
-        self._connect(check, "remarks", sr, self._findings)
+        self._connect(check, "remarks", sr, sc, self._findings)
         self._connect(lesions, "lesions", measurements, classification, seg, sc)
         self._connect(involvement, "involvement", measurements)
         self._connect(classification, "classification", explanation, sr, sc, pm, self._findings)
         self._connect(explanation, "explanation", sr, sc, pm, self._findings)
-        self._connect(measurements, "measurements", sr, self._findings)
+        self._connect(measurements, "measurements", sr, sc, self._findings)
         self._connect(seg, "segmentation", sr)
 
     def _connect(self, source: Operator, port: str, *receivers: Operator) -> None:

@@ -30,15 +30,15 @@ RELEVANCE_PERCENTILE = 99.5
 _VISIBLE_FROM = 0.1
 """Relevance below this share of the limit is left transparent: it would only veil the CT."""
 
-_WIDTH = 1400
-_DPI = 100
+WIDTH = 1400
+DPI = 100
 _GAP = 12
 _HEADER = 84
 _STRIP = 46
 _FOOTER = 44
 _MARGIN_MM = 15.0
-_LUNG_OUTLINE = (0.75, 0.75, 0.75, 0.55)
-_NOTICE_COLOR = "#f0c000"
+LUNG_OUTLINE = (0.75, 0.75, 0.75, 0.55)
+NOTICE_COLOR = "#f0c000"
 
 # Blue against, red for: both ends differ in hue and stay apart for colour-blind people (after ColorBrewer RdBu).
 RELEVANCE_COLORS = LinearSegmentedColormap.from_list(
@@ -175,7 +175,7 @@ class _Layout:
         rows, columns = study.crop
         _, dy, dx = study.volume.grid.spacing
         height, width = (rows.stop - rows.start) * dy, (columns.stop - columns.start) * dx
-        wide = (_WIDTH - 3 * _GAP) // 2
+        wide = (WIDTH - 3 * _GAP) // 2
         return cls((min(round(wide * height / width), wide), wide))
 
     @property
@@ -192,19 +192,21 @@ class _Layout:
 
     def _box(self, left: float, top: float, width: float, height: float) -> tuple[float, float, float, float]:
         """Left, bottom, width, height in parts of the page, as matplotlib takes them."""
-        return left / _WIDTH, 1 - (top + height) / self.height, width / _WIDTH, height / self.height
+        return left / WIDTH, 1 - (top + height) / self.height, width / WIDTH, height / self.height
 
     def at(self, x: float, y: float) -> tuple[float, float]:
         """Convert a point to parts of the page."""
-        return x / _WIDTH, 1 - y / self.height
+        return x / WIDTH, 1 - y / self.height
 
 
-def _hex(color: RGB) -> str:
+def hex_color(color: RGB) -> str:
+    """Colour as matplotlib takes it."""
     return "#{:02x}{:02x}{:02x}".format(*color)
 
 
-def _points(pixels: float) -> float:
-    return pixels * 72 / _DPI
+def points(pixels: float) -> float:
+    """Length in typographic points."""
+    return pixels * 72 / DPI
 
 
 class _Page:
@@ -214,12 +216,12 @@ class _Page:
         self.study = study
         self.index = index
         self.layout = _Layout.of(study)
-        self.figure = Figure((_WIDTH / _DPI, self.layout.height / _DPI), dpi=_DPI, facecolor="black")
+        self.figure = Figure((WIDTH / DPI, self.layout.height / DPI), dpi=DPI, facecolor="black")
         self.canvas = FigureCanvasAgg(self.figure)
 
     def text(self, x: float, y: float, words: str, size: float = 16, color: str = "white", **style: Any) -> None:
         """Write words at a point of the page; ``size`` in pixels."""
-        self.figure.text(*self.layout.at(x, y), words, fontsize=_points(size), color=color, **style)
+        self.figure.text(*self.layout.at(x, y), words, fontsize=points(size), color=color, **style)
 
     def panel(self, row: int, column: int, title: str) -> Axes:
         """Draw the CT in lung window with its title and the patient's sides."""
@@ -235,34 +237,34 @@ class _Page:
         style: dict[str, Any] = {
             "transform": axes.transAxes,
             "color": "white",
-            "fontsize": _points(18),
+            "fontsize": points(18),
             "fontweight": "bold",
-            "path_effects": [withStroke(linewidth=_points(4), foreground="black")],
+            "path_effects": [withStroke(linewidth=points(4), foreground="black")],
         }
         axes.text(0.012, 0.5, left, va="center", ha="left", **style)
         axes.text(0.988, 0.5, right, va="center", ha="right", **style)
         axes.text(0.5, 0.985, up, va="top", ha="center", **style)
         axes.text(0.5, 0.015, down, va="bottom", ha="center", **style)
-        axes.text(0.012, 0.975, title, va="top", ha="left", **{**style, "fontsize": _points(17)})
+        axes.text(0.012, 0.975, title, va="top", ha="left", **{**style, "fontsize": points(17)})
         return axes
 
     def outline(self, axes: Axes, mask: BoolArray, color: Any, width: float) -> None:
         """Draw the border of a mask."""
         cropped = mask[self.study.crop]
         if cropped.any() and not cropped.all():
-            axes.contour(cropped.astype(np.float32), levels=[0.5], colors=[color], linewidths=_points(width))
+            axes.contour(cropped.astype(np.float32), levels=[0.5], colors=[color], linewidths=points(width))
 
     def lesions(self, axes: Axes) -> None:
         """Outline the lungs, faintly, and each type of lesion; name their colours below the panel."""
-        self.outline(axes, self.study.lungs.labels[self.index] > 0, _LUNG_OUTLINE, 1.0)
+        self.outline(axes, self.study.lungs.labels[self.index] > 0, LUNG_OUTLINE, 1.0)
         labels = self.study.lesions.labels[self.index]
         x = 2.0 * _GAP + self.layout.panel[1]
         y = _HEADER + self.layout.panel[0] + 28
         for kind, term in LESION_TERMS.items():
             here = labels == kind
-            self.outline(axes, here, _hex(term.color), 1.8)
+            self.outline(axes, here, hex_color(term.color), 1.8)
             color = "white" if here.any() else "#8a8a8a"
-            self.text(x, y, "\u25cf", 20, _hex(term.color))
+            self.text(x, y, "\u25cf", 20, hex_color(term.color))
             self.text(x + 20, y, term.label, 14, color)
             x += 32 + 7.9 * len(term.label)
         self.text(x, y, "\u2014 lungs", 14, "#b0b0b0")
@@ -274,7 +276,7 @@ class _Page:
         _, dy, dx = self.study.volume.grid.spacing
         colored = relevance_rgba(sampled[self.study.crop], limit)
         axes.imshow(colored, interpolation="bilinear", aspect=dy / dx)
-        self.outline(axes, self.study.lungs.labels[self.index] > 0, _LUNG_OUTLINE, 1.0)
+        self.outline(axes, self.study.lungs.labels[self.index] > 0, LUNG_OUTLINE, 1.0)
         self.color_bar(column, limit)
 
     def color_bar(self, column: int, limit: float) -> None:
@@ -314,15 +316,15 @@ class _Page:
         number = header.get("InstanceNumber") if header else None
         place = f"slice {self.index + 1} of {grid.shape[0]}" if number is None else f"image {number}"
         z = float((grid.affine @ [self.index, 0, 0, 1])[2])
-        self.text(_WIDTH - _GAP, 34, f"{place}, z = {z:.1f} mm", 20, ha="right")
+        self.text(WIDTH - _GAP, 34, f"{place}, z = {z:.1f} mm", 20, ha="right")
         explained = CLASS_NAMES[self.study.explanation.target]
-        self.text(_WIDTH - _GAP, 66, f"Relevance for the class: {explained}", 17, "#d8d8d8", ha="right")
+        self.text(WIDTH - _GAP, 66, f"Relevance for the class: {explained}", 17, "#d8d8d8", ha="right")
 
     def footer(self) -> None:
         """Write the notice that no picture may lack."""
         y = self.layout.height - 14
-        self.text(_GAP, y, RESEARCH_NOTICE, 20, _NOTICE_COLOR, fontweight="bold")
-        self.text(_WIDTH - _GAP, y, f"{NAME} {VERSION}", 15, "#b0b0b0", ha="right")
+        self.text(_GAP, y, RESEARCH_NOTICE, 20, NOTICE_COLOR, fontweight="bold")
+        self.text(WIDTH - _GAP, y, f"{NAME} {VERSION}", 15, "#b0b0b0", ha="right")
 
     def pixels(self) -> RGBImage:
         """Rasterise."""

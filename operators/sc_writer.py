@@ -24,13 +24,17 @@ from operators.identity import (
     source_headers,
 )
 from operators.journal import Journal
-from operators.rendering import Study, direction_letter, render_overlay
+from operators.rendering import RGBImage, Study, direction_letter, render_overlay
+from operators.summary_page import Summary, most_affected, render_summary
 from operators.volume import CTVolume
 
 SERIES_NUMBER = 9003
-SERIES_DESCRIPTION = "COVID-CT key slices (research)"
+SERIES_DESCRIPTION = "COVID-CT summary and key slices (research)"
 FOLDER = Path("sc")
+SUMMARY = "summary.dcm"
 KEY_SLICES = 6
+_STUDY = ("volume", "lungs", "lesions", "classification", "explanation")
+"""Inputs that make a :class:`~operators.rendering.Study`, in its order."""
 
 
 def choose_key_slices(
@@ -110,14 +114,32 @@ def _source_image(volume: CTVolume, index: int) -> Dataset:
 
 
 def make_key_image(study: Study, index: int, number: int, provenance: Provenance) -> SCImage:
-    """Make the picture of one slice.
+    """Make the picture of one slice, which must have a source image; ``number`` is its instance number."""
+    return _picture(study.volume, render_overlay(study, index), f"key slice {index}", [index], number, provenance)
+
+
+def make_summary_image(summary: Summary, provenance: Provenance) -> SCImage:
+    """Make the summary page, the first picture of the series."""
+    volume = summary.study.volume
+    nearest = min(volume.places, key=lambda place: abs(place - most_affected(summary.study, "axial")))
+    return _picture(volume, render_summary(summary), "summary", [nearest], 1, provenance)
+
+
+def _picture(
+    volume: CTVolume, pixels: RGBImage, kind: str, sources: Sequence[int], number: int, provenance: Provenance
+) -> SCImage:
+    """Make a secondary capture.
 
     Parameters
     ----------
-    study : Study
-        What to draw.
-    index : int
-        Slice of the CT that has a source image.
+    volume : CTVolume
+        The CT.
+    pixels : ndarray of uint8, shape (rows, columns, 3)
+        RGB.
+    kind : str
+        Tells it from the other pictures of the study.
+    sources : sequence of int
+        Slices of the CT that it shows; each has a source image.
     number : int
         Instance number, from 1.
     provenance : Provenance
@@ -128,12 +150,11 @@ def make_key_image(study: Study, index: int, number: int, provenance: Provenance
     SCImage
         RGB, RLE Lossless.
     """
-    volume = study.volume
     first = source_headers(volume)[0]
     down, right = (direction_letter(direction) for direction in volume.grid.affine[:3, 1:3].T)
     image = SCImage.from_ref_dataset(
         ref_dataset=first,
-        pixel_array=render_overlay(study, index),
+        pixel_array=pixels,
         photometric_interpretation="RGB",
         bits_allocated=8,
         coordinate_system="PATIENT",
@@ -141,7 +162,7 @@ def make_key_image(study: Study, index: int, number: int, provenance: Provenance
         series_instance_uid=derived_uid(volume, provenance, "key slices series"),
         series_number=SERIES_NUMBER,
         series_description=SERIES_DESCRIPTION,
-        sop_instance_uid=derived_uid(volume, provenance, f"key slice {index}"),
+        sop_instance_uid=derived_uid(volume, provenance, kind),
         instance_number=number,
         transfer_syntax_uid=RLELossless,
         contributing_equipment=contributing_equipment(provenance),
@@ -153,21 +174,21 @@ def make_key_image(study: Study, index: int, number: int, provenance: Provenance
     image.BurnedInAnnotation = "YES"
     image.DateOfSecondaryCapture = DA(provenance.produced.date())
     image.TimeOfSecondaryCapture = TM(provenance.produced.time())
-    image.SourceImageSequence = [_source_image(volume, index)]
+    image.SourceImageSequence = [_source_image(volume, index) for index in sources]
     sign(image, volume, provenance)
     return image
 
 
 def make_key_images(study: Study, provenance: Provenance, count: int = KEY_SLICES) -> list[SCImage]:
-    """Make the pictures of the key slices, from the last slice (the head) to the first (the feet)."""
+    """Make the pictures of the key slices, from the last slice (the head) to the first (the feet), numbered from 2."""
     chosen = choose_key_slices(study.lungs, study.lesions, study.explanation, study.volume.places, count)
-    return [make_key_image(study, index, number, provenance) for number, index in enumerate(reversed(chosen), 1)]
+    return [make_key_image(study, index, number, provenance) for number, index in enumerate(reversed(chosen), 2)]
 
 
 class ScWriterOperator(Operator):
-    """Write the pictures of the key slices to ``sc/keyslice_01.dcm`` and so on.
+    """Write the summary page to ``sc/summary.dcm``, the key slices to ``sc/keyslice_01.dcm`` and so on.
 
-    Named inputs ``volume``, ``lungs``, ``lesions``, ``classification``, ``explanation``.
+    Named inputs ``volume``, ``lungs``, ``lesions``, ``classification``, ``explanation``, ``measurements``, ``remarks``.
 
     Parameters
     ----------
@@ -197,16 +218,18 @@ class ScWriterOperator(Operator):
 
     def setup(self, spec: OperatorSpec) -> None:
         """Declare the ports."""
-        for name in ("volume", "lungs", "lesions", "classification", "explanation"):
+        for name in (*_STUDY, "measurements", "remarks"):
             spec.input(name)
 
     def compute(self, op_input: InputContext, op_output: OutputContext, context: ExecutionContext) -> None:
         """Receive the findings, draw and write the pictures."""
-        names = ("volume", "lungs", "lesions", "classification", "explanation")
-        study = Study(*(op_input.receive(name) for name in names))
-        with self._journal.node("Key slices writer") as found:
+        study = Study(*(op_input.receive(name) for name in _STUDY))
+        measurements, remarks = op_input.receive("measurements"), op_input.receive("remarks")
+        with self._journal.node("Pictures writer") as found:
+            summary = Summary(study, measurements, remarks, self._provenance.models.records)
             images = make_key_images(study, self._provenance, self._key_slices)
             self._folder.mkdir(parents=True, exist_ok=True)
+            make_summary_image(summary, self._provenance).save_as(self._folder / SUMMARY, enforce_file_format=True)
             for number, image in enumerate(images, start=1):
                 image.save_as(self._folder / f"keyslice_{number:02d}.dcm", enforce_file_format=True)
-            found(f"{len(images)} pictures")
+            found(f"summary and {len(images)} key slices")

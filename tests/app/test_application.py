@@ -51,7 +51,7 @@ _NODES = [
     "Explanation",
     "Segmentation writer",
     "Report writer",
-    "Key slices writer",
+    "Pictures writer",
     "Relevance writer",
 ]
 

@@ -13,9 +13,16 @@ from operators.identity import derived_uid
 from operators.journal import Journal
 from operators.measurements import MeasurementOperator
 from operators.rendering import render_overlay
-from operators.sc_writer import ScWriterOperator, choose_key_slices, make_key_image, make_key_images
+from operators.sc_writer import (
+    ScWriterOperator,
+    choose_key_slices,
+    make_key_image,
+    make_key_images,
+    make_summary_image,
+)
 from operators.seg_writer import SegWriterOperator
 from operators.sr_writer import SrWriterOperator
+from operators.summary_page import Summary
 from tests.builders import axial_grid
 from tests.operators.dicom_results import CASES, assert_valid, case, no_lesions, provenance, run_tool, written
 
@@ -135,7 +142,7 @@ def test_pictures_go_from_head_to_feet_in_one_series() -> None:
     positions = {header.SOPInstanceUID: float(header.ImagePositionPatient[2]) for header in found.volume.headers}
     heights = [positions[image.SourceImageSequence[0].ReferencedSOPInstanceUID] for image in images]
     assert heights == sorted(heights, reverse=True)
-    assert [image.InstanceNumber for image in images] == list(range(1, len(images) + 1))
+    assert [image.InstanceNumber for image in images] == list(range(2, len(images) + 2))
     assert {image.SeriesInstanceUID for image in images} == {
         derived_uid(found.volume, provenance(), "key slices series")
     }
@@ -181,11 +188,12 @@ class Graph(Application):
             measurements: ("volume", "lungs", "lesions", "involvement"),
             seg: ("volume", "lungs", "lesions"),
             sr: ("volume", "classification", "explanation", "remarks"),
-            sc: ("volume", "lungs", "lesions", "classification", "explanation"),
+            sc: ("volume", "lungs", "lesions", "classification", "explanation", "remarks"),
         }
         for receiver, ports in flows.items():
             self.add_flow(source, receiver, {(port, port) for port in ports})
-        self.add_flow(measurements, sr, {("measurements", "measurements")})
+        for writer in (sr, sc):
+            self.add_flow(measurements, writer, {("measurements", "measurements")})
         self.add_flow(seg, sr, {("segmentation", "segmentation")})
 
 
@@ -194,12 +202,24 @@ def test_all_writers_work_in_a_graph_and_tell_what_they_wrote(tmp_path: Path) ->
     journal = Journal(lines.append)
     Graph(tmp_path, journal).run()
     files = sorted(str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*") if path.is_file())
-    assert files == ["sc/keyslice_01.dcm", "sc/keyslice_02.dcm", "seg/segmentation.dcm", "sr/report.dcm"]
+    pictures = ["sc/keyslice_01.dcm", "sc/keyslice_02.dcm", "sc/summary.dcm"]
+    assert files == [*pictures, "seg/segmentation.dcm", "sr/report.dcm"]
     for name in files:
         run_tool("dciodvfy", tmp_path / name)
-    assert set(journal.seconds) == {"Measurements", "Segmentation writer", "Report writer", "Key slices writer"}
+    assert set(journal.seconds) == {"Measurements", "Segmentation writer", "Report writer", "Pictures writer"}
     found = no_lesions()
     left = 100 * found.measurements.left.volume_ml / found.measurements.total.volume_ml
     said = [line.partition(" (")[0] for line in lines if not line.endswith("...")]
     assert f"Measurements: {found.measurements.total.volume_ml / 1000:.1f} L lung, {left:.1f} % involved" in said
-    assert "Key slices writer: 2 pictures" in said
+    assert "Pictures writer: summary and 2 key slices" in said
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_summary_is_valid_and_comes_first(name: str, tmp_path: Path) -> None:
+    found = CASES[name]()
+    summary = Summary(found.study, found.measurements, (), provenance().models.records)
+    image = make_summary_image(summary, provenance())
+    assert image.InstanceNumber == 1
+    assert image.SeriesInstanceUID == make_key_images(found.study, provenance(), 1)[0].SeriesInstanceUID
+    assert image.SourceImageSequence[0].ReferencedSOPInstanceUID in {h.SOPInstanceUID for h in found.volume.headers}
+    assert_valid(image, tmp_path)

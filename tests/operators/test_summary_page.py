@@ -1,0 +1,112 @@
+"""The summary page shows what was found, where it is."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from operators.codes import LESION_TERMS
+from operators.findings import Lesions, LesionType, Lungs
+from operators.remarks import Remark, RemarkCode
+from operators.rendering import RGBImage, Study
+from operators.summary_page import Summary, most_affected, relevance_on_plane, render_summary
+from operators.volume import CTVolume, Grid
+from tests.operators.dicom_results import CASES, Case, case, no_lesions, provenance
+
+NOTICE = (240, 192, 0)
+
+
+def _page(found: Case, *remarks: Remark) -> RGBImage:
+    return render_summary(Summary(found.study, found.measurements, remarks, provenance().models.records))
+
+
+def _share(page: RGBImage, color: tuple[int, int, int]) -> float:
+    return float((np.abs(page.astype(int) - color).max(axis=-1) < 6).mean())
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_every_case_has_a_page(name: str) -> None:
+    page = _page(CASES[name]())
+    assert page.dtype == np.uint8
+    assert page.shape[1:] == (1400, 3)
+    assert page.shape[0] >= 900
+    np.testing.assert_array_equal(page, _page(CASES[name]()))
+
+
+def test_bars_are_as_long_as_there_is_disease() -> None:
+    colors = [LESION_TERMS[kind].color for kind in LesionType]
+    with_, without = _page(case()), _page(no_lesions())
+    for color in colors:
+        assert _share(with_, color) > 1.5 * _share(without, color), "without lesions the legend alone has the colour"
+
+
+def test_notice_and_remarks_are_on_the_page() -> None:
+    plain = _page(case())
+    remark = Remark(RemarkCode.ONE_LUNG, "Only one lung was found.")
+    assert _share(plain[-60:], NOTICE) > 0.005
+    assert _share(_page(case(), remark)[:-60], NOTICE) > _share(plain[:-60], NOTICE)
+    many = [remark] * 40
+    assert _page(case(), *many).shape == plain.shape
+
+
+def test_decision_and_probability_change_the_page() -> None:
+    found = case()
+    lower = replace(found, classification=replace(found.classification, probability=0.125))
+    assert (_page(lower)[:120] != _page(found)[:120]).any()
+    np.testing.assert_array_equal(_page(lower)[130:], _page(found)[130:])
+
+
+def test_most_affected_plane_has_most_lesion_or_else_most_lung() -> None:
+    found = case()
+    lesions = np.zeros_like(found.lesions.labels)
+    k, i, j = np.argwhere(found.lungs.mask)[100]
+    lesions[k, i, j] = LesionType.GROUND_GLASS
+    study = replace(found.study, lesions=Lesions(lesions, found.lesions.grid))
+    assert (most_affected(study, "axial"), most_affected(study, "coronal")) == (k, i)
+    areas = [plane.sum() for plane in found.lungs.mask]
+    assert most_affected(no_lesions().study, "axial") == areas.index(max(areas))
+
+
+def test_relevance_is_sampled_where_it_lies() -> None:
+    """A linear field is interpolated exactly."""
+    found = case()
+    source, target = found.explanation.grid, found.volume.grid
+    field = np.array([2.0, -3.0, 0.5])
+
+    def value(affine: np.ndarray, index: tuple[int, ...]) -> float:
+        return float(field @ (affine @ [*index, 1.0])[:3])
+
+    relevance = np.array([value(source.affine, index) for index in np.ndindex(source.shape)], np.float32)
+    relevance = relevance.reshape(source.shape)
+    middle = tuple(size // 2 for size in target.shape)
+    for plane, index, place in (
+        ("axial", middle[0], (middle[1], middle[2])),
+        ("coronal", middle[1], (middle[0], middle[2])),
+    ):
+        sampled = relevance_on_plane(relevance, source, target, plane, index)  # type: ignore[arg-type]
+        assert sampled[place] == pytest.approx(value(target.affine, middle), rel=1e-4)
+
+
+def test_another_arrangement_gives_the_same_page() -> None:
+    """A CT whose columns run to the right and whose slices run to the feet shows the same axial and coronal planes."""
+    found = case()
+    grid = found.volume.grid
+    affine = np.array(grid.affine)
+    affine[:, 3] = affine @ [grid.shape[0] - 1, 0, grid.shape[2] - 1, 1]
+    affine[:3, [0, 2]] *= -1
+    other = Grid(grid.shape, affine)
+
+    def turned(values: np.ndarray) -> np.ndarray:
+        return np.ascontiguousarray(values[::-1, :, ::-1])
+
+    study = Study(
+        CTVolume(turned(found.volume.hu), other, found.volume.headers[::-1]),
+        Lungs(turned(found.lungs.labels), other),
+        Lesions(turned(found.lesions.labels), other),
+        found.classification,
+        found.explanation,
+    )
+    again = render_summary(Summary(study, found.measurements, (), provenance().models.records))
+    np.testing.assert_array_equal(again, _page(found))
