@@ -11,7 +11,7 @@ import numpy.typing as npt
 from highdicom.sc import SCImage
 from monai.deploy.core import ExecutionContext, Fragment, InputContext, Operator, OperatorSpec, OutputContext
 from pydicom import Dataset
-from pydicom.uid import RLELossless
+from pydicom.uid import JPEGLSLossless
 from pydicom.valuerep import DA, TM
 
 from operators.findings import Explanation, Lesions, Lungs
@@ -148,7 +148,7 @@ def _picture(
     Returns
     -------
     SCImage
-        RGB, RLE Lossless.
+        RGB, JPEG-LS Lossless.
     """
     first = source_headers(volume)[0]
     down, right = (direction_letter(direction) for direction in volume.grid.affine[:3, 1:3].T)
@@ -164,7 +164,7 @@ def _picture(
         series_description=SERIES_DESCRIPTION,
         sop_instance_uid=derived_uid(volume, provenance, kind),
         instance_number=number,
-        transfer_syntax_uid=RLELossless,
+        transfer_syntax_uid=JPEGLSLossless,
         contributing_equipment=contributing_equipment(provenance),
         **equipment(provenance),
     )

@@ -109,7 +109,7 @@ def test_has_no_error_for_dciodvfy(name: str, tmp_path: Path) -> None:
 def test_reads_back_pixel_for_pixel(tmp_path: Path) -> None:
     study = case().study
     read = pydicom.dcmread(written(make_key_image(study, 5, 1, provenance()), tmp_path / "key.dcm"))
-    assert read.file_meta.TransferSyntaxUID == pydicom.uid.RLELossless
+    assert read.file_meta.TransferSyntaxUID == pydicom.uid.JPEGLSLossless
     assert read.PhotometricInterpretation == "RGB"
     np.testing.assert_array_equal(read.pixel_array, render_overlay(study, 5))
 
