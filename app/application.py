@@ -153,6 +153,7 @@ class CovidCTApplication(Application):
         classifying = told | {"threshold": settings.threshold, "in_plane": settings.in_plane}
         explaining = told | {"target": settings.target, "gate_share": settings.gate_share}
         writing = told | {"folder": self._results, "provenance": self._provenance}
+        deflating = writing | {"deflate": settings.deflate}
         once = CountCondition(self, 1)
 
         loading = told | {"study": self._study, "rules": self._rules, "max_gap_mm": settings.max_gap_mm}
@@ -164,10 +165,10 @@ class CovidCTApplication(Application):
         measurements = MeasurementOperator(self, name="measurements", **told)
         classification = ClassificationOperator(self, name="classification", network=models.classifier, **classifying)
         explanation = ExplanationOperator(self, name="explanation", network=models.classifier, **explaining)
-        seg = SegWriterOperator(self, name="seg", **writing)
+        seg = SegWriterOperator(self, name="seg", **deflating)
         sr = SrWriterOperator(self, name="sr", **writing)
         sc = ScWriterOperator(self, name="sc", **writing)
-        pm = PmWriterOperator(self, name="pm", **writing)
+        pm = PmWriterOperator(self, name="pm", **deflating)
         self._findings = FindingsOperator(self, name="findings")
 
         self._connect(loader, "volume", lungs, check, lesions, involvement, measurements, classification)

@@ -10,9 +10,12 @@ from pydicom.errors import InvalidDicomError
 
 from app.outcome import UsageError
 
+_COLOUR = ("RGB", "YBR_RCT")
+"""Photometric interpretations that are decoded to RGB."""
+
 
 def write_picture(source: Path, target: Path) -> None:
-    """Write an RGB DICOM image as PNG.
+    """Write a DICOM image in colour as PNG.
 
     Parameters
     ----------
@@ -28,8 +31,8 @@ def write_picture(source: Path, target: Path) -> None:
     """
     try:
         image = pydicom.dcmread(source)
-        if image.get("PhotometricInterpretation") != "RGB" or int(image.get("NumberOfFrames") or 1) != 1:
-            raise UsageError(f"{source} is not an RGB image of one frame: name a file of the folder sc/")
+        if image.get("PhotometricInterpretation") not in _COLOUR or int(image.get("NumberOfFrames") or 1) != 1:
+            raise UsageError(f"{source} is not a colour image of one frame: name a file of the folder sc/")
         picture = Image.fromarray(image.pixel_array)
     except (OSError, InvalidDicomError) as error:
         raise UsageError(f"cannot read {source} as DICOM") from error

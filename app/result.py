@@ -57,7 +57,7 @@ class _Result(_Part):
     message: str
     notice: str = RESEARCH_NOTICE
     software: Software = Software()
-    settings: dict[str, float | int | str]
+    settings: dict[str, bool | float | int | str]
 
     def write(self, folder: Path) -> None:
         """Write ``result.json`` into ``folder``."""

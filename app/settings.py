@@ -36,13 +36,15 @@ class Settings(BaseSettings):
     """Class whose logit is explained; ``decision`` is the class decided for."""
     gate_share: float = Field(1.0, ge=0.5, le=1.0)
     """Share of its relevance that the gate hands to each branch: 1 as the paper, 0.5 to split it."""
+    deflate: bool = False
+    """Write segmentation and parametric maps in Deflated Explicit VR Little Endian."""
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     """Arithmetic of the segmentation networks; ``auto`` is bfloat16 where the processor is fast in it."""
 
     @property
     def fingerprint(self) -> str:
         """All values that can change a result, in one line: other settings, other UIDs."""
-        return self.model_dump_json(exclude={"studies"})
+        return self.model_dump_json(exclude={"studies", "deflate"})
 
 
 def load_settings(assignments: Iterable[str] = ()) -> Settings:

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
+import imagecodecs
 import numpy as np
 import numpy.typing as npt
 from highdicom.sc import SCImage
 from monai.deploy.core import ExecutionContext, Fragment, InputContext, Operator, OperatorSpec, OutputContext
 from pydicom import Dataset
-from pydicom.uid import JPEGLSLossless
+from pydicom.encaps import encapsulate
+from pydicom.uid import JPEG2000Lossless
 from pydicom.valuerep import DA, TM
 
 from operators.findings import Explanation, Lesions, Lungs
@@ -24,7 +27,9 @@ from operators.identity import (
     source_headers,
 )
 from operators.journal import Journal
-from operators.rendering import RGBImage, Study, direction_letter, render_overlay
+from operators.page import RGBImage, direction_letter
+from operators.rendering import Study, render_overlay
+from operators.saving import save
 from operators.summary_page import Summary, most_affected, render_summary
 from operators.volume import CTVolume
 
@@ -113,48 +118,64 @@ def _source_image(volume: CTVolume, index: int) -> Dataset:
     return item
 
 
-def make_key_image(study: Study, index: int, number: int, provenance: Provenance) -> SCImage:
-    """Make the picture of one slice, which must have a source image; ``number`` is its instance number."""
-    return _picture(study.volume, render_overlay(study, index), f"key slice {index}", [index], number, provenance)
+class _Page(NamedTuple):
+    """A page, and what it shows."""
+
+    kind: str
+    """Tells it from the other pictures of the study."""
+    source: int
+    """Slice of the CT that has an image: the one shown, or the nearest to it."""
+    pixels: RGBImage
+    oriented: bool
+    """All its panels are oriented as the slices of the CT are."""
 
 
-def make_summary_image(summary: Summary, provenance: Provenance) -> SCImage:
-    """Make the summary page, the first picture of the series."""
-    volume = summary.study.volume
-    nearest = min(volume.places, key=lambda place: abs(place - most_affected(summary.study, "axial")))
-    return _picture(volume, render_summary(summary), "summary", [nearest], 1, provenance)
+def _pages(summary: Summary, key_slices: int) -> Iterator[_Page]:
+    """Draw the summary page, then the key slices from the last slice (the head) to the first (the feet)."""
+    study = summary.study
+    shown = most_affected(study, "axial")
+    nearest = min(study.volume.places, key=lambda place: abs(place - shown))
+    yield _Page("summary", nearest, render_summary(summary), oriented=False)
+    chosen = choose_key_slices(study.lungs, study.lesions, study.explanation, study.volume.places, key_slices)
+    for index in reversed(chosen):
+        yield _Page(f"key slice {index}", index, render_overlay(study, index), oriented=True)
 
 
-def _picture(
-    volume: CTVolume, pixels: RGBImage, kind: str, sources: Sequence[int], number: int, provenance: Provenance
-) -> SCImage:
-    """Make a secondary capture.
+def _coded(page: _Page) -> tuple[_Page, bytes]:
+    """Code a page losslessly; the colour transform of JPEG 2000 makes what is grey cost a third (PS3.5, 8.2.4)."""
+    coded = imagecodecs.jpeg2k_encode(page.pixels, level=0, codecformat="j2k", reversible=True, mct=True)
+    return page, bytes(coded)
+
+
+def make_pictures(summary: Summary, provenance: Provenance, key_slices: int = KEY_SLICES) -> list[SCImage]:
+    """Make the pictures of a study.
 
     Parameters
     ----------
-    volume : CTVolume
-        The CT.
-    pixels : ndarray of uint8, shape (rows, columns, 3)
-        RGB.
-    kind : str
-        Tells it from the other pictures of the study.
-    sources : sequence of int
-        Slices of the CT that it shows; each has a source image.
-    number : int
-        Instance number, from 1.
+    summary : Summary
+        What to show.
     provenance : Provenance
-        What produces the picture.
+        What produces the pictures.
+    key_slices : int
+        At most this many.
 
     Returns
     -------
-    SCImage
-        RGB, JPEG-LS Lossless.
+    list of SCImage
+        The summary page, then the key slices from the head to the feet, numbered from 1. JPEG 2000 Lossless, in colour.
     """
+    with ThreadPoolExecutor() as pool:  # one page is coded while the next is drawn
+        coded = list(pool.map(_coded, _pages(summary, key_slices)))
+    return [_picture(summary.study.volume, *each, number, provenance) for number, each in enumerate(coded, start=1)]
+
+
+def _picture(volume: CTVolume, page: _Page, codestream: bytes, number: int, provenance: Provenance) -> SCImage:
+    """Make a secondary capture of a page that is coded in JPEG 2000; ``number`` is its instance number."""
     first = source_headers(volume)[0]
     down, right = (direction_letter(direction) for direction in volume.grid.affine[:3, 1:3].T)
     image = SCImage.from_ref_dataset(
         ref_dataset=first,
-        pixel_array=pixels,
+        pixel_array=page.pixels,
         photometric_interpretation="RGB",
         bits_allocated=8,
         coordinate_system="PATIENT",
@@ -162,9 +183,8 @@ def _picture(
         series_instance_uid=derived_uid(volume, provenance, "key slices series"),
         series_number=SERIES_NUMBER,
         series_description=SERIES_DESCRIPTION,
-        sop_instance_uid=derived_uid(volume, provenance, kind),
+        sop_instance_uid=derived_uid(volume, provenance, page.kind),
         instance_number=number,
-        transfer_syntax_uid=JPEGLSLossless,
         contributing_equipment=contributing_equipment(provenance),
         **equipment(provenance),
     )
@@ -174,15 +194,23 @@ def _picture(
     image.BurnedInAnnotation = "YES"
     image.DateOfSecondaryCapture = DA(provenance.produced.date())
     image.TimeOfSecondaryCapture = TM(provenance.produced.time())
-    image.SourceImageSequence = [_source_image(volume, index) for index in sources]
+    image.SourceImageSequence = [_source_image(volume, page.source)]
+    if not page.oriented:
+        image.PatientOrientation = []
+    image.PixelData = encapsulate([codestream])
+    image.PhotometricInterpretation = "YBR_RCT"
+    image.file_meta.TransferSyntaxUID = JPEG2000Lossless
     sign(image, volume, provenance)
     return image
 
 
-def make_key_images(study: Study, provenance: Provenance, count: int = KEY_SLICES) -> list[SCImage]:
-    """Make the pictures of the key slices, from the last slice (the head) to the first (the feet), numbered from 2."""
-    chosen = choose_key_slices(study.lungs, study.lesions, study.explanation, study.volume.places, count)
-    return [make_key_image(study, index, number, provenance) for number, index in enumerate(reversed(chosen), 2)]
+def write_pictures(summary: Summary, provenance: Provenance, folder: Path, key_slices: int = KEY_SLICES) -> int:
+    """Make the pictures, save them in :data:`FOLDER` of ``folder`` and return how many key slices there are."""
+    page, *slices = make_pictures(summary, provenance, key_slices)
+    save(page, folder / FOLDER / SUMMARY)
+    for number, image in enumerate(slices, start=1):
+        save(image, folder / FOLDER / f"keyslice_{number:02d}.dcm")
+    return len(slices)
 
 
 class ScWriterOperator(Operator):
@@ -211,7 +239,7 @@ class ScWriterOperator(Operator):
         **kwargs: Any,
     ) -> None:
         self._journal = journal
-        self._folder = folder / FOLDER
+        self._folder = folder
         self._provenance = provenance
         self._key_slices = key_slices
         super().__init__(fragment, *args, **kwargs)
@@ -227,9 +255,5 @@ class ScWriterOperator(Operator):
         measurements, remarks = op_input.receive("measurements"), op_input.receive("remarks")
         with self._journal.node("Pictures writer") as found:
             summary = Summary(study, measurements, remarks, self._provenance.models.records)
-            images = make_key_images(study, self._provenance, self._key_slices)
-            self._folder.mkdir(parents=True, exist_ok=True)
-            make_summary_image(summary, self._provenance).save_as(self._folder / SUMMARY, enforce_file_format=True)
-            for number, image in enumerate(images, start=1):
-                image.save_as(self._folder / f"keyslice_{number:02d}.dcm", enforce_file_format=True)
-            found(f"summary and {len(images)} key slices")
+            count = write_pictures(summary, self._provenance, self._folder, self._key_slices)
+            found(f"summary and {count} key slices")

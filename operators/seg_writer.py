@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -41,7 +43,8 @@ from operators.identity import (
     source_headers,
 )
 from operators.journal import Journal
-from operators.volume import CTVolume, LabelArray
+from operators.saving import save
+from operators.volume import BoolArray, CTVolume
 
 SERIES_NUMBER = 9001
 SERIES_DESCRIPTION = "COVID-CT segmentation (research)"
@@ -51,6 +54,8 @@ LEFT_LUNG_SEGMENT = 1
 RIGHT_LUNG_SEGMENT = 2
 LESION_SEGMENTS = {kind: RIGHT_LUNG_SEGMENT + kind for kind in LesionType}
 LUNGS_SEGMENT = 7
+_LUNG_OF_SEGMENT = {LEFT_LUNG_SEGMENT: Lung.LEFT, RIGHT_LUNG_SEGMENT: Lung.RIGHT}
+_LESION_OF_SEGMENT = {number: kind for kind, number in LESION_SEGMENTS.items()}
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,18 +108,13 @@ def _describe(number: int, segment: _Segment, tracking: tuple[str, str]) -> Segm
     return description
 
 
-def _segment_masks(lungs: Lungs, lesions: Lesions) -> LabelArray:
-    """Stack the masks of all segments, in the order of their numbers: (slices, rows, columns, 7), 0 or 1.
-
-    Each mask is contiguous in memory, since the writer takes them one by one.
-    """
-    masks = np.zeros((LUNGS_SEGMENT, *lungs.grid.shape), dtype=np.uint8)
-    masks[LEFT_LUNG_SEGMENT - 1] = lungs.labels == Lung.LEFT
-    masks[RIGHT_LUNG_SEGMENT - 1] = lungs.labels == Lung.RIGHT
-    for kind, number in LESION_SEGMENTS.items():
-        masks[number - 1] = lesions.labels == kind
-    masks[LUNGS_SEGMENT - 1] = lungs.mask
-    return np.moveaxis(masks, 0, -1)
+def _frame(lungs: Lungs, lesions: Lesions, segment: int, place: int) -> BoolArray:
+    """Mask of a segment in a slice."""
+    if segment == LUNGS_SEGMENT:
+        return np.asarray(lungs.labels[place] > 0)
+    if segment in _LUNG_OF_SEGMENT:
+        return np.asarray(lungs.labels[place] == _LUNG_OF_SEGMENT[segment])
+    return np.asarray(lesions.labels[place] == _LESION_OF_SEGMENT[segment])
 
 
 def as_single_frames(volume: CTVolume) -> list[Dataset]:
@@ -125,20 +125,43 @@ def as_single_frames(volume: CTVolume) -> list[Dataset]:
     return [with_values(header, SOPClassUID=CTImageStorage, NumberOfFrames=None) for header in headers]
 
 
+_Position = tuple[float, ...]
+
+
+def _position(frame: Dataset) -> _Position:
+    return tuple(float(value) for value in frame.PlanePositionSequence[0].ImagePositionPatient)
+
+
+def _by_position(volume: CTVolume, values: Sequence[int]) -> dict[_Position, int]:
+    """Values of the source images by their position."""
+    positions = (tuple(float(value) for value in header.ImagePositionPatient) for header in volume.headers)
+    return dict(zip(positions, values, strict=True))
+
+
+def _pack_frames(segmentation: Segmentation, volume: CTVolume, lungs: Lungs, lesions: Lesions) -> None:
+    """Give the frames their pixels, one bit each, without a gap between frames (PS3.5, 8.1.1)."""
+    places = _by_position(volume, volume.places)
+    masks = (
+        _frame(lungs, lesions, item.SegmentIdentificationSequence[0].ReferencedSegmentNumber, places[_position(item)])
+        for item in segmentation.PerFrameFunctionalGroupsSequence
+    )
+    packed = bytearray()
+    while eight := list(islice(masks, 8)):  # always whole bytes
+        packed += np.packbits(np.stack(eight), axis=None, bitorder="little").tobytes()
+    segmentation.PixelData = bytes(packed) + b"\0" * (len(packed) % 2)
+    _, segmentation.Rows, segmentation.Columns = volume.grid.shape
+
+
 def _refer_to_frames(segmentation: Segmentation, volume: CTVolume) -> None:
     """Correct the references to a multi-frame source, which was described to the writer as single frames."""
     if not any(volume.frames):
         return
-    frames = {
-        tuple(float(value) for value in header.ImagePositionPatient): frame
-        for header, frame in zip(volume.headers, volume.frames, strict=True)
-    }
+    frames = _by_position(volume, volume.frames)
     for item in segmentation.PerFrameFunctionalGroupsSequence:
-        position = tuple(float(value) for value in item.PlanePositionSequence[0].ImagePositionPatient)
         for derivation in item.DerivationImageSequence:
             for source in derivation.SourceImageSequence:
                 source.ReferencedSOPClassUID = volume.headers[0].SOPClassUID
-                source.ReferencedFrameNumber = frames[position]
+                source.ReferencedFrameNumber = frames[_position(item)]
     for series in segmentation.ReferencedSeriesSequence:
         series.ReferencedInstanceSequence = series.ReferencedInstanceSequence[:1]
         series.ReferencedInstanceSequence[0].ReferencedSOPClassUID = volume.headers[0].SOPClassUID
@@ -171,11 +194,16 @@ def make_segmentation(volume: CTVolume, lungs: Lungs, lesions: Lesions, provenan
     """
     if not (lungs.grid.matches(volume.grid) and lesions.grid.matches(volume.grid)):
         raise ValueError("findings must be on the grid of the CT")
-    if not lungs.mask[list(volume.places)].any():
+    segments = range(1, LUNGS_SEGMENT + 1)
+    occupied = np.array([[_frame(lungs, lesions, n, place).any() for n in segments] for place in volume.places])
+    if not occupied[:, LUNGS_SEGMENT - 1].any():
         raise ValueError("a segmentation needs at least one lung")
+    # The library takes and checks whole masks of all segments at once, more than a GB. It is shown images of 1 x 8
+    # pixels, to say which frames there are and where; the frames themselves are packed one by one.
+    small = [with_values(header, Rows=1, Columns=8) for header in as_single_frames(volume)]
     segmentation = Segmentation(
-        source_images=as_single_frames(volume),
-        pixel_array=_segment_masks(lungs, lesions)[list(volume.places)],
+        source_images=small,
+        pixel_array=np.repeat(occupied[:, None, None], 8, axis=2).astype(np.uint8),
         segmentation_type=SegmentationTypeValues.BINARY,
         segment_descriptions=[
             _describe(number, segment, segment_tracking(volume, provenance, number))
@@ -191,12 +219,22 @@ def make_segmentation(volume: CTVolume, lungs: Lungs, lesions: Lesions, provenan
         contributing_equipment=contributing_equipment(provenance),
         **equipment(provenance),
     )
+    _pack_frames(segmentation, volume, lungs, lesions)
     _refer_to_frames(segmentation, volume)
     segmentation.BodyPartExamined = "CHEST"
     dimensions = derived_uid(volume, provenance, "segmentation dimensions")
     for item in (*segmentation.DimensionOrganizationSequence, *segmentation.DimensionIndexSequence):
         item.DimensionOrganizationUID = dimensions
     sign(segmentation, volume, provenance)
+    return segmentation
+
+
+def write_segmentation(
+    volume: CTVolume, lungs: Lungs, lesions: Lesions, provenance: Provenance, folder: Path, *, deflate: bool = False
+) -> Segmentation:
+    """Make the segmentation and save it as :data:`FILE` in ``folder``; returns what :func:`make_segmentation` does."""
+    segmentation = make_segmentation(volume, lungs, lesions, provenance)
+    save(segmentation, folder / FILE, deflate=deflate)
     return segmentation
 
 
@@ -211,14 +249,24 @@ class SegWriterOperator(Operator):
         Folder of the outputs.
     provenance : Provenance
         What produces the segmentation.
+    deflate : bool
+        Write it in Deflated Explicit VR Little Endian.
     """
 
     def __init__(
-        self, fragment: Fragment, *args: Any, journal: Journal, folder: Path, provenance: Provenance, **kwargs: Any
+        self,
+        fragment: Fragment,
+        *args: Any,
+        journal: Journal,
+        folder: Path,
+        provenance: Provenance,
+        deflate: bool = False,
+        **kwargs: Any,
     ) -> None:
         self._journal = journal
-        self._file = folder / FILE
+        self._folder = folder
         self._provenance = provenance
+        self._deflate = deflate
         super().__init__(fragment, *args, **kwargs)
 
     def setup(self, spec: OperatorSpec) -> None:
@@ -231,8 +279,8 @@ class SegWriterOperator(Operator):
         """Receive the findings, make and write the segmentation, emit it."""
         volume, lungs, lesions = (op_input.receive(name) for name in ("volume", "lungs", "lesions"))
         with self._journal.node("Segmentation writer") as found:
-            segmentation = make_segmentation(volume, lungs, lesions, self._provenance)
-            self._file.parent.mkdir(parents=True, exist_ok=True)
-            segmentation.save_as(self._file, enforce_file_format=True)
+            segmentation = write_segmentation(
+                volume, lungs, lesions, self._provenance, self._folder, deflate=self._deflate
+            )
             found(f"{segmentation.NumberOfFrames} frames")
         op_output.emit(segmentation, "segmentation")

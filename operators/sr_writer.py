@@ -49,6 +49,7 @@ from operators.journal import Journal
 from operators.measurements import Amount, LungMeasurements, Measurements
 from operators.relevance_summary import RelevanceSummary, summarise_relevance
 from operators.remarks import Remark
+from operators.saving import save
 from operators.seg_writer import (
     LEFT_LUNG_SEGMENT,
     LESION_SEGMENTS,
@@ -323,6 +324,13 @@ def make_report(
     return report
 
 
+def write_report(
+    volume: CTVolume, findings: Findings, segmentation: Segmentation, provenance: Provenance, folder: Path
+) -> None:
+    """Make the report and save it as :data:`FILE` in ``folder``; arguments as for :func:`make_report`."""
+    save(make_report(volume, findings, segmentation, provenance), folder / FILE)
+
+
 class SrWriterOperator(Operator):
     """Write the report to ``sr/report.dcm``.
 
@@ -340,7 +348,7 @@ class SrWriterOperator(Operator):
         self, fragment: Fragment, *args: Any, journal: Journal, folder: Path, provenance: Provenance, **kwargs: Any
     ) -> None:
         self._journal = journal
-        self._file = folder / FILE
+        self._folder = folder
         self._provenance = provenance
         super().__init__(fragment, *args, **kwargs)
 
@@ -356,7 +364,5 @@ class SrWriterOperator(Operator):
         relevance = summarise_relevance(classification, op_input.receive("explanation"))
         findings = Findings(measurements, classification, relevance, op_input.receive("remarks"))
         with self._journal.node("Report writer") as found:
-            report = make_report(volume, findings, segmentation, self._provenance)
-            self._file.parent.mkdir(parents=True, exist_ok=True)
-            report.save_as(self._file, enforce_file_format=True)
+            write_report(volume, findings, segmentation, self._provenance, self._folder)
             found("measurement report")

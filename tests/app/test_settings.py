@@ -19,6 +19,7 @@ def test_defaults_are_those_of_the_paper() -> None:
         "in_plane": 256,
         "target": "positive",
         "gate_share": 1.0,
+        "deflate": False,
         "precision": "auto",
     }
 
@@ -88,7 +89,7 @@ def test_every_value_that_changes_a_result_changes_the_fingerprint() -> None:
         "precision=float32",
     ]
     assert [assignment.partition("=")[0] for assignment in assignments] == [
-        name for name in Settings.model_fields if name != "studies"
+        name for name in Settings.model_fields if name not in ("studies", "deflate")
     ]
     fingerprints = {load_settings([assignment]).fingerprint for assignment in assignments}
     assert len({*fingerprints, load_settings().fingerprint}) == 7
@@ -98,4 +99,4 @@ def test_every_value_that_changes_a_result_changes_the_fingerprint() -> None:
 def test_the_readme_names_every_setting_with_its_default() -> None:
     readme = (Path(__file__).resolve().parents[2] / "README.md").read_text("utf-8")
     for name, value in Settings().model_dump().items():
-        assert f"| `{name}` | {value} |" in readme
+        assert f"| `{name}` | {str(value).lower()} |" in readme

@@ -5,9 +5,9 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from tests.bench import loading
+from tests.bench import loading, writing
 
-results = {"loading": loading.run()}
+results = {"loading": loading.run(), "writing": writing.run()}
 target = Path("build", "bench.json")
 target.parent.mkdir(exist_ok=True)
 target.write_text(json.dumps(results, indent=2))

@@ -48,8 +48,8 @@ def test_crop_keeps_the_lungs_with_a_margin_and_all_slices() -> None:
     _, dy, dx = found.explanation.grid.spacing
     first = np.linalg.inv(found.explanation.grid.affine) @ cropped.grid.affine @ [0, 0, 0, 1]
     row, column = round(first[1]), round(first[2])
-    assert row == max(0, int(6 - 15.0 / dy))
-    assert column == max(0, int(4 - 15.0 / dx))
+    assert row == max(0, int(6 - 8.0 / dy))
+    assert column == max(0, int(4 - 8.0 / dx))
     assert cropped.grid.shape[0] == found.explanation.grid.shape[0]
     rows, columns = cropped.grid.shape[1:]
     np.testing.assert_array_equal(cropped.ct, found.explanation.ct[:, row : row + rows, column : column + columns])

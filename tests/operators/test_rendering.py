@@ -5,15 +5,8 @@ from scipy.spatial.transform import Rotation
 
 from operators.codes import LESION_TERMS
 from operators.findings import Explanation, Lesions, LesionType
-from operators.rendering import (
-    Study,
-    direction_letter,
-    relevance_limit,
-    relevance_on_slice,
-    relevance_rgba,
-    render_overlay,
-    window,
-)
+from operators.page import direction_letter, relevance_rgba, window
+from operators.rendering import Study, relevance_limit, relevance_on_slice, render_overlay
 from operators.volume import Grid
 from tests.builders import axial_grid
 from tests.operators.dicom_results import SHAPE, case, no_lesions

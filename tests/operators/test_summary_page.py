@@ -9,8 +9,9 @@ import pytest
 
 from operators.codes import LESION_TERMS
 from operators.findings import Lesions, LesionType, Lungs
+from operators.page import RGBImage
 from operators.remarks import Remark, RemarkCode
-from operators.rendering import RGBImage, Study
+from operators.rendering import Study
 from operators.summary_page import Summary, most_affected, relevance_on_plane, render_summary
 from operators.volume import CTVolume, Grid
 from tests.operators.dicom_results import CASES, Case, case, no_lesions, provenance
