@@ -19,7 +19,7 @@ import shutil
 import tempfile
 import time
 from collections.abc import Callable
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -92,6 +92,7 @@ class Staging:
         """Put the built results in the place of all earlier ones; ``result.json`` must be among them."""
         if not (self.folder / RESULT).is_file():
             raise ValueError(f"{RESULT} completes the results and was not built")
+        _flush(self.folder)
         retiring = self._root / "retiring"
         retiring.mkdir()
         for name in reversed(_NAMES):
@@ -99,6 +100,7 @@ class Staging:
         retiring.rename(self._root / "retired")
         for name in _NAMES:
             _move(self.folder / name, self._output / name)
+        _sync(self._output)
 
     def _drop_output(self) -> None:
         for folder in self._made:
@@ -163,6 +165,21 @@ def _undo(root: Path, output: Path) -> None:
         (root / "retired").rename(root / "retiring")
     for name in _NAMES:
         _move(root / "retiring" / name, output / name)
+
+
+def _flush(folder: Path) -> None:
+    """Bring files and folders to the disk: names must not come to last longer than contents."""
+    for path in (*folder.rglob("*"), folder):
+        _sync(path)
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        with suppress(OSError) if path.is_dir() else nullcontext():  # some file systems cannot do it for folders
+            os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def _move(source: Path, target: Path) -> None:

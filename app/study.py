@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from pydicom.uid import UID
 
-from app.outcome import RunFailed, UsageError
+from app.outcome import UsageError
 from app.publish import RESULT_FOLDERS, Staging
 from app.settings import Settings
 from operators.journal import Journal
@@ -184,6 +184,7 @@ def _models(folder: Path) -> Models:
 def _process(request: Request, study: Study, folder: Path, journal: Journal) -> CompletedResult:
     from app.application import CovidCTApplication
     from app.result import CompletedResult
+    from app.verification import verify_objects
     from models.precision import resolve
 
     models = _models(request.models)
@@ -191,9 +192,7 @@ def _process(request: Request, study: Study, folder: Path, journal: Journal) -> 
     settings = request.settings.model_copy(update={"precision": resolve(request.settings.precision)})
     application = CovidCTApplication(study, request.rules, folder, models, settings, journal)
     findings = application.process()
-    for name in RESULT_FOLDERS:
-        if not any((folder / name).glob("*.dcm")):
-            raise RunFailed(f"the graph ended without an object in {name}/")
+    verify_objects(folder, findings.volume)
     return CompletedResult.of(
         *findings,
         models=models.records,

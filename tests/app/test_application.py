@@ -19,27 +19,16 @@ from typing import Any
 import numpy as np
 import pydicom
 import pytest
-import torch
 
 from app.application import Models
 from app.outcome import RunFailed
-from app.settings import load_settings
-from app.study import Request, run_folder
-from models.classifier.network import Classifier
-from models.involvement.network import involvement_network
-from models.lesions.network import lesion_network
-from models.lungs.network import DeepMedic
-from models.store import save_weights
 from operators.refusal import InputRefused, ReasonCode
 from operators.sc_writer import ScWriterOperator
-from operators.selection_rules import ANY_SERIES
 from operators.series_loader import SeriesLoaderOperator
+from tests.app.tiny_run import ROOT, SPACING, arguments, run, run_as_a_person, write_lungs, write_models
 from tests.builders import write_series
-from tests.operators.dicom_results import run_tool
+from tests.validation.tools import dcentvfy, dciodvfy, disagreements, unexplained, without_times
 
-_ROOT = Path(__file__).resolve().parents[2]
-_SPACING = (3.0, 6.0, 6.0)
-_SETTINGS = ["in_plane=32", "precision=float32"]
 _NODES = [
     "Series loader",
     "Lung segmentation",
@@ -56,63 +45,25 @@ _NODES = [
 ]
 
 
-def _threshold_network() -> DeepMedic:
-    """DeepMedic whose weights hand the voxel itself through to the end: lung is what is below -380 HU."""
-    network = DeepMedic()
-    with torch.no_grad():
-        for parameter in network.parameters():
-            if parameter.ndim > 1:
-                parameter.zero_()
-        for layer in network.fine:
-            if isinstance(layer, torch.nn.Conv3d):
-                layer.weight[(0, 0, *(size // 2 for size in layer.kernel_size))] = 1.0
-        first, second, last = (layer for layer in network.head if isinstance(layer, torch.nn.Conv3d))
-        first.weight[0, 0] = second.weight[0, 0] = 1.0
-        last.weight[0, 0], last.bias[0] = -40.0, 24.0  # type: ignore[index]
-    return network
-
-
 @pytest.fixture(scope="module")
 def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("models")
-    torch.manual_seed(0)
-    networks = {
-        "lungs": _threshold_network(),
-        "lesions": lesion_network(),
-        "involvement": involvement_network(),
-        "classifier": Classifier(),
-    }
-    for task, network in networks.items():
-        save_weights(folder / task, network, {"name": f"test {task}", "version": "0"})
+    write_models(folder)
     return folder
 
 
 @pytest.fixture(scope="module")
 def series(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Two lungs of 28 x 14 x 9 voxels of 108 cubic mm in soft tissue."""
     folder = tmp_path_factory.mktemp("series")
-    hu = np.full((36, 24, 30), 40.0)
-    hu[4:32, 5:19, 4:13] = hu[4:32, 5:19, 17:26] = -850.0
-    write_series(folder, hu, _SPACING, PatientName="Doe^Jane", PatientID="4711")
+    write_lungs(folder)
     return folder
-
-
-def _arguments(series: Path, output: Path, models: Path) -> list[str]:
-    chosen = [part for assignment in _SETTINGS for part in ("--set", assignment)]
-    return [*("-i", str(series)), *("-o", str(output)), *("-m", str(models)), *chosen]
-
-
-def _run(series: Path, output: Path, models: Path) -> Any:
-    request = Request(series, output, models, load_settings(_SETTINGS), ANY_SERIES)
-    return run_folder(request, lambda line: None)
 
 
 @pytest.fixture(scope="module")
 def finished(series: Path, models: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
     """Output folder and progress of a whole run as a person starts it."""
     output = tmp_path_factory.mktemp("finished") / "out"
-    command = [sys.executable, "-m", "app", *_arguments(series, output, models)]
-    done = subprocess.run(command, cwd=_ROOT, capture_output=True, text=True, check=False)
+    done = run_as_a_person(series, output, models)
     assert (done.returncode, done.stdout) == (0, f"{output}\n"), done.stderr
     return output, done.stderr
 
@@ -180,10 +131,31 @@ def test_every_object_is_valid_and_of_the_patient_and_study(finished: tuple[Path
     result = _result(finished[0])
     assert (result["study_uid"], result["series_uid"]) == (source.StudyInstanceUID, source.SeriesInstanceUID)
     for path in sorted(finished[0].rglob("*.dcm")):
-        assert "Error" not in run_tool("dciodvfy", path)
+        assert not unexplained(dciodvfy(path)), path.name
         written = pydicom.dcmread(path, stop_before_pixels=True)
         for keyword in ("PatientName", "PatientID", "StudyInstanceUID"):
             assert written[keyword].value == source[keyword].value
+
+
+def test_source_and_results_refer_to_each_other(finished: tuple[Path, str], series: Path) -> None:
+    objects = [*series.rglob("*.dcm"), *finished[0].rglob("*.dcm")]
+    assert not unexplained(dcentvfy(objects))
+    without_segmentation = [path for path in objects if path.parent.name != "seg"]
+    assert unexplained(dcentvfy(without_segmentation)), "the report refers to it"
+
+
+def test_dcmqi_reads_what_the_result_states(finished: tuple[Path, str], tmp_path: Path) -> None:
+    assert not disagreements(finished[0])
+    other = shutil.copytree(finished[0], tmp_path / "other")
+    content = _result(other)
+    content["measurements"]["left"]["volume_ml"] += 0.108
+    content["probability"] += 1e-4
+    (other / "result.json").write_text(json.dumps(content), "utf-8")
+    assert [line.partition(":")[0] for line in disagreements(other)] == [
+        "segment Left lung",
+        "probability",
+        "Left lung 118565006",
+    ]
 
 
 def test_a_second_run_gives_the_same_objects_and_replaces_the_first(
@@ -192,7 +164,7 @@ def test_a_second_run_gives_the_same_objects_and_replaces_the_first(
     again = tmp_path / "out"
     shutil.copytree(finished[0], again)
     (again / "sc" / "of_an_earlier_version.dcm").write_bytes(b"")
-    _run(series, again, models)
+    run(series, again, models)
     first, second = _result(finished[0]), _result(again)
     for result in (first, second):
         result.pop("seconds")
@@ -200,8 +172,9 @@ def test_a_second_run_gives_the_same_objects_and_replaces_the_first(
             file.pop("sha256")
     assert first == second
     for path in finished[0].rglob("*.dcm"):
-        one, other = (pydicom.dcmread(folder / path.relative_to(finished[0])) for folder in (finished[0], again))
-        assert one.SOPInstanceUID == other.SOPInstanceUID
+        other = again / path.relative_to(finished[0])
+        assert path.read_bytes() != other.read_bytes(), "each says when it was made"
+        assert without_times(path) == without_times(other)
     assert set(_tree(again)) == set(_tree(finished[0]))
 
 
@@ -210,7 +183,7 @@ def test_a_refused_input_leaves_the_reason_alone(finished: tuple[Path, str], mod
     empty.mkdir()
     shutil.copytree(finished[0], output)
     with pytest.raises(InputRefused) as refusal:
-        _run(empty, output, models)
+        run(empty, output, models)
     assert refusal.value.code == ReasonCode.NO_DICOM
     assert [path.name for path in output.iterdir()] == ["result.json"]
     assert _result(output)["reason_codes"] == ["NO_DICOM"]
@@ -218,9 +191,9 @@ def test_a_refused_input_leaves_the_reason_alone(finished: tuple[Path, str], mod
 
 
 def test_a_refusal_amid_the_graph_keeps_its_reason(models: Path, tmp_path: Path) -> None:
-    write_series(tmp_path / "tissue", np.full((36, 24, 30), 40.0), _SPACING)
+    write_series(tmp_path / "tissue", np.full((36, 24, 30), 40.0), SPACING)
     with pytest.raises(InputRefused) as refusal:
-        _run(tmp_path / "tissue", tmp_path / "out", models)
+        run(tmp_path / "tissue", tmp_path / "out", models)
     assert refusal.value.code == ReasonCode.NO_LUNGS
     assert _result(tmp_path / "out")["status"] == "refused"
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["result.json"]
@@ -240,7 +213,7 @@ def test_a_missing_or_altered_model_is_our_failure(task: str, models: Path, tmp_
 
 def test_without_models_nothing_is_written(series: Path, tmp_path: Path) -> None:
     with pytest.raises(RunFailed, match="model lungs: cannot read"):
-        _run(series, tmp_path / "out", tmp_path / "absent")
+        run(series, tmp_path / "out", tmp_path / "absent")
     assert list(tmp_path.iterdir()) == []
 
 
@@ -253,7 +226,7 @@ def test_a_graph_that_ends_early_is_a_failure(
 ) -> None:
     monkeypatch.setattr(SeriesLoaderOperator, "compute", _do_nothing)
     with pytest.raises(RunFailed, match="without findings"):
-        _run(series, tmp_path / "out", models)
+        run(series, tmp_path / "out", models)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -262,7 +235,7 @@ def test_a_missing_output_is_a_failure(
 ) -> None:
     monkeypatch.setattr(ScWriterOperator, "compute", lambda self, op_input, *_: op_input.receive("volume"))
     with pytest.raises(RunFailed, match="without an object in sc/"):
-        _run(series, tmp_path / "out", models)
+        run(series, tmp_path / "out", models)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -286,7 +259,7 @@ def test_without_a_writable_folder_libraries_use_the_staging_folder(
         monkeypatch.delenv(name)
     monkeypatch.setattr(Models, "load", look)
     with pytest.raises(RunFailed, match="seen enough"):
-        _run(series, tmp_path / "out", tmp_path)
+        run(series, tmp_path / "out", tmp_path)
     assert seen[0] == seen[1] == seen[2]
     assert Path(seen[0]).is_relative_to(tmp_path / "out")
     assert not (tmp_path / "out").exists()
@@ -306,10 +279,10 @@ sys.exit(main(sys.argv[1:]))
 
 
 def test_a_failing_node_is_told_in_one_line_without_its_text(series: Path, models: Path, tmp_path: Path) -> None:
-    command = [sys.executable, "-W", "ignore", "-c", _FAILING_NODE, *_arguments(series, tmp_path / "out", models)]
+    command = [sys.executable, "-W", "ignore", "-c", _FAILING_NODE, *arguments(series, tmp_path / "out", models)]
     # Imported before the command could silence it, Holoscan must be told by the environment here.
     quiet = os.environ | {"HOLOSCAN_LOG_LEVEL": "OFF"}
-    done = subprocess.run(command, cwd=_ROOT, env=quiet, capture_output=True, text=True, check=False)
+    done = subprocess.run(command, cwd=ROOT, env=quiet, capture_output=True, text=True, check=False)
     assert done.returncode == 70
     _notice, line = done.stderr.splitlines()
     assert line.startswith("error: unexpected ValueError at ")
@@ -322,8 +295,8 @@ def test_a_failing_node_is_told_in_one_line_without_its_text(series: Path, model
 def test_a_signal_ends_the_run_and_leaves_nothing(
     number: int, status: int, series: Path, models: Path, tmp_path: Path
 ) -> None:
-    command = [sys.executable, "-m", "app", *_arguments(series, tmp_path / "out", models)]
-    with subprocess.Popen(command, cwd=_ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+    command = [sys.executable, "-m", "app", *arguments(series, tmp_path / "out", models)]
+    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
         assert process.stderr is not None
         assert any(line.startswith("Lung segmentation ...") for line in process.stderr)
         process.send_signal(number)

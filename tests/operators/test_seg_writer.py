@@ -19,9 +19,9 @@ from tests.operators.dicom_results import (
     case,
     no_lesions,
     provenance,
-    run_tool,
     written,
 )
+from tests.validation.tools import run_tool
 
 LABELS = [
     "Left lung",
@@ -69,7 +69,7 @@ def test_reads_back_voxel_for_voxel_in_the_geometry_of_the_ct(name: str, tmp_pat
 def test_dcmqi_reads_the_same_voxels(name: str, tmp_path: Path) -> None:
     found = CASES[name]()
     file = written(segmentation(found), tmp_path / "seg.dcm")
-    run_tool("segimage2itkimage", "--inputDICOM", file, "--outputDirectory", tmp_path)
+    assert run_tool("segimage2itkimage", "--inputDICOM", file, "--outputDirectory", tmp_path)[0] == 0
     described = json.loads((tmp_path / "meta.json").read_text("utf-8"))["segmentAttributes"]
     assert [item["SegmentLabel"] for group in described for item in group] == LABELS
     for number, mask in masks(found).items():

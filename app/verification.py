@@ -1,0 +1,75 @@
+"""Results are read back before anyone sees them."""
+
+from __future__ import annotations
+
+import zlib
+from pathlib import Path
+
+import pydicom
+from pydicom import Dataset
+from pydicom.errors import InvalidDicomError
+from pydicom.pixels.utils import get_expected_length
+
+from app.outcome import RunFailed
+from app.publish import RESULT_FOLDERS
+from operators.volume import CTVolume
+
+_CONTENTS = ("PixelData", "FloatPixelData", "ContentSequence")
+
+
+def verify_objects(folder: Path, volume: CTVolume) -> None:
+    """Check that every promised object can be read whole and belongs to the patient and study of ``volume``.
+
+    Parameters
+    ----------
+    folder : Path
+        Holds the result folders.
+    volume : CTVolume
+        The source.
+
+    Raises
+    ------
+    RunFailed
+        If an object is missing, damaged, of another patient or study, or has the UID of another.
+    """
+    uids: set[str] = set()
+    for name in RESULT_FOLDERS:
+        paths = sorted((folder / name).glob("*.dcm"))
+        if not paths:
+            raise RunFailed(f"the graph ended without an object in {name}/")
+        for path in paths:
+            written = _read(path)
+            if not _whole(written):
+                raise RunFailed(f"the object {name}/{path.name} was not written whole")
+            if not _same_study(written, volume):
+                raise RunFailed(f"the object {name}/{path.name} is not of the study that was read")
+            if written.SOPInstanceUID in uids:
+                raise RunFailed(f"the object {name}/{path.name} has the UID of another")
+            uids.add(written.SOPInstanceUID)
+
+
+def _read(path: Path) -> Dataset:
+    try:
+        return pydicom.dcmread(path)
+    except (OSError, EOFError, zlib.error, InvalidDicomError) as error:
+        raise RunFailed(f"the object {path.parent.name}/{path.name} cannot be read back") from error
+
+
+def _whole(written: Dataset) -> bool:
+    """Tell whether content is there, and as many bytes of pixels as the header says where they are not compressed."""
+    content = next((written[keyword] for keyword in _CONTENTS if keyword in written), None)
+    if content is None or not content.value:
+        return False
+    if content.keyword == "ContentSequence" or written.file_meta.TransferSyntaxUID.is_compressed:
+        return True
+    expected = get_expected_length(written)
+    return len(content.value) == expected + expected % 2
+
+
+def _same_study(written: Dataset, volume: CTVolume) -> bool:
+    source = volume.headers[0]
+    return (
+        written.StudyInstanceUID == volume.study_uid
+        and (written.get("PatientID") or "") == (source.get("PatientID") or "")
+        and written.file_meta.MediaStorageSOPInstanceUID == written.SOPInstanceUID
+    )
