@@ -2,15 +2,32 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+CT ?= demo/phantom/ct
+RESULTS ?= demo/out
+OHIF := build/ohif-app-3.13.2
+
+# Orthanc listens on every network interface, therefore it gets a network of its own that has none.
+ALONE := unshare --map-root-user --net sh -c 'ip link set lo up && exec "$$0" "$$@"'
+
+# Debian's packages start their service where systemd runs, unless it is masked before.
+define debian
+	@dpkg -s $(1) > /dev/null 2>&1 || { \
+		[ "$$(id -u)" = 0 ] || { echo "error: root is needed to install the Debian packages $(1)"; exit 1; }; \
+		[ ! -d /run/systemd/system ] || systemctl mask --quiet orthanc.service; \
+		apt-get update -qq && apt-get install -qq -y --no-install-recommends $(1) > /dev/null; }
+endef
 
 export OMP_NUM_THREADS ?= $(shell nproc 2>/dev/null || echo 2)
 
-.PHONY: help demo test test-all fuzz bench lint clean
+.PHONY: help demo test test-all validate pacs viewer fuzz bench lint clean
 
 help:
 	@echo "make demo      set up, make a synthetic chest CT, run on it and say where to look"
 	@echo "make test      set up, lint, check types, run the tests"
 	@echo "make test-all  the same with the tests that take minutes"
+	@echo "make validate  show results to validators (Debian, installs one; CT=FOLDER RESULTS=FOLDER)"
+	@echo "make pacs      send the results of a run to an Orthanc and read them back (Debian, installs it)"
+	@echo "make viewer    look at results in OHIF and save pictures of it (Debian; CT=FOLDER RESULTS=FOLDER)"
 	@echo "make fuzz      feed the series loader 10 000 damaged folders"
 	@echo "make bench     measure, in ratios of one run"
 	@echo "make clean     remove the environment and all that was made"
@@ -42,10 +59,34 @@ lint: $(STAMP)
 	$(BIN)/mypy
 
 test: lint
-	$(BIN)/pytest -m "not slow"
+	$(BIN)/pytest -m "not slow and not pacs"
 
 test-all: lint
-	$(BIN)/pytest
+	$(BIN)/pytest -m "not pacs"
+
+validate: $(STAMP)
+	$(call debian,pixelmed-apps default-jre-headless)
+	$(BIN)/python -W ignore -m tests.validation $(CT) $(RESULTS)
+	$(BIN)/pytest tests/operators/test_validity.py
+
+pacs: $(STAMP)
+	$(call debian,orthanc orthanc-dicomweb dcmtk iproute2)
+	$(ALONE) $(BIN)/pytest -m pacs tests/pacs
+
+viewer: $(VENV)/.viewer $(OHIF)
+	$(call debian,orthanc orthanc-dicomweb chromium iproute2)
+	@rm -rf build/viewer
+	$(ALONE) $(BIN)/python -W ignore -m tests.viewer $(CT) $(RESULTS) $(OHIF)/dist build/viewer
+
+$(VENV)/.viewer: $(STAMP)
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt playwright
+	@touch $@
+
+$(OHIF):
+	$(if $(shell command -v npm),,$(call debian,npm))
+	@mkdir -p build
+	@cd build && npm pack --silent @ohif/app@3.13.2 > /dev/null
+	@rm -rf build/package && tar xzf $@.tgz -C build && mv build/package $@
 
 fuzz: $(STAMP)
 	$(BIN)/python -W ignore -m tests.fuzz.run --cases 10000

@@ -36,6 +36,7 @@ from operators.journal import Journal
 from operators.lesion_segmentation import LesionSegmentationOperator
 from operators.lung_segmentation import LungSegmentationOperator
 from operators.measurements import MeasurementOperator, Measurements
+from operators.pdf_writer import PdfWriterOperator
 from operators.pm_writer import PmWriterOperator
 from operators.relevance_summary import RelevanceSummary, summarise_relevance
 from operators.remarks import Remark
@@ -181,6 +182,18 @@ class CovidCTApplication(Application):
         self._connect(explanation, "explanation", sr, sc, pm, self._findings)
         self._connect(measurements, "measurements", sr, sc, self._findings)
         self._connect(seg, "segmentation", sr)
+        if settings.pdf:
+            pdf = PdfWriterOperator(self, name="pdf", **writing)
+            for source, port in (
+                (loader, "volume"),
+                (lungs, "lungs"),
+                (check, "remarks"),
+                (lesions, "lesions"),
+                (classification, "classification"),
+                (explanation, "explanation"),
+                (measurements, "measurements"),
+            ):
+                self._connect(source, port, pdf)
 
     def _connect(self, source: Operator, port: str, *receivers: Operator) -> None:
         """Give what ``source`` emits at ``port`` to the input of the same name of each receiver."""

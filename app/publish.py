@@ -28,7 +28,8 @@ from app.outcome import UsageError
 from operators.software import NAME
 
 RESULT = "result.json"
-RESULT_FOLDERS = ("sr", "seg", "sc", "pm")
+RESULT_FOLDERS = ("sr", "seg", "sc", "pm", "pdf")
+"""Of these, ``pdf`` is there only where it was asked for."""
 _NAMES = (*RESULT_FOLDERS, RESULT)
 _PREFIX = ".covid-ct-staging-"
 

@@ -38,13 +38,15 @@ class Settings(BaseSettings):
     """Share of its relevance that the gate hands to each branch: 1 as the paper, 0.5 to split it."""
     deflate: bool = False
     """Write segmentation and parametric maps in Deflated Explicit VR Little Endian."""
+    pdf: bool = False
+    """Write the summary page as an encapsulated PDF too."""
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     """Arithmetic of the segmentation networks; ``auto`` is bfloat16 where the processor is fast in it."""
 
     @property
     def fingerprint(self) -> str:
         """All values that can change a result, in one line: other settings, other UIDs."""
-        return self.model_dump_json(exclude={"studies", "deflate"})
+        return self.model_dump_json(exclude={"studies", "deflate", "pdf"})
 
 
 def load_settings(assignments: Iterable[str] = ()) -> Settings:

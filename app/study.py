@@ -192,7 +192,7 @@ def _process(request: Request, study: Study, folder: Path, journal: Journal) -> 
     settings = request.settings.model_copy(update={"precision": resolve(request.settings.precision)})
     application = CovidCTApplication(study, request.rules, folder, models, settings, journal)
     findings = application.process()
-    verify_objects(folder, findings.volume)
+    verify_objects(folder, findings.volume, [name for name in RESULT_FOLDERS if name != "pdf" or settings.pdf])
     return CompletedResult.of(
         *findings,
         models=models.records,

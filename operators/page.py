@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
+import io
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 from contourpy import contour_generator
+from matplotlib import rc_context
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.collections import LineCollection
 from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
 from matplotlib.patheffects import withStroke
-from matplotlib.transforms import IdentityTransform
 from PIL import Image
 
 from operators.codes import RGB
@@ -127,7 +128,10 @@ def _resized(values: FloatArray, box: Box, how: Image.Resampling) -> FloatArray:
 
 
 class Page:
-    """A page in the making: black, :data:`WIDTH` pixels wide. Places are in pixels from the top left."""
+    """A page in the making: black, :data:`WIDTH` pixels wide. Places are in pixels from the top left.
+
+    Its corners stay empty: viewers write there.
+    """
 
     def __init__(self, height: int) -> None:
         self.height = height
@@ -138,6 +142,10 @@ class Page:
     def text(self, x: float, y: float, words: str, size: float = 18, color: str = "white", **style: Any) -> None:
         """Write words; ``size`` in pixels."""
         self.figure.text(x / WIDTH, 1 - y / self.height, words, fontsize=points(size), **{"color": color, **style})
+
+    def centered(self, y: float, words: str, size: float = 18, color: str = "white", **style: Any) -> None:
+        """Write words in the middle of the width."""
+        self.text(WIDTH / 2, y, words, size, color, ha="center", **style)
 
     def plane(self, box: Box, plane: Plane, title: str) -> None:
         """Draw the CT in lung window, its title and the patient's sides."""
@@ -166,17 +174,17 @@ class Page:
         if not mask.any():
             return
         rows, columns = mask.shape
-        x = box.left + (np.arange(-1, columns + 1) + 0.5) * box.width / columns
-        y = self.height - box.top - (np.arange(-1, rows + 1) + 0.5) * box.height / rows  # the canvas counts upwards
+        x = (box.left + (np.arange(-1, columns + 1) + 0.5) * box.width / columns) / WIDTH
+        y = 1 - (box.top + (np.arange(-1, rows + 1) + 0.5) * box.height / rows) / self.height
         closed = np.pad(mask, 1).astype(np.float64)  # also where the mask reaches the end of the plane
         lines: Any = contour_generator(x, y, closed, line_type="Separate").lines(0.5)
-        border = LineCollection(lines, colors=[color], linewidths=points(width), transform=IdentityTransform())
-        self.figure.add_artist(border)
+        place = self.figure.transFigure
+        self.figure.add_artist(LineCollection(lines, colors=[color], linewidths=points(width), transform=place))
 
     def footer(self) -> None:
         """Write the notice that no page may lack."""
-        self.text(12, self.height - 14, RESEARCH_NOTICE, 21, NOTICE_COLOR, fontweight="bold")
-        self.text(WIDTH - 12, self.height - 14, f"{NAME} {VERSION}", 15, "#b0b0b0", ha="right")
+        self.centered(self.height - 14, RESEARCH_NOTICE, 21, NOTICE_COLOR, fontweight="bold")
+        self.text(WIDTH / 2 + 300, self.height - 14, f"{NAME} {VERSION}", 15, "#b0b0b0")
 
     def pixels(self) -> RGBImage:
         """Rasterise.
@@ -193,6 +201,15 @@ class Page:
         alpha = drawn[marked, 3:] / np.float32(255)
         page[marked] = np.rint((1 - alpha) * page[marked] + alpha * drawn[marked, :3]).astype(np.uint8)
         return page
+
+    def pdf(self) -> bytes:
+        """Return the page as a PDF document: words stay words; the same page gives the same bytes."""
+        painted = self.figure.figimage(np.rint(self._image * 255).astype(np.uint8), zorder=-1)
+        target = io.BytesIO()
+        with rc_context({"pdf.fonttype": 42}):  # whole fonts: letters can be searched and copied
+            self.figure.savefig(target, format="pdf", dpi=DPI, facecolor="black", metadata={"CreationDate": None})
+        painted.remove()
+        return target.getvalue()
 
     def _place(self, box: Box) -> tuple[slice, slice]:
         return slice(box.top, box.top + box.height), slice(box.left, box.left + box.width)

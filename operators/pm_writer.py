@@ -20,8 +20,8 @@ from operators.saving import save
 from operators.seg_writer import as_single_frames
 from operators.volume import CTVolume, FloatArray, Grid
 
-SERIES_NUMBER = 9004
-SERIES_DESCRIPTION = "COVID-CT relevance (research)"
+SERIES_NUMBERS = {"ct": 9004, "lesions": 9005}
+"""A series for each map: viewers show one map of a series."""
 FOLDER = Path("pm")
 CHANNELS = {"ct": "CT", "lesions": "lesion mask"}
 """Input channels of the classifier, by the name of their heatmap: what a person calls them."""
@@ -57,7 +57,7 @@ def _around(occupied: np.ndarray[Any, Any], margin: float, size: int) -> slice:
 
 
 def make_parametric_map(
-    volume: CTVolume, explanation: Explanation, channel: str, number: int, provenance: Provenance
+    volume: CTVolume, explanation: Explanation, channel: str, provenance: Provenance
 ) -> ParametricMap:
     """Make the parametric map of one channel.
 
@@ -69,8 +69,6 @@ def make_parametric_map(
         Heatmaps, on any grid; written arranged as the CT is.
     channel : str
         One of :data:`CHANNELS`.
-    number : int
-        Instance number, from 1.
     provenance : Provenance
         What produces the map.
 
@@ -98,11 +96,11 @@ def make_parametric_map(
     made = ParametricMap(
         source_images=as_single_frames(volume),
         pixel_array=np.ascontiguousarray(heatmap),
-        series_instance_uid=derived_uid(volume, provenance, "relevance series"),
-        series_number=SERIES_NUMBER,
-        series_description=SERIES_DESCRIPTION,
+        series_instance_uid=derived_uid(volume, provenance, f"relevance {channel} series"),
+        series_number=SERIES_NUMBERS[channel],
+        series_description=f"COVID-CT relevance, {CHANNELS[channel]} (research)",
         sop_instance_uid=derived_uid(volume, provenance, f"relevance {channel}"),
-        instance_number=number,
+        instance_number=1,
         contains_recognizable_visual_features=False,
         real_world_value_mappings=[mapping],
         voi_lut_transformations=[_window(float(np.abs(heatmap).max()))],
@@ -138,8 +136,8 @@ def write_parametric_maps(
 ) -> Explanation:
     """Make the maps of both channels, save them in :data:`FOLDER` of ``folder``, and return what they hold."""
     cropped = cropped_to_lungs(classification, explanation)
-    for number, channel in enumerate(CHANNELS, start=1):
-        made = make_parametric_map(volume, cropped, channel, number, provenance)
+    for channel in CHANNELS:
+        made = make_parametric_map(volume, cropped, channel, provenance)
         save(made, folder / FOLDER / f"relevance_{channel}.dcm", deflate=deflate)
     return cropped
 

@@ -190,16 +190,14 @@ class _KeySlicePage(Page):
         decision = "POSITIVE" if result.positive else "NEGATIVE"
         relation = "at or above" if result.positive else "below"
         meaning = f"probability {result.probability:.3f}, {relation} the threshold {result.threshold:g}"
-        self.text(_GAP, 34, f"COVID-19 {decision}", 26, fontweight="bold")
-        self.text(_GAP, 66, meaning, 17, QUIET)
         grid = self.study.volume.grid
         header = self.study.volume.header_at(self.index)
         number = header.get("InstanceNumber") if header else None
         place = f"slice {self.index + 1} of {grid.shape[0]}" if number is None else f"image {number}"
         z = float((grid.affine @ [self.index, 0, 0, 1])[2])
-        self.text(WIDTH - _GAP, 34, f"{place}, z = {z:.1f} mm", 20, ha="right")
         explained = CLASS_NAMES[self.study.explanation.target]
-        self.text(WIDTH - _GAP, 66, f"Relevance for the class: {explained}", 17, QUIET, ha="right")
+        self.centered(34, f"COVID-19 {decision}: {meaning}", 22, fontweight="bold")
+        self.centered(66, f"{place}, z = {z:.1f} mm; relevance for the class {explained}", 17, QUIET)
 
 
 def render_overlay(study: Study, index: int) -> RGBImage:

@@ -142,18 +142,13 @@ class _SummaryPage(Page):
         result = self.study.classification
         decision = "POSITIVE" if result.positive else "NEGATIVE"
         relation = "at or above" if result.positive else "below"
-        self.text(_GAP, 44, f"COVID-19 {decision}", 36, fontweight="bold")
-        self.text(
-            _GAP,
-            80,
-            f"probability {result.probability:.3f}, {relation} the threshold {result.threshold:g}: the output of a"
-            " research classifier, no clinical probability",
-            18,
-            QUIET,
-        )
         percent = self.summary.measurements.total.involvement.percent_of_lung
-        involved = "" if percent is None else f"{percent:.1f} % of the lungs involved"
-        self.text(WIDTH - _GAP, 44, involved, 30, ha="right", fontweight="bold")
+        involved = "" if percent is None else f", {percent:.1f} % of the lungs involved"
+        self.centered(44, f"COVID-19 {decision}{involved}", 32, fontweight="bold")
+        self.centered(
+            76, f"probability {result.probability:.3f}, {relation} the threshold {result.threshold:g}", 18, QUIET
+        )
+        self.centered(102, "the output of a research classifier, no clinical probability", 18, QUIET)
 
     def views(self) -> None:
         """Draw the most affected axial and coronal plane, with lesions and, below, with relevance."""
@@ -249,6 +244,16 @@ def _upright(study: Study) -> Study:
     return Study(volume, lungs, lesions, study.classification, study.explanation)
 
 
+def _drawn(summary: Summary) -> _SummaryPage:
+    page = _SummaryPage(replace(summary, study=_upright(summary.study)))
+    page.header()
+    page.views()
+    page.chart()
+    page.notes()
+    page.footer()
+    return page
+
+
 def render_summary(summary: Summary) -> RGBImage:
     """Draw the page.
 
@@ -257,10 +262,9 @@ def render_summary(summary: Summary) -> RGBImage:
     ndarray of uint8, shape (rows, 1400, 3)
         RGB; the height follows from the shape of the chest.
     """
-    page = _SummaryPage(replace(summary, study=_upright(summary.study)))
-    page.header()
-    page.views()
-    page.chart()
-    page.notes()
-    page.footer()
-    return page.pixels()
+    return _drawn(summary).pixels()
+
+
+def render_document(summary: Summary) -> bytes:
+    """Draw the page as a PDF document of one page."""
+    return _drawn(summary).pdf()

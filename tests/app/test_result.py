@@ -84,6 +84,8 @@ def test_a_completed_result_says_everything(volume: CTVolume, tmp_path: Path) ->
             "in_plane": 256,
             "target": "positive",
             "gate_share": 1.0,
+            "deflate": False,
+            "pdf": False,
             "precision": "auto",
         },
         "remarks": [{"code": "ONE_LUNG", "message": "Only one lung was found."}],

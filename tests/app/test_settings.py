@@ -20,6 +20,7 @@ def test_defaults_are_those_of_the_paper() -> None:
         "target": "positive",
         "gate_share": 1.0,
         "deflate": False,
+        "pdf": False,
         "precision": "auto",
     }
 
@@ -89,7 +90,7 @@ def test_every_value_that_changes_a_result_changes_the_fingerprint() -> None:
         "precision=float32",
     ]
     assert [assignment.partition("=")[0] for assignment in assignments] == [
-        name for name in Settings.model_fields if name not in ("studies", "deflate")
+        name for name in Settings.model_fields if name not in ("studies", "deflate", "pdf")
     ]
     fingerprints = {load_settings([assignment]).fingerprint for assignment in assignments}
     assert len({*fingerprints, load_settings().fingerprint}) == 7

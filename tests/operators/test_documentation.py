@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from operators import codes, pm_writer, sc_writer, seg_writer, sr_writer
+from operators import codes, pdf_writer, pm_writer, sc_writer, seg_writer, sr_writer
 from operators.refusal import ReasonCode
 from operators.remarks import RemarkCode
 
@@ -29,7 +29,13 @@ def test_every_lesion_code_is_in_the_conformance_statement(term: codes.LesionTer
 
 
 def test_series_numbers_are_in_the_conformance_statement() -> None:
-    written = {"seg": seg_writer, "sr": sr_writer, "sc": sc_writer, "pm": pm_writer}
+    written = {
+        "seg": [seg_writer.SERIES_NUMBER],
+        "sr": [sr_writer.SERIES_NUMBER],
+        "sc": [sc_writer.SERIES_NUMBER],
+        "pm": pm_writer.SERIES_NUMBERS.values(),
+        "pdf": [pdf_writer.SERIES_NUMBER],
+    }
     rows = {line.split("|")[1].strip(" `/"): line for line in CONFORMANCE.splitlines() if line.startswith("| `")}
-    for folder, writer in written.items():
-        assert f"| {writer.SERIES_NUMBER} |" in rows[folder]
+    for folder, numbers in written.items():
+        assert f"| {', '.join(map(str, numbers))} |" in rows[folder]

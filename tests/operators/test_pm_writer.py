@@ -24,14 +24,14 @@ def _with_lungs(found: Case) -> Case:
 @pytest.mark.parametrize("channel", CHANNELS)
 def test_is_valid(name: str, channel: str, tmp_path: Path) -> None:
     found = CASES[name]()
-    assert_valid(make_parametric_map(found.volume, found.explanation, channel, 1, provenance()), tmp_path)
+    assert_valid(make_parametric_map(found.volume, found.explanation, channel, provenance()), tmp_path)
 
 
 @pytest.mark.parametrize("channel", CHANNELS)
 def test_values_come_back_where_they_are_in_the_patient(channel: str, tmp_path: Path) -> None:
     found = _with_lungs(case())
     cropped = cropped_to_lungs(found.classification, found.explanation)
-    path = written(make_parametric_map(found.volume, cropped, channel, 1, provenance()), tmp_path / "pm.dcm")
+    path = written(make_parametric_map(found.volume, cropped, channel, provenance()), tmp_path / "pm.dcm")
     volume = hd.imread(path).get_volume()
     whole = getattr(found.explanation, channel)
     to_whole = np.linalg.inv(found.explanation.grid.affine)
@@ -62,7 +62,7 @@ def test_without_lungs_nothing_is_cropped() -> None:
 
 def test_real_world_values_are_relevance() -> None:
     found = case()
-    made = make_parametric_map(found.volume, found.explanation, "ct", 1, provenance())
+    made = make_parametric_map(found.volume, found.explanation, "ct", provenance())
     (shared,) = made.SharedFunctionalGroupsSequence
     (mapping,) = shared.RealWorldValueMappingSequence
     assert (mapping.RealWorldValueSlope, mapping.RealWorldValueIntercept) == (1.0, 0.0)
@@ -74,7 +74,7 @@ def test_real_world_values_are_relevance() -> None:
 
 def test_a_second_run_gives_the_same_bytes(tmp_path: Path) -> None:
     found = case()
-    maps = (make_parametric_map(found.volume, found.explanation, "ct", 1, provenance()) for _ in range(2))
+    maps = (make_parametric_map(found.volume, found.explanation, "ct", provenance()) for _ in range(2))
     first, second = (written(made, tmp_path / f"{k}.dcm").read_bytes() for k, made in enumerate(maps))
     assert first == second
 
@@ -83,6 +83,6 @@ def test_a_second_run_gives_the_same_bytes(tmp_path: Path) -> None:
 def test_a_heatmap_of_hardly_any_relevance_is_valid(scale: float, tmp_path: Path) -> None:
     found = case()
     faint = found.explanation.ct * np.float32(scale)
-    made = make_parametric_map(found.volume, replace(found.explanation, ct=faint), "ct", 1, provenance())
+    made = make_parametric_map(found.volume, replace(found.explanation, ct=faint), "ct", provenance())
     assert_valid(made, tmp_path)
     assert not pydicom.dcmread(tmp_path / "object.dcm").get("PixelData")

@@ -5,14 +5,16 @@ from __future__ import annotations
 from dataclasses import replace
 
 import numpy as np
+import pypdfium2
 import pytest
+from scipy.ndimage import binary_dilation
 
 from operators.codes import LESION_TERMS
 from operators.findings import Lesions, LesionType, Lungs
-from operators.page import RGBImage
+from operators.page import DPI, RGBImage
 from operators.remarks import Remark, RemarkCode
 from operators.rendering import Study
-from operators.summary_page import Summary, most_affected, relevance_on_plane, render_summary
+from operators.summary_page import Summary, most_affected, relevance_on_plane, render_document, render_summary
 from operators.volume import CTVolume, Grid
 from tests.operators.dicom_results import CASES, Case, case, no_lesions, provenance
 
@@ -50,6 +52,34 @@ def test_notice_and_remarks_are_on_the_page() -> None:
     assert _share(_page(case(), remark)[:-60], NOTICE) > _share(plain[:-60], NOTICE)
     many = [remark] * 40
     assert _page(case(), *many).shape == plain.shape
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_the_corners_stay_empty_for_what_viewers_write(name: str) -> None:
+    page = _page(CASES[name]())
+    for rows in (slice(0, 110), slice(-40, None)):
+        for columns in (slice(0, 250), slice(-250, None)):
+            assert not page[rows, columns].any()
+
+
+def test_a_document_looks_like_the_page_and_its_words_are_text() -> None:
+    found = case()
+    summary = Summary(found.study, found.measurements, (), provenance().models.records)
+    document = render_document(summary)
+    assert document == render_document(summary)
+    (sheet,) = pypdfium2.PdfDocument(document)
+    words = sheet.get_textpage().get_text_range()
+    assert "Research use only. Not for diagnostic use." in words
+    assert f"probability {found.classification.probability:.3f}" in words
+    page = render_summary(summary)
+    drawn = np.asarray(sheet.render(scale=DPI / 72).to_pil().convert("RGB"))
+    assert drawn.shape == page.shape
+    assert np.corrcoef(drawn.ravel(), page.ravel())[0, 1] > 0.95
+    for term in LESION_TERMS.values():  # outlines lie where they do on the page
+        near = binary_dilation(np.abs(page.astype(int) - term.color).max(axis=-1) < 40, iterations=2)
+        there = np.abs(drawn.astype(int) - term.color).max(axis=-1) < 40
+        assert there.sum() > 200
+        assert near[there].mean() > 0.95
 
 
 def test_decision_and_probability_change_the_page() -> None:

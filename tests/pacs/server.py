@@ -1,0 +1,118 @@
+"""A real Orthanc with its DICOMweb plugin, in a network namespace where nobody else can reach it."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import time
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from http.client import HTTPConnection
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+HTTP_PORT = 8042
+_DICOM_PORT = 4242
+_PLUGIN = "/usr/share/orthanc/plugins/libOrthancDicomWeb.so"
+_DICOM_PARTS = 'multipart/related; type="application/dicom"'
+_JSON = "application/dicom+json"
+
+
+class PacsFailed(Exception):
+    """The server did not start, or refused what was asked of it."""
+
+
+class Orthanc:
+    """What a client sees of a running server: C-STORE by dcmtk, DICOMweb, and Orthanc's own interface."""
+
+    def __init__(self, log: Path) -> None:
+        self._log = log
+
+    def store(self, files: Iterable[Path]) -> None:
+        """Send by C-STORE, every object in the transfer syntax of its file."""
+        command = ["dcmsend", "--decompress-never", "127.0.0.1", str(_DICOM_PORT), *map(str, files)]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        if done.returncode:
+            raise PacsFailed(f"dcmsend: {done.stdout}{done.stderr}{self._log.read_text()}")
+
+    def stow(self, files: Iterable[Path]) -> None:
+        """Send in one STOW-RS request."""
+        boundary = uuid4().hex
+        start = f"--{boundary}\r\nContent-Type: application/dicom\r\n\r\n".encode()
+        body = b"".join(start + file.read_bytes() + b"\r\n" for file in files) + f"--{boundary}--".encode()
+        headers = {"Content-Type": f"{_DICOM_PARTS}; boundary={boundary}", "Accept": _JSON}
+        answer = json.loads(self._request("POST", "/dicom-web/studies", body, headers))
+        failed = answer.get("00081198", {}).get("Value")
+        if failed:
+            raise PacsFailed(f"STOW-RS: Failed SOP Sequence {failed}")
+
+    def qido(self, path: str) -> list[dict[str, Any]]:
+        """Search by QIDO-RS; every match in DICOM JSON."""
+        return list(json.loads(self._request("GET", f"/dicom-web/{path}", headers={"Accept": _JSON})))
+
+    def wado(self, study: str, series: str, instance: str) -> bytes:
+        """Retrieve an object by WADO-RS in the transfer syntax in which the server holds it."""
+        path = f"/dicom-web/studies/{study}/series/{series}/instances/{instance}"
+        body = self._request("GET", path, headers={"Accept": f"{_DICOM_PARTS}; transfer-syntax=*"})
+        boundary, start = body[: body.index(b"\r\n")], body.index(b"\r\n\r\n") + 4
+        return body[start : body.rindex(b"\r\n" + boundary)]
+
+    def rest(self, path: str) -> Any:
+        """Answer of Orthanc's own interface."""
+        return json.loads(self._request("GET", path))
+
+    def file(self, instance: str) -> bytes:
+        """Retrieve an object by Orthanc's own interface."""
+        (found,) = json.loads(self._request("POST", "/tools/lookup", instance.encode()))
+        return self._request("GET", f"/instances/{found['ID']}/file")
+
+    def _request(self, method: str, path: str, body: bytes = b"", headers: dict[str, str] | None = None) -> bytes:
+        connection = HTTPConnection("127.0.0.1", HTTP_PORT)
+        try:
+            connection.request(method, path, body, headers or {})
+            response = connection.getresponse()
+            content = response.read()
+        finally:
+            connection.close()
+        if response.status != 200:
+            raise PacsFailed(f"{method} {path}: {response.status} {content[:500]!r}\n{self._log.read_text()}")
+        return content
+
+
+@contextmanager
+def running(folder: Path) -> Iterator[Orthanc]:
+    """Start an empty server that keeps everything in ``folder``."""
+    # Orthanc cannot be told to listen on the loopback device alone.
+    if len(Path("/proc/net/route").read_text("ascii").splitlines()) > 1:
+        raise PacsFailed("this is no network namespace of its own; run it by `make pacs` or `make viewer`")
+    configuration, log = folder / "orthanc.json", folder / "orthanc.log"
+    configuration.write_text(json.dumps(_configuration(folder)), "utf-8")
+    with log.open("wb") as output, subprocess.Popen(["Orthanc", configuration], stdout=output, stderr=output) as server:
+        try:
+            client = Orthanc(log)
+            _wait(server, client, log)
+            yield client
+        finally:
+            server.terminate()
+
+
+def _configuration(folder: Path) -> dict[str, Any]:
+    return {
+        "StorageDirectory": str(folder),
+        "HttpPort": HTTP_PORT,
+        "DicomPort": _DICOM_PORT,
+        "AuthenticationEnabled": False,
+        "Plugins": [_PLUGIN],
+    }
+
+
+def _wait(server: subprocess.Popen[bytes], client: Orthanc, log: Path) -> None:
+    while server.poll() is None:
+        try:
+            client.rest("/system")
+        except ConnectionRefusedError:
+            time.sleep(0.05)
+        else:
+            return
+    raise PacsFailed(f"Orthanc ended with status {server.returncode}:\n{log.read_text()}")
