@@ -54,6 +54,23 @@ def bounding_box(mask: BoolArray) -> tuple[slice, ...]:
     return tuple(box)
 
 
+def body_region(dense: BoolArray, opening: int) -> BoolArray:
+    """Return the body, its air included, slice by slice: without the table, clothes and the air around it.
+
+    Parameters
+    ----------
+    dense : ndarray of bool
+        What is denser than lung.
+    opening : int
+        Voxels by which the dense parts are opened: a skin or a blanket may be porous, the body is what is large then.
+    """
+    labels, count = ndimage.label(ndimage.binary_opening(dense, iterations=opening))
+    if not count:
+        return np.zeros_like(dense)
+    body = labels == 1 + int(np.argmax(ndimage.sum_labels(dense, labels, range(1, count + 1))))
+    return np.stack([ndimage.binary_fill_holes(plane) for plane in body])
+
+
 def split_sides(lungs: BoolArray, spacing: Spacing) -> tuple[BoolArray, BoolArray]:
     """Split a lung mask into the halves at low and at high x (for LPS axes: right and left lung).
 

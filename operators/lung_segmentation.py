@@ -13,7 +13,8 @@ from monai.deploy.core import ExecutionContext, Fragment, InputContext, Operator
 from scipy import ndimage
 
 from models.lungs.network import DeepMedic, predict
-from models.morphology import distance_to, split_sides
+from models.lungs.reference import AIR_HU
+from models.morphology import body_region, distance_to, split_sides
 from models.precision import Precision, autocast
 from operators.findings import Lung, Lungs
 from operators.journal import Journal
@@ -26,6 +27,8 @@ SPACING = (3.0, 2.0, 2.0)
 """Working resolution in mm along z, y, x."""
 LUNG_PROBABILITY = 0.45
 """Lung at or above; where over- and under-segmentation of the training volumes balance."""
+MAX_OUTSIDE = 0.2
+"""Largest share of a slice of a lung mask that can lie outside the body."""
 MIN_LUNG_ML = 100.0
 """Smaller components are not a lung."""
 MIN_SHARE = 0.08
@@ -36,8 +39,8 @@ def segment_lungs(volume: CTVolume, network: DeepMedic, precision: Precision = "
     """Segment both lungs, without trachea and main bronchi, with disease of any density.
 
     The network works at :data:`SPACING`; its probability is interpolated to the grid of the CT and cut at
-    :data:`LUNG_PROBABILITY`. Kept are the largest component and, where there is one of lung size, the second; holes
-    are filled. Left and right are told apart in the patient coordinate system.
+    :data:`LUNG_PROBABILITY`. What lies outside the body is left out. Kept are the largest component and, where there
+    is one of lung size, the second; holes are filled. Left and right are told apart in the patient coordinate system.
 
     Parameters
     ----------
@@ -56,9 +59,32 @@ def segment_lungs(volume: CTVolume, network: DeepMedic, precision: Precision = "
     upright = standard_volume(volume)
     grid = upright.grid.resampled(shape_at(upright.grid, SPACING))
     with autocast(precision):
-        probability = predict(network, torch.from_numpy(resample(upright.hu, grid.shape))).numpy()
-    sides = label_sides(lung_components(probability >= LUNG_PROBABILITY, grid), grid)
+        hu = resample(upright.hu, grid.shape)
+        probability = predict(network, torch.from_numpy(hu)).numpy()
+    likely = probability >= LUNG_PROBABILITY
+    inside = within_body(likely, hu)
+    probability[likely & ~inside] = 0.0
+    sides = label_sides(lung_components(inside, grid), grid)
     return lungs_on(volume.grid, Lungs(_refine(probability, sides, upright.grid), upright.grid))
+
+
+def within_body(mask: BoolArray, hu: FloatArray) -> BoolArray:
+    """Take what lies outside the body out of a lung mask: air under clothes looks like lung.
+
+    A slice that would lose more than :data:`MAX_OUTSIDE` of its mask stays as it is: there the body itself is cut off
+    by the field of view, so that its inside cannot be told from its outside.
+
+    Parameters
+    ----------
+    mask : ndarray of bool, shape (z, y, x)
+        Lung mask; slices are axial.
+    hu : ndarray of float32, shape (z, y, x)
+        Hounsfield units.
+    """
+    inside = mask & body_region(hu > AIR_HU, opening=1)
+    area, left = (np.count_nonzero(each, axis=(1, 2)) for each in (mask, inside))
+    trusted = left >= (1.0 - MAX_OUTSIDE) * area
+    return np.where(trusted[:, None, None], inside, mask)
 
 
 def lung_components(mask: BoolArray, grid: Grid) -> BoolArray:

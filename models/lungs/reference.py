@@ -10,7 +10,17 @@ import numpy as np
 import numpy.typing as npt
 from scipy import ndimage
 
-from models.morphology import BoolArray, FloatArray, Spacing, bounding_box, close, dilate, distance_to, split_sides
+from models.morphology import (
+    BoolArray,
+    FloatArray,
+    Spacing,
+    body_region,
+    bounding_box,
+    close,
+    dilate,
+    distance_to,
+    split_sides,
+)
 
 AIR_HU = -320.0
 """Aerated lung, ground glass included, lies below; midway between air and soft tissue after smoothing."""
@@ -25,12 +35,7 @@ PURE_GAS_HU = -975.0
 def air_in_body(hu: FloatArray, spacing: Spacing) -> BoolArray:
     """Return the air inside the body, in the lungs, the airways or the bowel; shape as ``hu``."""
     smooth = ndimage.gaussian_filter(hu, [0.5 / s for s in spacing])
-    # a thin skin or a blanket may be porous: the body is what is large once opened
-    body = ndimage.binary_opening(smooth > AIR_HU, iterations=2)
-    labels, count = ndimage.label(body)
-    body = labels == 1 + int(np.argmax(ndimage.sum_labels(body, labels, range(1, count + 1))))
-    filled = np.stack([ndimage.binary_fill_holes(plane) for plane in body])
-    return np.asarray(filled & (smooth < AIR_HU))
+    return np.asarray(body_region(smooth > AIR_HU, opening=2) & (smooth < AIR_HU))
 
 
 def _trachea_pieces(lumen: BoolArray, spacing: Spacing) -> BoolArray:

@@ -9,7 +9,7 @@ from models.lungs.network import HALO
 from operators.findings import LesionType, Lung, Lungs
 from operators.involvement import segment_involvement
 from operators.lesion_segmentation import MIN_LESION_ML, around_lungs, remove_specks, segment_lesions
-from operators.lung_segmentation import label_sides, lung_components, segment_lungs
+from operators.lung_segmentation import label_sides, lung_components, segment_lungs, within_body
 from operators.refusal import InputRefused, ReasonCode
 from operators.volume import CTVolume, Grid
 from tests.builders import axial_grid, ct_volume
@@ -72,6 +72,32 @@ def test_lungs_are_found_where_they_are_and_told_apart() -> None:
     lungs = segment_lungs(_chest(), _Air(), "float32")  # type: ignore[arg-type]
     for side in Lung:
         assert _dice(lungs.labels == side, _truth() == side) > 0.97
+
+
+def _clothed_chest() -> tuple[np.ndarray, np.ndarray]:
+    """HU of a body with lungs and a shirt, and where the air under the shirt is."""
+    hu = np.full((20, 60, 90), -1000.0, np.float32)
+    hu[:, 12:52, 10:80] = 40.0
+    hu[2:18, 18:46, 16:40] = hu[2:18, 18:46, 50:74] = -850.0
+    hu[:, 5, 20:70] = -100.0  # one voxel thin, touching the body at its ends
+    hu[:, 5:12, 20] = hu[:, 5:12, 69] = -100.0
+    under = np.zeros(hu.shape, bool)
+    under[4:12, 7:11, 50:60] = True
+    return hu, under
+
+
+def test_air_under_clothes_is_no_lung() -> None:
+    hu, under = _clothed_chest()
+    lungs = hu == -850.0
+    np.testing.assert_array_equal(within_body(lungs | under, hu), lungs)
+    np.testing.assert_array_equal(within_body(lungs, hu), lungs)
+
+
+def test_lungs_that_the_field_of_view_opens_stay() -> None:
+    hu, _ = _clothed_chest()
+    for cut in (np.s_[:, :, 20:], np.s_[:, 24:, :], np.s_[:, :, 20:70]):
+        lungs = hu[cut] == -850.0
+        np.testing.assert_array_equal(within_body(lungs, hu[cut]), lungs)
 
 
 def test_left_is_left_when_the_image_is_mirrored() -> None:
