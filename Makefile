@@ -19,7 +19,7 @@ endef
 
 export OMP_NUM_THREADS ?= $(shell nproc 2>/dev/null || echo 2)
 
-.PHONY: help demo test test-all validate pacs viewer fuzz bench lint clean
+.PHONY: help demo test test-all validate pacs-tools pacs viewer fuzz bench lint clean
 
 help:
 	@echo "make demo      set up, make a synthetic chest CT, run on it and say where to look"
@@ -69,8 +69,11 @@ validate: $(STAMP)
 	$(BIN)/python -W ignore -m tests.validation $(CT) $(RESULTS)
 	$(BIN)/pytest tests/operators/test_validity.py
 
-pacs: $(STAMP)
+pacs-tools:
 	$(call debian,orthanc orthanc-dicomweb dcmtk iproute2)
+	@$(ALONE) true || { echo "error: no permission to make a network namespace, in which Orthanc is to run"; exit 1; }
+
+pacs: $(STAMP) pacs-tools
 	$(ALONE) $(BIN)/pytest -m pacs tests/pacs
 
 viewer: $(VENV)/.viewer $(OHIF)

@@ -178,6 +178,20 @@ def test_a_second_run_gives_the_same_objects_and_replaces_the_first(
     assert set(_tree(again)) == set(_tree(finished[0]))
 
 
+def test_a_document_is_written_where_it_is_asked_for(series: Path, models: Path, tmp_path: Path) -> None:
+    run(series, tmp_path, models, "pdf=true", "deflate=true")
+    assert not disagreements(tmp_path)
+    written = [path.relative_to(tmp_path).as_posix() for path in sorted(tmp_path.rglob("*.dcm"))]
+    assert "pdf/summary.dcm" in written
+    assert [file["path"] for file in _result(tmp_path)["files"]] == written
+    assert not unexplained(dcentvfy([*series.rglob("*.dcm"), *tmp_path.rglob("*.dcm")]))
+    syntaxes = {name: pydicom.dcmread(tmp_path / name).file_meta.TransferSyntaxUID.name for name in written}
+    deflated = {name for name, syntax in syntaxes.items() if syntax.startswith("Deflated")}
+    assert deflated == {name for name in written if name.startswith(("seg", "pm"))}
+    run(series, tmp_path, models)
+    assert not (tmp_path / "pdf").exists(), "it was of the earlier run"
+
+
 def test_a_refused_input_leaves_the_reason_alone(finished: tuple[Path, str], models: Path, tmp_path: Path) -> None:
     empty, output = tmp_path / "empty", tmp_path / "out"
     empty.mkdir()

@@ -67,9 +67,9 @@ def arguments(series: Path, output: Path, models: Path) -> list[str]:
     return [*("-i", str(series)), *("-o", str(output)), *("-m", str(models)), *chosen]
 
 
-def run(series: Path, output: Path, models: Path) -> Any:
+def run(series: Path, output: Path, models: Path, *settings: str) -> Any:
     """Run in this process."""
-    request = Request(series, output, models, load_settings(_SETTINGS), ANY_SERIES)
+    request = Request(series, output, models, load_settings([*_SETTINGS, *settings]), ANY_SERIES)
     return run_folder(request, lambda line: None)
 
 

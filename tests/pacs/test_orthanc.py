@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import zlib
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from io import BytesIO
@@ -16,8 +18,7 @@ from tests.pacs.server import Orthanc, running
 
 pytestmark = pytest.mark.pacs
 
-_MODALITIES = {"9001": "SEG", "9002": "SR", "9003": "OT", "9004": "OT"}
-_FOLDERS = {"9001": "seg", "9002": "sr", "9003": "sc", "9004": "pm"}
+_MODALITIES = {"9001": "SEG", "9002": "SR", "9003": "OT", "9004": "OT", "9005": "OT", "9006": "DOC"}
 
 
 @dataclass(frozen=True)
@@ -44,13 +45,13 @@ class Archive:
         {"C-STORE": self.orthanc.store, "STOW-RS": self.orthanc.stow}[self.way](files)
 
 
-@pytest.fixture(scope="module")
-def study(tmp_path_factory: pytest.TempPathFactory) -> Study:
+@pytest.fixture(scope="module", params=["false", "true"], ids=["plain", "deflated"])
+def study(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Study:
     folder = tmp_path_factory.mktemp("study")
     write_models(folder / "models")
     write_lungs(folder / "source")
     for output in ("results", "rerun"):
-        run(folder / "source", folder / output, folder / "models")
+        run(folder / "source", folder / output, folder / "models", "pdf=true", f"deflate={request.param}")
     return Study(*(sorted((folder / name).rglob("*.dcm")) for name in ("source", "results", "rerun")))
 
 
@@ -69,8 +70,10 @@ def _header(path: Path) -> Dataset:
 
 
 def _data_set(file: bytes) -> bytes:
-    """Give what follows the file meta group, whose length is its first value."""
-    return file[144 + int.from_bytes(file[140:144], "little") :]
+    """Give what follows the file meta group, whose length is its first value; inflated where it is deflated."""
+    content = file[144 + int.from_bytes(file[140:144], "little") :]
+    syntax = pydicom.dcmread(BytesIO(file), stop_before_pixels=True).file_meta.TransferSyntaxUID
+    return zlib.decompressobj(-zlib.MAX_WBITS).decompress(content) if syntax.is_deflated else content
 
 
 def _found(archive: Archive, path: str) -> list[Dataset]:
@@ -107,8 +110,9 @@ def test_pictures_stay_compressed(archive: Archive, study: Study) -> None:
 
 def _expected_series(study: Study) -> dict[str, tuple[str, int]]:
     """Modality and number of instances, by series number."""
-    names = [path.parent.name for path in study.results]
-    results = {number: (_MODALITIES[number], names.count(folder)) for number, folder in _FOLDERS.items()}
+    numbers = Counter(str(_header(path).SeriesNumber) for path in study.results)
+    assert set(numbers) == set(_MODALITIES)
+    results = {number: (_MODALITIES[number], count) for number, count in numbers.items()}
     return {str(_header(study.source[0]).SeriesNumber): ("CT", len(study.source)), **results}
 
 
