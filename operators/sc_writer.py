@@ -34,7 +34,8 @@ from operators.summary_page import Summary, most_affected, render_summary
 from operators.volume import CTVolume
 
 SERIES_NUMBER = 9003
-SERIES_DESCRIPTION = "COVID-CT summary and key slices (research)"
+SERIES_DESCRIPTION = "COVID-CT pictures (research)"
+"""Short: viewers write it over the pictures."""
 FOLDER = Path("sc")
 SUMMARY = "summary.dcm"
 KEY_SLICES = 6
@@ -190,6 +191,7 @@ def _picture(volume: CTVolume, page: _Page, codestream: bytes, number: int, prov
     )
     image.copy_patient_and_study_information(first)
     image.ImageType = ["DERIVED", "SECONDARY"]
+    image.Modality = first.Modality  # what acquired the data (PS3.3, C.7.3.1.1.1); of OT viewers offer to play a film
     image.BodyPartExamined = "CHEST"
     image.BurnedInAnnotation = "YES"
     image.DateOfSecondaryCapture = DA(provenance.produced.date())

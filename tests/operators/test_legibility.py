@@ -10,7 +10,7 @@ import pytest
 from matplotlib.colors import to_rgb
 from matplotlib.text import Text
 
-from operators.codes import LESION_TERMS
+from operators.codes import LEFT_LUNG_COLOR, LESION_TERMS, RIGHT_LUNG_COLOR
 from operators.page import DPI, RELEVANCE_COLORS, WIDTH, Page
 from operators.rendering import render_overlay
 from operators.summary_page import Summary, render_summary
@@ -89,8 +89,9 @@ def test_words_stand_out_from_the_page(texts: list[Text]) -> None:
 
 
 @pytest.mark.parametrize("who", DICHROMATS)
-def test_lesion_colours_can_be_told_apart_by_everyone(who: str) -> None:
+def test_colours_of_segments_can_be_told_apart_by_everyone(who: str) -> None:
     colors = {term.label: np.array(term.color) / 255 for term in LESION_TERMS.values()}
+    colors |= {"left lung": np.array(LEFT_LUNG_COLOR) / 255, "right lung": np.array(RIGHT_LUNG_COLOR) / 255}
     for (one, first), (other, second) in combinations(colors.items(), 2):
         assert difference(first, second, DICHROMATS[who]) > 15, (one, other)
 

@@ -130,6 +130,7 @@ def test_says_what_it_is_and_where_it_comes_from() -> None:
     assert key_slice.PatientOrientation == ["L", "P"]
     assert not summary.PatientOrientation, "its panels are oriented in several ways"
     for image in (summary, key_slice):
+        assert image.Modality == "CT"
         assert image.BurnedInAnnotation == "YES"
         assert image.ImageType == ["DERIVED", "SECONDARY"]
         assert image.BodyPartExamined == "CHEST"

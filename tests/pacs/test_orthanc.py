@@ -18,7 +18,7 @@ from tests.pacs.server import Orthanc, running
 
 pytestmark = pytest.mark.pacs
 
-_MODALITIES = {"9001": "SEG", "9002": "SR", "9003": "OT", "9004": "OT", "9005": "OT", "9006": "DOC"}
+_MODALITIES = {"9001": "SEG", "9002": "SR", "9003": "CT", "9004": "OT", "9005": "OT", "9006": "DOC"}
 
 
 @dataclass(frozen=True)
