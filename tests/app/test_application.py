@@ -138,10 +138,10 @@ def test_every_object_is_valid_and_of_the_patient_and_study(finished: tuple[Path
 
 
 def test_source_and_results_refer_to_each_other(finished: tuple[Path, str], series: Path) -> None:
-    objects = [*series.rglob("*.dcm"), *finished[0].rglob("*.dcm")]
-    assert not unexplained(dcentvfy(objects))
-    without_segmentation = [path for path in objects if path.parent.name != "seg"]
-    assert unexplained(dcentvfy(without_segmentation)), "the report refers to it"
+    source, results = list(series.rglob("*.dcm")), list(finished[0].rglob("*.dcm"))
+    assert not unexplained(dcentvfy(source, results))
+    without_segmentation = [path for path in results if path.parent.name != "seg"]
+    assert unexplained(dcentvfy(source, without_segmentation)), "the report refers to it"
 
 
 def test_dcmqi_reads_what_the_result_states(finished: tuple[Path, str], tmp_path: Path) -> None:
@@ -184,7 +184,7 @@ def test_a_document_is_written_where_it_is_asked_for(series: Path, models: Path,
     written = [path.relative_to(tmp_path).as_posix() for path in sorted(tmp_path.rglob("*.dcm"))]
     assert "pdf/summary.dcm" in written
     assert [file["path"] for file in _result(tmp_path)["files"]] == written
-    assert not unexplained(dcentvfy([*series.rglob("*.dcm"), *tmp_path.rglob("*.dcm")]))
+    assert not unexplained(dcentvfy(series.rglob("*.dcm"), tmp_path.rglob("*.dcm")))
     syntaxes = {name: pydicom.dcmread(tmp_path / name).file_meta.TransferSyntaxUID.name for name in written}
     deflated = {name for name, syntax in syntaxes.items() if syntax.startswith("Deflated")}
     assert deflated == {name for name in written if name.startswith(("seg", "pm"))}

@@ -78,7 +78,7 @@ def test_dciodvfy_finds_nothing_unexplained(study: tuple[Path, Path]) -> None:
 
 
 def test_dcentvfy_finds_nothing_unexplained(study: tuple[Path, Path]) -> None:
-    assert not unexplained(dcentvfy([*objects(study[0]), *objects(study[1])]))
+    assert not unexplained(dcentvfy(objects(study[0]), objects(study[1])))
 
 
 def test_pixelmed_finds_no_error(study: tuple[Path, Path]) -> None:
@@ -104,4 +104,4 @@ def test_the_validators_would_find_something(study: tuple[Path, Path], tmp_path:
     del damaged.StudyInstanceUID, damaged.ConversionType
     damaged.save_as(tmp_path / "damaged.dcm")
     assert unexplained(dciodvfy(tmp_path / "damaged.dcm"))
-    assert unexplained(dcentvfy([study[1] / "sr" / "report.dcm", *objects(study[0])]))
+    assert unexplained(dcentvfy(objects(study[0]), [study[1] / "sr" / "report.dcm"]))

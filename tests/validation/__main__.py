@@ -30,7 +30,7 @@ def validate(source: Path, results: Path) -> int:
         warnings = sum("Warning" in line for line in said)
         name = path.relative_to(results)
         count += _complain(f"dciodvfy {name} ({warnings} warnings)", unexplained(said))
-    count += _complain("dcentvfy, source and results", unexplained(dcentvfy([*images, *objects])))
+    count += _complain("dcentvfy, source and results", unexplained(dcentvfy(images, objects)))
     count += _complain("PixelMed DicomSRValidator", pixelmed(results / "sr" / "report.dcm"))
     return count + _complain("dcmqi against result.json", disagreements(results))
 

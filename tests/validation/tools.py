@@ -67,15 +67,19 @@ def _inflated(path: Path, folder: Path) -> Path:
     return folder / path.name
 
 
-def dcentvfy(paths: Iterable[Path]) -> list[str]:
-    """What dcentvfy says of all objects of a study together: entities that disagree, references to nothing."""
+def dcentvfy(source: Iterable[Path], results: Iterable[Path]) -> list[str]:
+    """What dcentvfy says of results beside their source: entities that disagree, references to nothing.
+
+    What it says of the source alone is left out: scanners refer to localizers that nobody sent.
+    """
     with tempfile.TemporaryDirectory() as temporary:
         files = []
-        for number, path in enumerate(paths):
+        for number, path in enumerate(results):
             folder = Path(temporary, str(number))
             folder.mkdir()
             files.append(_inflated(path, folder))
-        return run_tool("dcentvfy", *files)[1].splitlines()
+        said = run_tool("dcentvfy", *source, *files)[1].splitlines()
+    return [line for line in said if any(f"<{file}>" in line for file in files)]
 
 
 def pixelmed(path: Path) -> list[str]:
