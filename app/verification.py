@@ -53,9 +53,12 @@ def verify_objects(folder: Path, volume: CTVolume, promised: Collection[str]) ->
 
 def _read(path: Path) -> Dataset:
     try:
-        return pydicom.dcmread(path)
+        written = pydicom.dcmread(path)
+        for _ in written.iterall():  # sequences are only read when they are looked into
+            pass
     except (OSError, EOFError, zlib.error, InvalidDicomError) as error:
         raise RunFailed(f"the object {path.parent.name}/{path.name} cannot be read back") from error
+    return written
 
 
 def _whole(written: Dataset) -> bool:
@@ -63,7 +66,10 @@ def _whole(written: Dataset) -> bool:
     content = next((written[keyword] for keyword in _CONTENTS if keyword in written), None)
     if content is None or not content.value:
         return False
-    if content.keyword in _CONTENTS[2:] or written.file_meta.TransferSyntaxUID.is_compressed:
+    if content.keyword == "EncapsulatedDocument":
+        length = int(written.EncapsulatedDocumentLength)
+        return len(content.value) == length + length % 2
+    if content.keyword == "ContentSequence" or written.file_meta.TransferSyntaxUID.is_compressed:
         return True
     expected = get_expected_length(written)
     return len(content.value) == expected + expected % 2

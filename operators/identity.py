@@ -16,6 +16,7 @@ from pydicom.valuerep import DA, DT, TM
 
 from models.store import ModelRecord
 from operators.codes import ARTIFICIAL_INTELLIGENCE, PROCESSING_EQUIPMENT
+from operators.ct_images import with_values
 from operators.software import MANUFACTURER, NAME, RESEARCH_NOTICE, VERSION
 from operators.volume import CTVolume
 
@@ -33,6 +34,8 @@ _PATIENT_AND_STUDY = (
     "AccessionNumber",
     "ReferringPhysicianName",
 )
+
+_DATES_AND_TIMES: dict[str, type[DA] | type[TM]] = {"PatientBirthDate": DA, "StudyDate": DA, "StudyTime": TM}
 
 
 def _uid(*parts: str) -> UID:
@@ -118,8 +121,8 @@ def model_uid(model: ModelRecord) -> UID:
 def source_headers(volume: CTVolume) -> list[Dataset]:
     """Header of each source image, the first completed so that outputs can take patient and study from it.
 
-    De-identified images often lack attributes that an output must have, even if empty. A sex that is none
-    of the standard's values is left out too.
+    De-identified images often lack attributes that an output must have, even if empty. What is no valid sex, date or
+    time is left out too.
     """
     first = copy.deepcopy(volume.headers[0])
     for keyword in _PATIENT_AND_STUDY:
@@ -127,7 +130,25 @@ def source_headers(volume: CTVolume) -> list[Dataset]:
             setattr(first, keyword, "")
     if first.PatientSex not in {"M", "F", "O"}:
         first.PatientSex = ""
-    return [first, *volume.headers[1:]]
+    for keyword, kind in _DATES_AND_TIMES.items():
+        if not _valid(first[keyword].value, kind):
+            setattr(first, keyword, "")
+    return [_without_empty(header) for header in (first, *volume.headers[1:])]
+
+
+def _valid(value: object, kind: type[DA] | type[TM]) -> bool:
+    try:
+        kind(str(value or ""))
+    except ValueError:
+        return False
+    return True
+
+
+def _without_empty(header: Dataset) -> Dataset:
+    """Leave out what must not be empty where it is there."""
+    if "LossyImageCompression" not in header or header.LossyImageCompression:
+        return header
+    return with_values(header, LossyImageCompression=None)
 
 
 def equipment(provenance: Provenance) -> dict[str, Any]:

@@ -27,8 +27,8 @@ SPACING = (3.0, 2.0, 2.0)
 """Working resolution in mm along z, y, x."""
 LUNG_PROBABILITY = 0.45
 """Lung at or above; where over- and under-segmentation of the training volumes balance."""
-MAX_OUTSIDE = 0.2
-"""Largest share of a slice of a lung mask that can lie outside the body."""
+MAX_OUTSIDE_ML = 50.0
+"""Larger pieces of a lung mask are not air under clothes."""
 MIN_LUNG_ML = 100.0
 """Smaller components are not a lung."""
 MIN_SHARE = 0.08
@@ -62,17 +62,17 @@ def segment_lungs(volume: CTVolume, network: DeepMedic, precision: Precision = "
         hu = resample(upright.hu, grid.shape)
         probability = predict(network, torch.from_numpy(hu)).numpy()
     likely = probability >= LUNG_PROBABILITY
-    inside = within_body(likely, hu)
+    inside = within_body(likely, hu, grid.voxel_ml)
     probability[likely & ~inside] = 0.0
     sides = label_sides(lung_components(inside, grid), grid)
     return lungs_on(volume.grid, Lungs(_refine(probability, sides, upright.grid), upright.grid))
 
 
-def within_body(mask: BoolArray, hu: FloatArray) -> BoolArray:
+def within_body(mask: BoolArray, hu: FloatArray, voxel_ml: float) -> BoolArray:
     """Take what lies outside the body out of a lung mask: air under clothes looks like lung.
 
-    A slice that would lose more than :data:`MAX_OUTSIDE` of its mask stays as it is: there the body itself is cut off
-    by the field of view, so that its inside cannot be told from its outside.
+    Only pieces of at most :data:`MAX_OUTSIDE_ML` that do not touch the end of the field of view are taken out. Where
+    the field of view or a thin chest wall opens the body, its inside cannot be told from its outside.
 
     Parameters
     ----------
@@ -80,11 +80,14 @@ def within_body(mask: BoolArray, hu: FloatArray) -> BoolArray:
         Lung mask; slices are axial.
     hu : ndarray of float32, shape (z, y, x)
         Hounsfield units.
+    voxel_ml : float
+        Volume of a voxel.
     """
-    inside = mask & body_region(hu > AIR_HU, opening=1)
-    area, left = (np.count_nonzero(each, axis=(1, 2)) for each in (mask, inside))
-    trusted = left >= (1.0 - MAX_OUTSIDE) * area
-    return np.where(trusted[:, None, None], inside, mask)
+    pieces, count = ndimage.label(mask & ~body_region(hu > AIR_HU, opening=1))
+    volumes = ndimage.sum_labels(mask, pieces, range(1, count + 1)) * voxel_ml
+    at_edge = np.unique(np.concatenate([np.moveaxis(pieces, axis, 0)[[0, -1]].ravel() for axis in (1, 2)]))
+    small = 1 + np.flatnonzero(volumes <= MAX_OUTSIDE_ML)
+    return mask & ~np.isin(pieces, np.setdiff1d(small, at_edge))
 
 
 def lung_components(mask: BoolArray, grid: Grid) -> BoolArray:

@@ -17,7 +17,7 @@ from operators.identity import Provenance, contributing_equipment, derived_uid, 
 from operators.journal import Journal
 from operators.orientation import explanation_like
 from operators.saving import save
-from operators.seg_writer import as_single_frames
+from operators.seg_writer import as_single_frames, refer_to_object
 from operators.volume import CTVolume, FloatArray, Grid
 
 SERIES_NUMBERS = {"ct": 9004, "lesions": 9005}
@@ -112,6 +112,7 @@ def make_parametric_map(
         contributing_equipment=contributing_equipment(provenance),
         **equipment(provenance),
     )
+    refer_to_object(made, volume)
     made.BodyPartExamined = "CHEST"
     dimensions = derived_uid(volume, provenance, "relevance dimensions")
     for item in (*made.DimensionOrganizationSequence, *made.DimensionIndexSequence):

@@ -184,20 +184,27 @@ class _KeySlicePage(Page):
             self.text(x, y + 20, words, 14, "#c0c0c0", ha="center")
         self.text((left + right) / 2, y + 20, CLASS_NAMES[self.study.explanation.target], 14, "#c0c0c0", ha="center")
 
+    def place(self) -> str:
+        """Say which slice this is: its number in the series, and where its first pixel lies along the slices."""
+        volume = self.study.volume
+        position = volume.grid.affine @ [self.index, 0, 0, 1]
+        along = int(np.argmax(np.abs(volume.grid.affine[:3, 0])))
+        where = f"{'xyz'[along]} = {position[along]:.1f} mm"
+        if self.index not in volume.places:
+            return f"slice {self.index + 1} of {volume.grid.shape[0]}, {where}"
+        source = volume.places.index(self.index)
+        frame, number = volume.frames[source], volume.headers[source].get("InstanceNumber")
+        return f"frame {frame}, {where}" if frame else f"image {number}, {where}"
+
     def header(self) -> None:
         """Write the result, and which slice this is."""
         result = self.study.classification
         decision = "POSITIVE" if result.positive else "NEGATIVE"
         relation = "at or above" if result.positive else "below"
         meaning = f"probability {result.probability:.3f}, {relation} the threshold {result.threshold:g}"
-        grid = self.study.volume.grid
-        header = self.study.volume.header_at(self.index)
-        number = header.get("InstanceNumber") if header else None
-        place = f"slice {self.index + 1} of {grid.shape[0]}" if number is None else f"image {number}"
-        z = float((grid.affine @ [self.index, 0, 0, 1])[2])
         explained = CLASS_NAMES[self.study.explanation.target]
         self.centered(34, f"COVID-19 {decision}: {meaning}", 22, fontweight="bold")
-        self.centered(66, f"{place}, z = {z:.1f} mm; relevance for the class {explained}", 17, QUIET)
+        self.centered(66, f"{self.place()}; relevance for the class {explained}", 17, QUIET)
 
 
 def render_overlay(study: Study, index: int) -> RGBImage:

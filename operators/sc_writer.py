@@ -30,7 +30,7 @@ from operators.journal import Journal
 from operators.page import RGBImage, direction_letter
 from operators.rendering import Study, render_overlay
 from operators.saving import save
-from operators.summary_page import Summary, most_affected, render_summary
+from operators.summary_page import Summary, render_summary
 from operators.volume import CTVolume
 
 SERIES_NUMBER = 9003
@@ -108,6 +108,10 @@ def _relevance_by_slice(lesions: Lesions, explanation: Explanation) -> npt.NDArr
     return np.where(inside, np.take(total, nearest, mode="clip"), 0.0)
 
 
+_LOSSY = ("LossyImageCompression", "LossyImageCompressionRatio", "LossyImageCompressionMethod")
+"""Once lossy, always lossy: said of all that derives from such an image (PS3.3, C.7.6.1.1.5)."""
+
+
 def _source_image(volume: CTVolume, index: int) -> Dataset:
     """Refer to the image of a slice."""
     source = volume.places.index(index)
@@ -124,8 +128,8 @@ class _Page(NamedTuple):
 
     kind: str
     """Tells it from the other pictures of the study."""
-    source: int
-    """Slice of the CT that has an image: the one shown, or the nearest to it."""
+    sources: Sequence[int]
+    """Slices of the CT that it shows; each has an image."""
     pixels: RGBImage
     oriented: bool
     """All its panels are oriented as the slices of the CT are."""
@@ -134,12 +138,11 @@ class _Page(NamedTuple):
 def _pages(summary: Summary, key_slices: int) -> Iterator[_Page]:
     """Draw the summary page, then the key slices from the last slice (the head) to the first (the feet)."""
     study = summary.study
-    shown = most_affected(study, "axial")
-    nearest = min(study.volume.places, key=lambda place: abs(place - shown))
-    yield _Page("summary", nearest, render_summary(summary), oriented=False)
+    # The summary shows planes across the slices: it shows all of them.
+    yield _Page("summary", study.volume.places, render_summary(summary), oriented=False)
     chosen = choose_key_slices(study.lungs, study.lesions, study.explanation, study.volume.places, key_slices)
     for index in reversed(chosen):
-        yield _Page(f"key slice {index}", index, render_overlay(study, index), oriented=True)
+        yield _Page(f"key slice {index}", [index], render_overlay(study, index), oriented=True)
 
 
 def _coded(page: _Page) -> tuple[_Page, bytes]:
@@ -191,12 +194,16 @@ def _picture(volume: CTVolume, page: _Page, codestream: bytes, number: int, prov
     )
     image.copy_patient_and_study_information(first)
     image.ImageType = ["DERIVED", "SECONDARY"]
-    image.Modality = first.Modality  # what acquired the data (PS3.3, C.7.3.1.1.1); of OT viewers offer to play a film
+    # What acquired the data (PS3.3, C.7.3.1.1.1). Of OT, viewers offer to play a film.
+    image.Modality = first.get("Modality") or "CT"
     image.BodyPartExamined = "CHEST"
     image.BurnedInAnnotation = "YES"
     image.DateOfSecondaryCapture = DA(provenance.produced.date())
     image.TimeOfSecondaryCapture = TM(provenance.produced.time())
-    image.SourceImageSequence = [_source_image(volume, page.source)]
+    image.SourceImageSequence = [_source_image(volume, index) for index in page.sources]
+    for keyword in _LOSSY:
+        if first.get(keyword):
+            setattr(image, keyword, first[keyword].value)
     if not page.oriented:
         image.PatientOrientation = []
     image.PixelData = encapsulate([codestream])

@@ -162,7 +162,14 @@ def _refer_to_frames(segmentation: Segmentation, volume: CTVolume) -> None:
             for source in derivation.SourceImageSequence:
                 source.ReferencedSOPClassUID = volume.headers[0].SOPClassUID
                 source.ReferencedFrameNumber = frames[_position(item)]
-    for series in segmentation.ReferencedSeriesSequence:
+    refer_to_object(segmentation, volume)
+
+
+def refer_to_object(dataset: Dataset, volume: CTVolume) -> None:
+    """Refer to a multi-frame source once, as what it is, in the series that ``dataset`` refers to."""
+    if not any(volume.frames):
+        return
+    for series in dataset.ReferencedSeriesSequence:
         series.ReferencedInstanceSequence = series.ReferencedInstanceSequence[:1]
         series.ReferencedInstanceSequence[0].ReferencedSOPClassUID = volume.headers[0].SOPClassUID
 
@@ -200,7 +207,10 @@ def make_segmentation(volume: CTVolume, lungs: Lungs, lesions: Lesions, provenan
         raise ValueError("a segmentation needs at least one lung")
     # The library takes and checks whole masks of all segments at once, more than a GB. It is shown images of 1 x 8
     # pixels, to say which frames there are and where; the frames themselves are packed one by one.
-    small = [with_values(header, Rows=1, Columns=8) for header in as_single_frames(volume)]
+    # Between slices they measure what the positions say: what headers say of it may be wrong.
+    z = volume.grid.spacing[0]
+    measured: dict[str, Any] = {"Rows": 1, "Columns": 8, "SliceThickness": z, "SpacingBetweenSlices": z}
+    small = [with_values(header, **measured) for header in as_single_frames(volume)]
     segmentation = Segmentation(
         source_images=small,
         pixel_array=np.repeat(occupied[:, None, None], 8, axis=2).astype(np.uint8),

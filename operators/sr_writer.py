@@ -195,17 +195,22 @@ class _Writer:
 
         An empty segment has no region that a group could refer to: it gets none.
         """
-        measurements = findings.measurements
+        measurements, filled = findings.measurements, _filled_segments(self.segmentation)
         yield self.classification(findings.classification)
         yield self.lung(LUNGS_SEGMENT, codes.BOTH_SIDES, measurements.total)
-        if measurements.left.volume_ml > 0:
+        if LEFT_LUNG_SEGMENT in filled:
             yield self.lung(LEFT_LUNG_SEGMENT, codes.LEFT, measurements.left)
-        if measurements.right.volume_ml > 0:
+        if RIGHT_LUNG_SEGMENT in filled:
             yield self.lung(RIGHT_LUNG_SEGMENT, codes.RIGHT, measurements.right)
         for kind in LesionType:
-            amount = measurements.total.lesion(kind)
-            if amount.volume_ml > 0:
-                yield self.lesion(kind, amount)
+            if LESION_SEGMENTS[kind] in filled:
+                yield self.lesion(kind, measurements.total.lesion(kind))
+
+
+def _filled_segments(segmentation: Segmentation) -> set[int]:
+    """Numbers of the segments that have any frame."""
+    frames = segmentation.PerFrameFunctionalGroupsSequence
+    return {frame.SegmentIdentificationSequence[0].ReferencedSegmentNumber for frame in frames}
 
 
 def _observer(provenance: Provenance) -> ObservationContext:
@@ -250,6 +255,9 @@ def _remarks(findings: Findings) -> ContainerContentItem:
     return container
 
 
+_CODE = ("CodeValue", "CodingSchemeDesignator", "CodeMeaning")
+
+
 def _referenced_request(header: Dataset) -> Dataset:
     """Request that the report answers, as far as the source names it (PS3.3 C.17.2, macro table C.17-3c)."""
     item = Dataset()
@@ -261,7 +269,8 @@ def _referenced_request(header: Dataset) -> Dataset:
     requests = header.get("RequestAttributesSequence") or [Dataset()]
     item.RequestedProcedureID = requests[0].get("RequestedProcedureID", "")
     item.RequestedProcedureDescription = header.get("RequestedProcedureDescription", "")
-    item.RequestedProcedureCodeSequence = header.get("RequestedProcedureCodeSequence", [])
+    codes_ = header.get("RequestedProcedureCodeSequence") or []
+    item.RequestedProcedureCodeSequence = [code for code in codes_ if all(code.get(name) for name in _CODE)]
     return item
 
 

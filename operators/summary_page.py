@@ -182,7 +182,7 @@ class _SummaryPage(Page):
         left = _VIEWS_WIDTH + 3 * _GAP
         sides = {"both": self.summary.measurements.total, "right": self.summary.measurements.right}
         sides["left"] = self.summary.measurements.left
-        self.text(left, _HEADER + 20, "Lesions, percent of the lung", 20, fontweight="bold")
+        self.text(left, _HEADER + 20, "Lesions by type (3D model), % of the lung", 20, fontweight="bold")
         axes = self._axes(Box(left + 60, _HEADER + 36, WIDTH - left - 60 - 5 * _GAP, 170))
         axes.set_facecolor("black")
         totals = []
@@ -207,9 +207,12 @@ class _SummaryPage(Page):
             amount = self.summary.measurements.total.lesion(kind)
             self.text(left, y, "\u25cf", 22, hex_color(term.color))
             self.text(left + 24, y, term.label, 17)
-            self.text(WIDTH - 2 * _GAP, y, f"{amount.volume_ml:.0f} ml", 17, ha="right")
+            self.text(WIDTH - 2 * _GAP, y, _millilitres(amount.volume_ml), 17, ha="right")
             y += _LINE
-        self.text(left, y, f"Lungs {self._liters()}", 17, QUIET)
+        involved = self.summary.measurements.total.involvement
+        self.text(left, y, "Involved (2D model), any type", 17)
+        self.text(WIDTH - 2 * _GAP, y, _millilitres(involved.volume_ml), 17, ha="right")
+        self.text(left, y + _LINE, f"Lungs {self._liters()}", 17, QUIET)
 
     def _liters(self) -> str:
         found = self.summary.measurements
@@ -236,6 +239,10 @@ class _SummaryPage(Page):
         for model in self.summary.models:
             y += _LINE
             self.text(left, y, f"{model.name} {model.version}, {model.sha256[:12]}", 16, QUIET)
+
+
+def _millilitres(volume: float) -> str:
+    return f"{volume:.1f} ml" if volume < 10 else f"{volume:.0f} ml"
 
 
 def _upright(study: Study) -> Study:

@@ -8,8 +8,10 @@ from pathlib import Path
 
 import numpy as np
 from pydicom import Dataset
+from pydicom.uid import EnhancedCTImageStorage
 
 from models.store import ModelRecord
+from operators.ct_images import with_values
 from operators.findings import Classification, Explanation, Involvement, Lesions, LesionType, Lung, Lungs
 from operators.identity import ModelSet, Provenance
 from operators.measurements import Measurements, measure
@@ -99,6 +101,15 @@ def one_lung() -> Case:
 
 def no_lesions() -> Case:
     return case(lesions=np.zeros(SHAPE, dtype=np.uint8), probability=0.125)
+
+
+def multi_frame() -> CTVolume:
+    """The same CT as one Enhanced CT object."""
+    volume = case().volume
+    headers = [
+        with_values(header, SOPClassUID=EnhancedCTImageStorage, SOPInstanceUID="1.2.3") for header in volume.headers
+    ]
+    return CTVolume(volume.hu, volume.grid, headers, frames=tuple(range(1, len(headers) + 1)))
 
 
 CASES = {"all types": case, "no lesions": no_lesions, "one lung": one_lung}

@@ -9,9 +9,10 @@ import highdicom as hd
 import numpy as np
 import pydicom
 import pytest
+from pydicom.uid import EnhancedCTImageStorage
 
 from operators.pm_writer import CHANNELS, cropped_to_lungs, make_parametric_map
-from tests.operators.dicom_results import CASES, Case, assert_valid, case, provenance, written
+from tests.operators.dicom_results import CASES, Case, assert_valid, case, multi_frame, provenance, written
 
 
 def _with_lungs(found: Case) -> Case:
@@ -86,3 +87,11 @@ def test_a_heatmap_of_hardly_any_relevance_is_valid(scale: float, tmp_path: Path
     made = make_parametric_map(found.volume, replace(found.explanation, ct=faint), "ct", provenance())
     assert_valid(made, tmp_path)
     assert not pydicom.dcmread(tmp_path / "object.dcm").get("PixelData")
+
+
+def test_a_multi_frame_source_is_referred_to_once_as_what_it_is() -> None:
+    found = case()
+    made = make_parametric_map(multi_frame(), found.explanation, "ct", provenance())
+    (series,) = made.ReferencedSeriesSequence
+    (item,) = series.ReferencedInstanceSequence
+    assert item.ReferencedSOPClassUID == EnhancedCTImageStorage

@@ -6,10 +6,10 @@ from scipy.spatial.transform import Rotation
 from operators.codes import LESION_TERMS
 from operators.findings import Explanation, Lesions, LesionType
 from operators.page import direction_letter, relevance_rgba, window
-from operators.rendering import Study, relevance_limit, relevance_on_slice, render_overlay
-from operators.volume import Grid
+from operators.rendering import Study, _KeySlicePage, relevance_limit, relevance_on_slice, render_overlay
+from operators.volume import CTVolume, Grid
 from tests.builders import axial_grid
-from tests.operators.dicom_results import SHAPE, case, no_lesions
+from tests.operators.dicom_results import SHAPE, case, multi_frame, no_lesions
 
 Image = npt.NDArray[np.uint8]
 
@@ -198,3 +198,12 @@ def test_rejects_findings_on_another_grid() -> None:
     grid = axial_grid(SHAPE, (9.0, 1.5, 1.5))
     with pytest.raises(ValueError, match="grid"):
         without(study, lesions=Lesions(np.zeros(SHAPE, dtype=np.uint8), grid))
+
+
+def test_a_slice_is_named_as_the_viewer_names_it_and_placed_along_the_slices() -> None:
+    study = case().study
+    assert _KeySlicePage(study, 4).place() == f"image {study.volume.headers[4].InstanceNumber}, z = 12.0 mm"
+    assert _KeySlicePage(without(study, volume=multi_frame()), 4).place() == "frame 5, z = 12.0 mm"
+    volume = study.volume
+    some = CTVolume(volume.hu, volume.grid, (*volume.headers[:4], *volume.headers[5:]), (*range(4), *range(5, 12)))
+    assert _KeySlicePage(without(study, volume=some), 4).place() == "slice 5 of 12, z = 12.0 mm"

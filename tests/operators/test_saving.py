@@ -26,3 +26,11 @@ def test_deflated_objects_are_the_same_in_fewer_bytes(folder: str, tmp_path: Pat
         assert deflated.file_meta.TransferSyntaxUID == DeflatedExplicitVRLittleEndian
         assert plain == deflated
         assert other.stat().st_size < path.stat().st_size
+
+
+def test_what_the_disk_did_not_keep_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    found = case()
+    read = Path.read_bytes
+    monkeypatch.setattr(Path, "read_bytes", lambda path: read(path)[:-1])
+    with pytest.raises(OSError, match="did not keep"):
+        write_segmentation(found.volume, found.lungs, found.lesions, provenance(), tmp_path)

@@ -2,6 +2,7 @@ from pathlib import Path
 from typing import Any
 
 import highdicom
+import numpy as np
 import pydicom
 import pytest
 from highdicom.sr import Comprehensive3DSR
@@ -17,8 +18,10 @@ from operators.relevance_summary import ChannelRelevance, RelevanceSummary
 from operators.seg_writer import LESION_SEGMENTS, LUNGS_SEGMENT, make_segmentation
 from operators.software import RESEARCH_NOTICE
 from operators.sr_writer import Findings, describe_relevance, make_report
+from operators.volume import CTVolume
 from tests.operators.dicom_results import (
     CASES,
+    SHAPE,
     Case,
     assert_valid,
     case,
@@ -198,3 +201,23 @@ def test_rejects_a_segmentation_of_another_study() -> None:
     findings = Findings(found.measurements, found.classification, found.relevance)
     with pytest.raises(ValueError, match="another study"):
         make_report(found.volume, findings, segmentation, provenance())
+
+
+def test_no_group_refers_to_a_segment_without_frames(tmp_path: Path) -> None:
+    """A lesion of which there is no image: the slice was interpolated."""
+    lesions = np.zeros(SHAPE, np.uint8)
+    lesions[5, 12:16, 9:13] = LesionType.CONSOLIDATION
+    found = case(lesions=lesions)
+    volume = found.volume
+    some = CTVolume(volume.hu, volume.grid, (*volume.headers[:5], *volume.headers[6:]), (*range(5), *range(6, 12)))
+    segmentation = make_segmentation(some, found.lungs, found.lesions, provenance())
+    made = make_report(
+        some, Findings(found.measurements, found.classification, found.relevance), segmentation, provenance()
+    )
+    groups = made.content.get_volumetric_roi_measurement_groups()
+    assert {group.tracking_identifier for group in groups} == {
+        "COVID-19 classification",
+        "Lungs",
+        "Left lung",
+        "Right lung",
+    }

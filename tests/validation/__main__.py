@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pydicom
 
-from tests.validation.tools import dcentvfy, dciodvfy, disagreements, pixelmed, unexplained
+from tests.validation.tools import changed_attributes, dcentvfy, dciodvfy, disagreements, pixelmed, unexplained
 
 
 def _complain(what: str, complaints: Iterable[str]) -> int:
@@ -31,6 +31,7 @@ def validate(source: Path, results: Path) -> int:
         name = path.relative_to(results)
         count += _complain(f"dciodvfy {name} ({warnings} warnings)", unexplained(said))
     count += _complain("dcentvfy, source and results", unexplained(dcentvfy(images, objects)))
+    count += _complain("patient and study as in the source", changed_attributes(images, objects))
     count += _complain("PixelMed DicomSRValidator", pixelmed(results / "sr" / "report.dcm"))
     return count + _complain("dcmqi against result.json", disagreements(results))
 

@@ -67,19 +67,50 @@ def _inflated(path: Path, folder: Path) -> Path:
     return folder / path.name
 
 
-def dcentvfy(source: Iterable[Path], results: Iterable[Path]) -> list[str]:
+TYPE_2 = ("PatientName", "PatientID", "PatientBirthDate", "PatientSex", "StudyDate", "StudyTime", "StudyID")
+TYPE_2 += ("AccessionNumber", "ReferringPhysicianName")
+"""Attributes of patient and study that every object must have, empty where nothing is known."""
+
+
+def dcentvfy(source: Iterable[Path], results: Iterable[Path], left_out: Iterable[str] = ()) -> list[str]:
     """What dcentvfy says of results beside their source: entities that disagree, references to nothing.
 
-    What it says of the source alone is left out: scanners refer to localizers that nobody sent.
+    What it says of the source alone is left out: scanners refer to localizers that nobody sent. So is what it says of
+    attributes that are empty or absent in one of them, if they are of type 2 and the source lacks them, or in
+    ``left_out``.
     """
+    images = list(source)
+    header = pydicom.dcmread(images[0], stop_before_pixels=True)
+    lacking = {*left_out, *(keyword for keyword in TYPE_2 if not header.get(keyword))}
     with tempfile.TemporaryDirectory() as temporary:
         files = []
         for number, path in enumerate(results):
             folder = Path(temporary, str(number))
             folder.mkdir()
             files.append(_inflated(path, folder))
-        said = run_tool("dcentvfy", *source, *files)[1].splitlines()
-    return [line for line in said if any(f"<{file}>" in line for file in files)]
+        said = run_tool("dcentvfy", *images, *files)[1].splitlines()
+    excused = re.compile("Attribute (present in one|is empty).*Element=<(" + "|".join(lacking or {"none"}) + ")>")
+    return [line for line in said if any(f"<{file}>" in line for file in files) and not excused.search(line)]
+
+
+def changed_attributes(source: Iterable[Path], results: Iterable[Path]) -> list[str]:
+    """Attributes of patient and study that an object states otherwise than the source."""
+    header = pydicom.dcmread(next(iter(source)), stop_before_pixels=True)
+    keywords = (
+        *TYPE_2,
+        "PatientAge",
+        "StudyInstanceUID",
+        "StudyDescription",
+        "IssuerOfPatientID",
+        "SpecificCharacterSet",
+    )
+    written = ((path, pydicom.dcmread(path, stop_before_pixels=True)) for path in results)
+    return [
+        f"{path.name}: {keyword}"
+        for path, dataset in written
+        for keyword in keywords
+        if (dataset.get(keyword) or None) != (header.get(keyword) or None)
+    ]
 
 
 def pixelmed(path: Path) -> list[str]:
@@ -145,7 +176,9 @@ def disagreements(results: Path) -> list[str]:
     stated = json.loads((results / "result.json").read_text("utf-8"))
     segments = segment_volumes(results / "seg" / "segmentation.dcm")
     report = report_values(results / "sr" / "report.dcm")
-    pairs = [*_volumes(stated, segments), *_report(stated, report)]
+    # Where slices were interpolated, the segmentation has no frames: there were no images.
+    whole = not any(remark["code"] == "SLICES_INTERPOLATED" for remark in stated["remarks"])
+    pairs = [*(_volumes(stated, segments) if whole else []), *_report(stated, report)]
     return [
         f"{what}: {read} read, {expected} stated"
         for what, read, expected in pairs
