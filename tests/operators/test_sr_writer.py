@@ -211,10 +211,9 @@ def test_no_group_refers_to_a_segment_without_frames(tmp_path: Path) -> None:
     volume = found.volume
     some = CTVolume(volume.hu, volume.grid, (*volume.headers[:5], *volume.headers[6:]), (*range(5), *range(6, 12)))
     segmentation = make_segmentation(some, found.lungs, found.lesions, provenance())
-    made = make_report(
-        some, Findings(found.measurements, found.classification, found.relevance), segmentation, provenance()
-    )
-    groups = made.content.get_volumetric_roi_measurement_groups()
+    findings = Findings(found.measurements, found.classification, found.relevance)
+    file = written(make_report(some, findings, segmentation, provenance()), tmp_path / "report.dcm")
+    groups = highdicom.sr.srread(file).content.get_volumetric_roi_measurement_groups()
     assert {group.tracking_identifier for group in groups} == {
         "COVID-19 classification",
         "Lungs",
