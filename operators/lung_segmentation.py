@@ -27,8 +27,8 @@ SPACING = (3.0, 2.0, 2.0)
 """Working resolution in mm along z, y, x."""
 LUNG_PROBABILITY = 0.45
 """Lung at or above; where over- and under-segmentation of the training volumes balance."""
-MAX_OUTSIDE_ML = 50.0
-"""Larger pieces of a lung mask are not air under clothes."""
+MAX_OUTSIDE = 0.05
+"""Larger pieces of a lung mask, as a share of it in the slices where they lie, are not air under clothes."""
 MIN_LUNG_ML = 100.0
 """Smaller components are not a lung."""
 MIN_SHARE = 0.08
@@ -62,17 +62,18 @@ def segment_lungs(volume: CTVolume, network: DeepMedic, precision: Precision = "
         hu = resample(upright.hu, grid.shape)
         probability = predict(network, torch.from_numpy(hu)).numpy()
     likely = probability >= LUNG_PROBABILITY
-    inside = within_body(likely, hu, grid.voxel_ml)
+    inside = within_body(likely, hu)
     probability[likely & ~inside] = 0.0
     sides = label_sides(lung_components(inside, grid), grid)
     return lungs_on(volume.grid, Lungs(_refine(probability, sides, upright.grid), upright.grid))
 
 
-def within_body(mask: BoolArray, hu: FloatArray, voxel_ml: float) -> BoolArray:
+def within_body(mask: BoolArray, hu: FloatArray) -> BoolArray:
     """Take what lies outside the body out of a lung mask: air under clothes looks like lung.
 
-    Only pieces of at most :data:`MAX_OUTSIDE_ML` that do not touch the end of the field of view are taken out. Where
-    the field of view or a thin chest wall opens the body, its inside cannot be told from its outside.
+    Only pieces are taken out that are small beside the lungs of the same slices, at most :data:`MAX_OUTSIDE` of them,
+    and do not touch the end of the field of view. Where a field of view, a thin chest wall or the shoulders open the
+    body, its inside cannot be told from its outside, and whole lungs would seem to lie outside.
 
     Parameters
     ----------
@@ -80,14 +81,16 @@ def within_body(mask: BoolArray, hu: FloatArray, voxel_ml: float) -> BoolArray:
         Lung mask; slices are axial.
     hu : ndarray of float32, shape (z, y, x)
         Hounsfield units.
-    voxel_ml : float
-        Volume of a voxel.
     """
     pieces, count = ndimage.label(mask & ~body_region(hu > AIR_HU, opening=1))
-    volumes = ndimage.sum_labels(mask, pieces, range(1, count + 1)) * voxel_ml
-    at_edge = np.unique(np.concatenate([np.moveaxis(pieces, axis, 0)[[0, -1]].ravel() for axis in (1, 2)]))
-    small = 1 + np.flatnonzero(volumes <= MAX_OUTSIDE_ML)
-    return mask & ~np.isin(pieces, np.setdiff1d(small, at_edge))
+    areas = np.count_nonzero(mask, axis=(1, 2))
+    taken = np.zeros(count + 1, bool)
+    for number, where in enumerate(ndimage.find_objects(pieces), start=1):
+        size = np.count_nonzero(pieces[where] == number)
+        at_edge = any(where[axis].start == 0 or where[axis].stop == mask.shape[axis] for axis in (1, 2))
+        taken[number] = not at_edge and size <= MAX_OUTSIDE * areas[where[0]].sum()
+    inside: BoolArray = mask & ~taken[pieces]
+    return inside
 
 
 def lung_components(mask: BoolArray, grid: Grid) -> BoolArray:

@@ -6,10 +6,12 @@ import torch
 from torch import Tensor, nn
 
 from models.lungs.network import HALO
+from models.lungs.reference import AIR_HU
+from models.morphology import body_region
 from operators.findings import LesionType, Lung, Lungs
 from operators.involvement import segment_involvement
 from operators.lesion_segmentation import MIN_LESION_ML, around_lungs, remove_specks, segment_lesions
-from operators.lung_segmentation import MAX_OUTSIDE_ML, label_sides, lung_components, segment_lungs, within_body
+from operators.lung_segmentation import label_sides, lung_components, segment_lungs, within_body
 from operators.refusal import InputRefused, ReasonCode
 from operators.volume import CTVolume, Grid
 from tests.builders import axial_grid, ct_volume
@@ -86,30 +88,34 @@ def _clothed_chest() -> tuple[np.ndarray, np.ndarray]:
     return hu, under
 
 
-VOXEL_ML = 0.012
-
-
 def test_air_under_clothes_is_no_lung() -> None:
     hu, under = _clothed_chest()
     lungs = hu == -850.0
-    assert 0 < under.sum() * VOXEL_ML < MAX_OUTSIDE_ML
-    np.testing.assert_array_equal(within_body(lungs | under, hu, VOXEL_ML), lungs)
-    np.testing.assert_array_equal(within_body(lungs, hu, VOXEL_ML), lungs)
+    np.testing.assert_array_equal(within_body(lungs | under, hu), lungs)
+    np.testing.assert_array_equal(within_body(lungs, hu), lungs)
 
 
 @pytest.mark.parametrize("cut", [np.s_[:, :, 20:], np.s_[:, :, 36:], np.s_[:, 24:, :], np.s_[:, :, 20:70]], ids=str)
 def test_lungs_that_the_field_of_view_opens_stay(cut: tuple[slice, ...]) -> None:
     hu, _ = _clothed_chest()
     lungs = hu[cut] == -850.0
-    np.testing.assert_array_equal(within_body(lungs, hu[cut], VOXEL_ML), lungs)
+    np.testing.assert_array_equal(within_body(lungs, hu[cut]), lungs)
 
 
 def test_a_lung_behind_a_wall_too_thin_to_be_seen_stays() -> None:
     hu, _ = _clothed_chest()
     hu[:, 12:52, 10:15] = -1000.0  # one voxel of wall is left beside the right lung
     lungs = hu == -850.0
-    assert lungs[..., :45].sum() * VOXEL_ML > MAX_OUTSIDE_ML
-    np.testing.assert_array_equal(within_body(lungs, hu, VOXEL_ML), lungs)
+    np.testing.assert_array_equal(within_body(lungs, hu), lungs)
+
+
+def test_apices_that_the_shoulders_leave_open_stay() -> None:
+    hu, _ = _clothed_chest()
+    hu[14:, 12:18, 25:30] = hu[14:, 12:18, 60:65] = -1000.0  # air reaches both lungs in their upper slices
+    hu[13:18, 18:46, 16:40] = hu[13:18, 18:46, 50:74] = -850.0
+    lungs = hu == -850.0
+    assert (lungs & ~body_region(hu > AIR_HU, opening=1)).any()
+    np.testing.assert_array_equal(within_body(lungs, hu), lungs)
 
 
 def test_left_is_left_when_the_image_is_mirrored() -> None:
