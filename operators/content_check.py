@@ -12,7 +12,7 @@ from operators.journal import Journal
 from operators.orientation import standard_lungs, standard_volume
 from operators.refusal import InputRefused, ReasonCode
 from operators.remarks import Remark, RemarkCode
-from operators.volume import BoolArray, CTVolume, FloatArray
+from operators.volume import BoolArray, CTVolume, FloatArray, plane_areas
 
 TISSUE_FROM_HU = -300.0
 """Lung and air lie below, the rest of the body above."""
@@ -102,7 +102,8 @@ def _check_attenuation(hu: FloatArray, lungs: Lungs) -> list[Remark]:
 
 def _check_ends(mask: BoolArray) -> list[Remark]:
     """Look for lungs that go on beyond the lowest or the highest slice."""
-    area = np.count_nonzero(mask, axis=(1, 2)) / max(int(np.count_nonzero(mask, axis=(1, 2)).max()), 1)
+    voxels = plane_areas(mask)
+    area = voxels / max(int(voxels.max()), 1)
     remarks = []
     for share, code, end in (
         (float(area[0]), RemarkCode.LUNGS_CUT_BELOW, "lowest"),

@@ -21,7 +21,7 @@ from operators.journal import Journal
 from operators.orientation import lungs_on, standard_volume
 from operators.refusal import InputRefused, ReasonCode
 from operators.resampling import resample, shape_at
-from operators.volume import BoolArray, CTVolume, FloatArray, Grid, LabelArray
+from operators.volume import BoolArray, CTVolume, FloatArray, Grid, LabelArray, plane_areas
 
 SPACING = (3.0, 2.0, 2.0)
 """Working resolution in mm along z, y, x."""
@@ -83,7 +83,7 @@ def within_body(mask: BoolArray, hu: FloatArray) -> BoolArray:
         Hounsfield units.
     """
     pieces, count = ndimage.label(mask & ~body_region(hu > AIR_HU, opening=1))
-    areas = np.count_nonzero(mask, axis=(1, 2))
+    areas = plane_areas(mask)
     taken = np.zeros(count + 1, bool)
     for number, where in enumerate(ndimage.find_objects(pieces), start=1):
         size = np.count_nonzero(pieces[where] == number)

@@ -31,7 +31,7 @@ from operators.page import RGBImage, direction_letter
 from operators.rendering import Study, render_overlay
 from operators.saving import save
 from operators.summary_page import Summary, render_summary
-from operators.volume import CTVolume
+from operators.volume import CTVolume, plane_areas
 
 SERIES_NUMBER = 9003
 SERIES_DESCRIPTION = "COVID-CT pictures (research)"
@@ -74,10 +74,10 @@ def choose_key_slices(
         If no image shows a lung, or ``count`` is not positive.
     """
     shown = np.isin(np.arange(lungs.grid.shape[0]), places)
-    occupied = np.flatnonzero(np.any(lungs.labels, axis=(1, 2)) & shown)
+    occupied = np.flatnonzero((plane_areas(lungs.labels) > 0) & shown)
     if count < 1 or not occupied.size:
         raise ValueError("key slices need a positive count and at least one image of a lung")
-    area = np.where(shown, np.count_nonzero(lesions.labels, axis=(1, 2)), 0).astype(np.float64)
+    area = np.where(shown, plane_areas(lesions.labels), 0).astype(np.float64)
     if not area.any():
         return _spread(occupied, count)
     relevance = _relevance_by_slice(lesions, explanation)

@@ -29,7 +29,7 @@ from operators.page import (
 )
 from operators.remarks import Remark
 from operators.rendering import Study
-from operators.volume import FloatArray, Grid
+from operators.volume import FloatArray, Grid, plane_areas
 
 MIN_HEIGHT = 900
 """The chart and the notes need so much."""
@@ -69,9 +69,8 @@ class Summary:
 
 def most_affected(study: Study, plane: View) -> int:
     """Index along slices (axial) or rows (coronal) of the plane with most lesion, or without any, with most lung."""
-    others = tuple({0, 1, 2} - {_AXIS[plane]})
     for labels in (study.lesions.labels, study.lungs.labels):
-        area = np.count_nonzero(labels, axis=others)
+        area = plane_areas(labels, _AXIS[plane])
         if area.any():
             return int(area.argmax())
     raise ValueError("a summary needs at least one lung")

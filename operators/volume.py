@@ -138,3 +138,11 @@ class CTVolume:
     def header_at(self, index: int) -> Dataset | None:
         """Header of the source image at a slice of ``hu``; None where the slice was interpolated."""
         return self.headers[self.places.index(index)] if index in self.places else None
+
+
+def plane_areas(mask: BoolArray | LabelArray, axis: int = 0) -> npt.NDArray[np.int64]:
+    """Count the voxels that are not zero in each plane across ``axis``.
+
+    Many times faster than ``numpy.count_nonzero`` with axes, which counts in an array of integers.
+    """
+    return np.array([np.count_nonzero(plane) for plane in np.moveaxis(mask, axis, 0)], dtype=np.int64)
