@@ -23,7 +23,7 @@ HU_RANGE = (-1000.0, 400.0)
 SLICE_MM = 3.0
 IN_PLANE = 256
 HALF_COVERED = 0.5
-CHUNK = 8
+CHUNK = 4
 """Slices that the network sees at a time: bounds the memory, does not change the result."""
 
 

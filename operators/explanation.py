@@ -11,7 +11,7 @@ from monai.deploy.core import ExecutionContext, Fragment, InputContext, Operator
 
 from models.classifier.network import Classifier
 from models.relevance.explain import explain
-from operators.classification import CHUNK, as_tensor
+from operators.classification import as_tensor
 from operators.findings import Classification, Explanation
 from operators.journal import Journal
 from operators.relevance_summary import lung_share
@@ -41,7 +41,7 @@ def explain_classification(
         If a relevance is not finite.
     """
     inputs = as_tensor(classification.inputs, network)
-    relevance = explain(network, inputs, target, gate_share=gate_share, chunk=CHUNK)
+    relevance = explain(network, inputs, target, gate_share=gate_share)
     ct, lesions = (heatmap.float().cpu().numpy() for heatmap in (relevance.ct, relevance.lesions))
     return Explanation(ct, lesions, classification.grid, target, relevance.logit, relevance.ledger, gate_share)
 

@@ -5,7 +5,7 @@ Source: Berenguer et al. 2020, arXiv:2011.11719, section 4.4.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import cast
 
@@ -13,10 +13,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from models.classifier.network import LEAKY_SLOPE, Branch, Classifier
+from models.classifier.network import ENCODER_FEATURES, LEAKY_SLOPE, Branch, Classifier
 from models.relevance import rules
 
 CHANNELS = ("ct", "lesions")
+CHUNK = 2
+"""Slices explained at a time: what these need fits into the caches of a processor."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,9 +33,9 @@ class Relevance:
         What was distributed.
     ledger : dict of str to float
         Sum of the relevance at each stage on its way back: ``logit``, ``aggregation`` (output of NetVLAD),
-        ``descriptors``, ``pyramid`` (output of the pooling), ``gate``, then for each channel ``ct.conv3``,
-        ``ct.conv2`` (at the input of these layers) and ``ct``. What is missing from one stage to the next stayed
-        with biases and centroids; each channel starts from its share of ``gate``.
+        ``descriptors``, ``pyramid`` (output of the pooling), ``gate`` (what it hands to each of the branches), then
+        for each channel ``ct.conv3``, ``ct.conv2`` (at the input of these layers) and ``ct``. What is missing from
+        one stage to the next stayed with biases and centroids.
     """
 
     ct: Tensor
@@ -44,7 +46,7 @@ class Relevance:
 
 @torch.inference_mode()
 def explain(
-    network: Classifier, inputs: Tensor, target: int = 1, *, gate_share: float = 1.0, chunk: int = 8
+    network: Classifier, inputs: Tensor, target: int = 1, *, gate_share: float = 1.0, chunk: int = CHUNK
 ) -> Relevance:
     """Distribute the logit of a class over the pixels of both input channels.
 
@@ -77,85 +79,82 @@ def explain(
     """
     if not (float(inputs.min()) >= 0 and float(inputs.max()) <= 1):
         raise ValueError("inputs must lie in [0, 1]")
-    descriptors = network.describe(inputs, chunk=chunk)
-    logit = float(network.aggregate(descriptors)[target])
-    aggregated, relevance = _through_aggregation(network, descriptors, target)
-    ledger = {"logit": logit, "aggregation": aggregated, "descriptors": _total(relevance)}
+    inputs = inputs.contiguous(memory_format=torch.channels_last)  # which convolutions with few channels take to
+    pooled, places = _pool(network, inputs, chunk)
+    ledger, relevance = _through_linear_part(network, pooled, target)
+    relevance = rules.gate(pooled, relevance, gate_share)
+    ledger["gate"] = _total(relevance)
+    relevance = rules.pyramid(relevance, network.pyramid.grids, ENCODER_FEATURES)
     heatmaps = torch.empty_like(inputs)
-    parts = (torch.split(tensor, chunk) for tensor in (inputs, relevance, heatmaps))
-    for slices, received, heatmap in zip(*parts, strict=True):
-        for stage, value in _through_slices(network, slices, received, gate_share):
-            ledger[stage] = ledger.get(stage, 0.0) + _total(value)
-            if stage in CHANNELS:
-                heatmap[:, CHANNELS.index(stage)] = value[:, 0]
+    encoder = network.encoder
+    branches = [_BranchRules(branch, inputs.shape[2:]) for branch in (encoder.global_branch, encoder.side_branch)]
+    parts = (torch.split(tensor, chunk) for tensor in (inputs, places, relevance, heatmaps))
+    for images, winners, received, heatmap in zip(*parts, strict=True):
+        for i, (channel, branch) in enumerate(zip(CHANNELS, branches, strict=True)):
+            for stage, value in branch(images[:, i : i + 1], winners, received):
+                ledger[channel + stage] = ledger.get(channel + stage, 0.0) + _total(value)
+            heatmap[:, i] = value[:, 0]
     if not heatmaps.isfinite().all():
         raise FloatingPointError("a relevance is not finite")
-    return Relevance(heatmaps[:, 0], heatmaps[:, 1], logit, ledger)
+    return Relevance(heatmaps[:, 0], heatmaps[:, 1], ledger["logit"], ledger)
 
 
 def _total(relevance: Tensor) -> float:
     return float(relevance.sum(dtype=torch.float64))
 
 
-def _through_aggregation(network: Classifier, descriptors: Tensor, target: int) -> tuple[float, Tensor]:
-    """From the logit to the descriptors (n, 512); also the sum at NetVLAD's output."""
+def _pool(network: Classifier, inputs: Tensor, chunk: int) -> tuple[Tensor, Tensor]:
+    """Run all slices through encoder and pyramid pooling; returns what :func:`rules.pyramid_winners` does."""
+    values, places = [], []
+    for slices in torch.split(inputs, chunk):
+        pooled, winners = rules.pyramid_winners(network.encoder(slices), network.pyramid.grids)
+        values.append(pooled)
+        places.append(winners)
+    return torch.cat(values), torch.cat(places)
+
+
+def _through_linear_part(network: Classifier, pooled: Tensor, target: int) -> tuple[dict[str, float], Tensor]:
+    """From the logit to the output of the pyramid pooling (n, channels * cells); also the ledger so far."""
+    descriptors = F.relu(network.descriptor(pooled))
     layer = network.aggregation
     assignment = layer.assign(descriptors)
     residuals = layer.residuals(descriptors, assignment)
+    aggregated = layer(descriptors)
     # LRP-0 from a logit whose relevance is the logit itself: the quotient R_j / z_j is 1, also for a logit of 0.
-    relevance = (layer(descriptors) * network.output.weight[target]).view_as(residuals)
-    return _total(relevance), rules.netvlad(descriptors, assignment, residuals, relevance)
+    relevance = aggregated * network.output.weight[target]
+    ledger = {"logit": float(network.output(aggregated)[target]), "aggregation": _total(relevance)}
+    relevance = rules.netvlad(descriptors, assignment, residuals, relevance.view_as(residuals))
+    ledger["descriptors"] = _total(relevance)
+    relevance = rules.linear(pooled, network.descriptor.weight, network.descriptor.bias, relevance)
+    ledger["pyramid"] = _total(relevance)
+    return ledger, relevance
 
 
-def _through_slices(
-    network: Classifier, slices: Tensor, relevance: Tensor, share: float
-) -> Iterator[tuple[str, Tensor]]:
-    """From the descriptors (n, 512) of some slices to their pixels, stage by stage."""
-    encoder, descriptor = network.encoder, network.descriptor
-    branches = (encoder.global_branch, encoder.side_branch)
-    traces = [_trace(branch, slices[:, i : i + 1]) for i, branch in enumerate(branches)]
-    gated = F.relu(traces[0].features * traces[1].features)
-    relevance = rules.linear(network.pyramid(gated), descriptor.weight, descriptor.bias, relevance)
-    yield "pyramid", relevance
-    relevance = rules.pyramid(gated, network.pyramid.grids, relevance)
-    yield "gate", relevance
-    relevance = rules.gate(gated, relevance, share)
-    for channel, branch, trace in zip(CHANNELS, branches, traces, strict=True):
-        yield from _through_branch(channel, branch, trace, relevance)
+class _BranchRules:
+    """The rules of one branch of the encoder, for images of one size."""
 
+    def __init__(self, branch: Branch, size: Sequence[int]) -> None:
+        (self._weight, self._bias), second, third = map(_parameters, (branch.conv1, branch.conv2, branch.conv3))
+        self._rule1 = rules.ZBox(self._weight, size)
+        self._rule2 = rules.AlphaBeta(*second)
+        self._rule3 = rules.AlphaBetaAt(*third)
 
-@dataclass(frozen=True, slots=True)
-class _Trace:
-    """What a branch computes on its way: the input of each convolution, and the winners of each pooling."""
+    def __call__(self, image: Tensor, places: Tensor, relevance: Tensor) -> Iterator[tuple[str, Tensor]]:
+        """From the places of the features (n, 64, m) that have relevance to the image (n, 1, H, W), stage by stage.
 
-    image: Tensor
-    pooled1: Tensor
-    winners1: Tensor
-    pooled2: Tensor
-    winners2: Tensor
-    features: Tensor
-
-
-def _trace(branch: Branch, image: Tensor) -> _Trace:
-    pooled1, winners1 = F.max_pool2d(F.relu(branch.conv1(image)), 2, return_indices=True)
-    activated2 = F.leaky_relu(branch.conv2(pooled1), LEAKY_SLOPE)
-    pooled2, winners2 = F.max_pool2d(activated2, 2, return_indices=True)
-    features = F.leaky_relu(branch.conv3(pooled2), LEAKY_SLOPE)
-    return _Trace(image, pooled1, winners1, pooled2, winners2, features)
+        The branch runs forward again up to the input of its last convolution. Its activations pass relevance on.
+        They are monotonic, so that pooling before them gives what pooling after them does, with less to compute.
+        """
+        pooled1, winners1 = F.max_pool2d(F.conv2d(image, self._weight, padding="same"), 2, return_indices=True)
+        features1 = F.relu(pooled1 + self._bias[:, None, None])
+        split = self._rule2.parts(features1)
+        pooled2, winners2 = F.max_pool2d(split.positive + split.negative, 2, return_indices=True)
+        relevance = self._rule3(F.leaky_relu(pooled2, LEAKY_SLOPE), places, relevance)
+        yield ".conv3", relevance
+        relevance = self._rule2(features1, split, winners2, relevance)
+        yield ".conv2", relevance
+        yield "", self._rule1(image, pooled1, winners1, relevance)
 
 
 def _parameters(layer: nn.Conv2d) -> tuple[Tensor, Tensor]:
     return layer.weight, cast(Tensor, layer.bias)
-
-
-def _through_branch(channel: str, branch: Branch, trace: _Trace, relevance: Tensor) -> Iterator[tuple[str, Tensor]]:
-    """From the features of a branch to its image; activations pass relevance on."""
-    relevance = rules.alpha_beta(trace.pooled2, *_parameters(branch.conv3), relevance)
-    yield f"{channel}.conv3", relevance
-    shape = (*trace.winners2.shape[:2], *trace.pooled1.shape[2:])
-    relevance = rules.max_pool(shape, trace.winners2, relevance)
-    relevance = rules.alpha_beta(trace.pooled1, *_parameters(branch.conv2), relevance)
-    yield f"{channel}.conv2", relevance
-    shape = (*trace.winners1.shape[:2], *trace.image.shape[2:])
-    relevance = rules.max_pool(shape, trace.winners1, relevance)
-    yield channel, rules.z_box(trace.image, branch.conv1.weight, relevance)

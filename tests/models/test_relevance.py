@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from models.classifier.network import Branch, Classifier
+from models.classifier.network import Branch, Classifier, SpatialPyramidPooling
 from models.relevance import rules
 from models.relevance.explain import Relevance, explain
 
@@ -90,6 +90,14 @@ def give_to_winner(received: Tensor, x: Tensor, relevance: float) -> None:
     received[place] += relevance
 
 
+def scattered(places: Tensor, relevance: Tensor, size: tuple[int, int]) -> Tensor:
+    """Relevance (n, c, m) at places (n, c, m) of planes of a size, as (n, c, h, w); several at one place add up."""
+    plane = torch.zeros(*places.shape[:2], size[0] * size[1], dtype=relevance.dtype)
+    for n, c, m in product(*map(range, places.shape)):
+        plane[n, c, places[n, c, m]] += relevance[n, c, m]
+    return plane.view(*places.shape[:2], *size)
+
+
 def naive_max_pool(x: Tensor, relevance: Tensor) -> Tensor:
     received = torch.zeros_like(x)
     for n, c, y, z in product(*map(range, relevance.shape)):
@@ -142,25 +150,16 @@ def test_netvlad() -> None:
 def test_pyramid(size: tuple[int, int]) -> None:
     x, relevance = normal(2, 3, *size), normal(2, 3 * 38)
     x[0, 0] = 0.0  # ties
-    received = rules.pyramid(x, (5, 3, 2), relevance)
-    close(received, naive_pyramid(x, relevance))
-    close(received.sum(), relevance.sum())
+    values, places = rules.pyramid_winners(x, (5, 3, 2))
+    close(values, SpatialPyramidPooling()(x))
+    close(scattered(places, rules.pyramid(relevance, (5, 3, 2), 3), size), naive_pyramid(x, relevance))
 
 
 def test_several_wins_add() -> None:
     x = torch.zeros(1, 1, 30, 30)
     x[0, 0, 12, 14] = 1.0
-    received = rules.pyramid(x, (5, 3, 2), torch.ones(1, 38))
-    assert received[0, 0, 12, 14] == 3.0
-
-
-def test_max_pool() -> None:
-    x, relevance = normal(2, 3, 7, 8), normal(2, 3, 3, 4)
-    x[0, 0] = 0.0
-    winners = F.max_pool2d(x, 2, return_indices=True)[1]
-    received = rules.max_pool(x.shape, winners, relevance)
-    close(received, naive_max_pool(x, relevance))
-    close(received.sum(), relevance.sum())
+    places = rules.pyramid_winners(x, (5, 3, 2))[1]
+    assert scattered(places, rules.pyramid(torch.ones(1, 38), (5, 3, 2), 1), (30, 30))[0, 0, 12, 14] == 3.0
 
 
 def test_gate_is_gradient_times_input_of_each_factor() -> None:
@@ -186,38 +185,87 @@ def conv_case(case: str) -> tuple[Tensor, Tensor, Tensor]:
     return x, weight, bias
 
 
-@pytest.mark.parametrize("case", ["signed", "not negative", "parts absent"])
+def alpha_beta(x: Tensor, weight: Tensor, bias: Tensor, relevance: Tensor) -> tuple[Tensor, Tensor]:
+    """The rule through convolution and pooling; also what the convolution gives."""
+    rule = rules.AlphaBeta(weight, bias)
+    split = rule.parts(x)
+    output = split.positive + split.negative
+    winners = F.max_pool2d(output, 2, return_indices=True)[1]
+    return rule(x, split, winners, relevance), output
+
+
+@pytest.mark.parametrize("case", ["not negative", "parts absent"])
 def test_alpha_beta(case: str) -> None:
     x, weight, bias = conv_case(case)
-    relevance = normal(2, 4, 6, 5)
-    expected = naive_conv(alpha_beta_share, x, weight, bias, relevance)
-    close(rules.alpha_beta(x, weight, bias, relevance), expected, atol=1e-11)
+    relevance = normal(2, 4, 3, 2)
+    received, output = alpha_beta(x, weight, bias, relevance)
+    close(output, F.conv2d(x, weight, bias, padding=1))
+    expected = naive_conv(alpha_beta_share, x, weight, bias, naive_max_pool(output, relevance))
+    close(received, expected, atol=1e-11)
 
 
-@pytest.mark.parametrize("case", ["signed", "not negative", "parts absent"])
+@pytest.mark.parametrize("case", ["not negative", "parts absent"])
 def test_alpha_beta_conserves_without_bias(case: str) -> None:
     x, weight, _ = conv_case(case)
-    no_bias = torch.zeros(4, dtype=torch.float64)
-    relevance = normal(2, 4, 6, 5)
+    relevance = normal(2, 4, 3, 2)
+    received, output = alpha_beta(x, weight, torch.zeros(4, dtype=torch.float64), relevance)
+    contributes = F.conv2d(x, weight.abs(), padding=1) > 0
+    handed = (naive_max_pool(output, relevance) * contributes).sum((1, 2, 3))
+    close(received.sum((1, 2, 3)), handed, atol=1e-11)
+
+
+CASES = ["signed", "not negative", "parts absent"]
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_alpha_beta_at_places(case: str) -> None:
+    x, weight, bias = conv_case(case)
+    places, relevance = torch.randint(30, (2, 4, 9)), normal(2, 4, 9)
+    places[..., 1] = places[..., 0]  # several wins
+    expected = naive_conv(alpha_beta_share, x, weight, bias, scattered(places, relevance, (6, 5)))
+    close(rules.AlphaBetaAt(weight, bias)(x, places, relevance), expected, atol=1e-11)
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_alpha_beta_at_places_conserves_without_bias(case: str) -> None:
+    x, weight, _ = conv_case(case)
+    places, relevance = torch.randint(30, (2, 4, 9)), normal(2, 4, 9)
+    received = rules.AlphaBetaAt(weight, torch.zeros(4, dtype=torch.float64))(x, places, relevance)
     contributes = F.conv2d(x.abs(), weight.abs(), padding=1) > 0
-    received = rules.alpha_beta(x, weight, no_bias, relevance)
-    close(received.sum((1, 2, 3)), (relevance * contributes).sum((1, 2, 3)), atol=1e-11)
+    handed = (scattered(places, relevance, (6, 5)) * contributes).sum((1, 2, 3))
+    close(received.sum((1, 2, 3)), handed, atol=1e-11)
 
 
-def test_z_box() -> None:
-    x, weight, relevance = uniform(2, 1, 9, 8), normal(4, 1, 5, 5), normal(2, 4, 9, 8)
+def z_box(x: Tensor, weight: Tensor, relevance: Tensor) -> tuple[Tensor, Tensor]:
+    """The rule through convolution and pooling; also what the convolution gives."""
+    output = F.conv2d(x, weight, padding="same")
+    pooled, winners = F.max_pool2d(output, 2, return_indices=True)
+    return rules.ZBox(weight, x.shape[2:])(x, pooled, winners, relevance), output
+
+
+@pytest.mark.parametrize("size", [(9, 8), (4, 17), (16, 6)])
+def test_z_box(size: tuple[int, int]) -> None:
+    x, weight = uniform(2, 1, *size), normal(4, 1, 5, 5)
     x[0, 0, :6] = 0.0
     weight[0], weight[1] = weight[0].abs(), -weight[1].abs()
+    relevance = normal(2, 4, size[0] // 2, size[1] // 2)
     no_bias = torch.zeros(4, dtype=torch.float64)
-    expected = naive_conv(z_box_share, x, weight, no_bias, relevance)
-    close(rules.z_box(x, weight, relevance), expected, atol=1e-11)
+    received, output = z_box(x, weight, relevance)
+    expected = naive_conv(z_box_share, x, weight, no_bias, naive_max_pool(output, relevance))
+    close(received, expected, atol=1e-11)
 
 
 def test_z_box_conserves_and_hands_out_the_sign_it_received() -> None:
-    x, weight, relevance = uniform(2, 1, 9, 8), normal(4, 1, 5, 5), uniform(2, 4, 9, 8)
-    received = rules.z_box(x, weight, relevance)
+    x, weight, relevance = uniform(2, 1, 9, 8), normal(4, 1, 5, 5), uniform(2, 4, 4, 4)
+    received, _ = z_box(x, weight, relevance)
     close(received.sum((1, 2, 3)), relevance.sum((1, 2, 3)))
     assert (received >= 0).all()
+
+
+def test_convolution_by_strips_is_the_transposed_convolution() -> None:
+    for width in (7, 8, 21):
+        x, weight = normal(2, 4, 6, width), normal(4, 2, 5, 5)
+        close(rules.StripConvolution(weight)(x), F.conv_transpose2d(x, weight, padding=2))
 
 
 # --- the whole ---
