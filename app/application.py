@@ -152,7 +152,7 @@ class CovidCTApplication(Application):
         told: dict[str, Any] = {"journal": self._journal}
         segmenting = told | {"precision": settings.precision}
         classifying = told | {"threshold": settings.threshold, "in_plane": settings.in_plane}
-        explaining = told | {"target": settings.target, "gate_share": settings.gate_share}
+        explaining = told | settings.model_dump(include={"target", "gate_share", "residual_limit"})
         writing = told | {"folder": self._results, "provenance": self._provenance}
         deflating = writing | {"deflate": settings.deflate}
         once = CountCondition(self, 1)
@@ -175,7 +175,8 @@ class CovidCTApplication(Application):
         self._connect(loader, "volume", lungs, check, lesions, involvement, measurements, classification)
         self._connect(loader, "volume", seg, sr, sc, pm, self._findings)
         self._connect(lungs, "lungs", check, lesions, involvement, measurements, classification, seg, sc)
-        self._connect(check, "remarks", sr, sc, self._findings)
+        self._connect(check, "remarks", explanation)
+        self._connect(explanation, "remarks", sr, sc, self._findings)
         self._connect(lesions, "lesions", measurements, classification, seg, sc)
         self._connect(involvement, "involvement", measurements)
         self._connect(classification, "classification", explanation, sr, sc, pm, self._findings)
@@ -187,10 +188,10 @@ class CovidCTApplication(Application):
             for source, port in (
                 (loader, "volume"),
                 (lungs, "lungs"),
-                (check, "remarks"),
                 (lesions, "lesions"),
                 (classification, "classification"),
                 (explanation, "explanation"),
+                (explanation, "remarks"),
                 (measurements, "measurements"),
             ):
                 self._connect(source, port, pdf)

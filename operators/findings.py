@@ -136,6 +136,9 @@ class Explanation:
         of :class:`models.relevance.explain.Relevance`.
     gate_share : float
         Share of its relevance that the gate handed to each channel: 1 as in the paper.
+    residual_limit : float
+        Residual of a channel, as a share of what it was handed, above which its heatmap is unreliable. From 1 on,
+        a heatmap sums up to the opposite of what it explains, or to more than twice of it.
     """
 
     ct: FloatArray
@@ -145,9 +148,20 @@ class Explanation:
     logit: float
     ledger: dict[str, float] = field(default_factory=dict)
     gate_share: float = 1.0
+    residual_limit: float = 1.0
 
     def __post_init__(self) -> None:
         if self.ct.shape != self.grid.shape or self.lesions.shape != self.grid.shape:
             raise ValueError("heatmaps must have the shape of the grid")
         self.ct.setflags(write=False)
         self.lesions.setflags(write=False)
+
+    @property
+    def handed(self) -> float:
+        """Relevance that each channel would carry if no layer kept any: the logit times the gate share."""
+        return self.gate_share * self.logit
+
+    def reliable(self, heatmap: FloatArray) -> bool:
+        """Tell whether the residual of one of the heatmaps is within the limit."""
+        residual = self.handed - float(heatmap.sum(dtype=np.float64))
+        return abs(residual) <= self.residual_limit * abs(self.handed)

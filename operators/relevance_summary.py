@@ -9,6 +9,8 @@ from pydantic import BaseModel, ConfigDict
 from scipy.ndimage import binary_fill_holes
 
 from operators.findings import Classification, Explanation
+from operators.remarks import Remark, RemarkCode
+from operators.volume import FloatArray
 
 
 class ChannelRelevance(BaseModel):
@@ -21,12 +23,15 @@ class ChannelRelevance(BaseModel):
     residual : float
         What the channel was handed at the gate, the logit times the gate share, minus that sum: layers with a bias
         or a centroid keep a part on the way back (paper, section 4.4).
+    reliable : bool
+        Whether the residual is within the limit that was set.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     total: float
     residual: float
+    reliable: bool
 
 
 class RelevanceSummary(BaseModel):
@@ -42,6 +47,8 @@ class RelevanceSummary(BaseModel):
         The CT channel and the lesion-mask channel.
     lung_share : float
         Part of the absolute relevance of both channels inside the lungs, 0 to 1.
+    ledger : dict of str to float
+        Sum of the relevance at each stage on its way back, as in :class:`models.relevance.explain.Relevance`.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
@@ -51,20 +58,35 @@ class RelevanceSummary(BaseModel):
     ct: ChannelRelevance
     lesions: ChannelRelevance
     lung_share: float
+    ledger: dict[str, float]
 
 
 def summarise_relevance(classification: Classification, explanation: Explanation) -> RelevanceSummary:
     """Summarise an explanation of a classification, both on the classifier's grid."""
-    totals = (float(heatmap.sum(dtype=np.float64)) for heatmap in (explanation.ct, explanation.lesions))
-    handed = explanation.gate_share * explanation.logit
-    ct, lesions = (ChannelRelevance(total=total, residual=handed - total) for total in totals)
+    ct, lesions = (_channel(explanation, heatmap) for heatmap in (explanation.ct, explanation.lesions))
     return RelevanceSummary(
         explained="positive" if explanation.target == 1 else "negative",
         logit=explanation.logit,
         ct=ct,
         lesions=lesions,
         lung_share=lung_share(classification, explanation),
+        ledger=explanation.ledger,
     )
+
+
+def _channel(explanation: Explanation, heatmap: FloatArray) -> ChannelRelevance:
+    total = float(heatmap.sum(dtype=np.float64))
+    return ChannelRelevance(total=total, residual=explanation.handed - total, reliable=explanation.reliable(heatmap))
+
+
+def check_explanation(explanation: Explanation) -> list[Remark]:
+    """Remark on heatmaps that leave too much of the logit unexplained."""
+    heatmaps = {"CT": explanation.ct, "lesion mask": explanation.lesions}
+    channels = [name for name, heatmap in heatmaps.items() if not explanation.reliable(heatmap)]
+    if not channels:
+        return []
+    message = f"Do not rely on the relevance of the {' and of the '.join(channels)}: its sum is too far from the logit."
+    return [Remark(RemarkCode.EXPLANATION_UNRELIABLE, message)]
 
 
 def lung_share(classification: Classification, explanation: Explanation) -> float:

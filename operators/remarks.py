@@ -35,6 +35,8 @@ class RemarkCode(StrEnum):
     """The volume of the lungs is unusual for an adult."""
     LUNG_ATTENUATION = "LUNG_ATTENUATION"
     """The lungs are unusually dense or unusually light."""
+    EXPLANATION_UNRELIABLE = "EXPLANATION_UNRELIABLE"
+    """The sum of a heatmap is too far from the logit that it explains."""
 
 
 @dataclass(frozen=True, slots=True)

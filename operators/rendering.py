@@ -163,7 +163,8 @@ class _KeySlicePage(Page):
 
     def relevance_panel(self, column: int, title: str, relevance: FloatArray, limit: float) -> None:
         """Draw the relevance of one channel over the CT, and its colour bar."""
-        box = self.panel(1, column, title)
+        reliable = self.study.explanation.reliable(relevance)
+        box = self.panel(1, column, title if reliable else f"{title}: unreliable, see the remarks")
         grid = self.study.explanation.grid
         sampled = relevance_on_slice(relevance, grid, self.study.volume.grid, self.index)
         self.relevance(box, sampled[self.study.crop], limit)

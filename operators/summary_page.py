@@ -221,7 +221,7 @@ class _SummaryPage(Page):
     def notes(self) -> None:
         """Write repairs and doubts, and which models were used."""
         left, y = _VIEWS_WIDTH + 3 * _GAP, _HEADER + 440.0
-        self.text(left, y, "Quality of the input", 20, fontweight="bold")
+        self.text(left, y, "Remarks", 20, fontweight="bold")
         lines = [line for remark in self.summary.remarks for line in textwrap.wrap(remark.message, _LINE_LETTERS)]
         if len(lines) > _MOST_LINES:
             lines = [*lines[: _MOST_LINES - 1], "... all remarks are in the report"]

@@ -25,9 +25,10 @@ from tests.builders import axial_grid, ct_volume
 RELEVANCE = RelevanceSummary(
     explained="positive",
     logit=1.5,
-    ct=ChannelRelevance(total=1.25, residual=0.25),
-    lesions=ChannelRelevance(total=1.0, residual=0.5),
+    ct=ChannelRelevance(total=1.25, residual=0.25, reliable=True),
+    lesions=ChannelRelevance(total=-1.0, residual=2.5, reliable=False),
     lung_share=0.75,
+    ledger={"logit": 1.5, "gate": 1.5, "ct": 1.25, "lesions": -1.0},
 )
 _MODELS = ModelSet(*(ModelRecord(f"model {digit}", "1.0", digit * 64) for digit in "1234"))
 
@@ -84,6 +85,7 @@ def test_a_completed_result_says_everything(volume: CTVolume, tmp_path: Path) ->
             "in_plane": 256,
             "target": "positive",
             "gate_share": 1.0,
+            "residual_limit": 1.0,
             "deflate": False,
             "pdf": False,
             "precision": "auto",
@@ -101,9 +103,10 @@ def test_a_completed_result_says_everything(volume: CTVolume, tmp_path: Path) ->
         "relevance": {
             "explained": "positive",
             "logit": 1.5,
-            "ct": {"total": 1.25, "residual": 0.25},
-            "lesions": {"total": 1.0, "residual": 0.5},
+            "ct": {"total": 1.25, "residual": 0.25, "reliable": True},
+            "lesions": {"total": -1.0, "residual": 2.5, "reliable": False},
             "lung_share": 0.75,
+            "ledger": {"logit": 1.5, "gate": 1.5, "ct": 1.25, "lesions": -1.0},
         },
         "seconds": {"Series loader": 0.123},
         "files": [{"path": "sr/report.dcm", "sha256": hashlib.sha256(b"report").hexdigest(), "bytes": 6}],

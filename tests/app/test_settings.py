@@ -19,6 +19,7 @@ def test_defaults_are_those_of_the_paper() -> None:
         "in_plane": 256,
         "target": "positive",
         "gate_share": 1.0,
+        "residual_limit": 1.0,
         "deflate": False,
         "pdf": False,
         "precision": "auto",
@@ -43,6 +44,7 @@ def test_environment_sets_and_assignment_wins(monkeypatch: pytest.MonkeyPatch) -
         "in_plane=8",
         "target=maybe",
         "gate_share=0.2",
+        "residual_limit=0",
         "precision=half",
         "studies=all",
         "max_gap_mm=0",
@@ -87,13 +89,14 @@ def test_every_value_that_changes_a_result_changes_the_fingerprint() -> None:
         "in_plane=128",
         "target=decision",
         "gate_share=0.5",
+        "residual_limit=0.5",
         "precision=float32",
     ]
     assert [assignment.partition("=")[0] for assignment in assignments] == [
         name for name in Settings.model_fields if name not in ("studies", "deflate", "pdf")
     ]
     fingerprints = {load_settings([assignment]).fingerprint for assignment in assignments}
-    assert len({*fingerprints, load_settings().fingerprint}) == 7
+    assert len({*fingerprints, load_settings().fingerprint}) == 8
     assert load_settings(["threshold=0.50"]).fingerprint == load_settings().fingerprint
 
 

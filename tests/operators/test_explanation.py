@@ -22,7 +22,8 @@ from operators.explanation import (
 )
 from operators.findings import Classification, Explanation, Lesions, Lungs
 from operators.journal import Journal
-from operators.relevance_summary import lung_share, summarise_relevance
+from operators.relevance_summary import check_explanation, lung_share, summarise_relevance
+from operators.remarks import Remark, RemarkCode
 from operators.volume import CTVolume
 from tests.builders import axial_grid, ct_volume
 
@@ -97,6 +98,25 @@ def test_summary_states_totals_and_what_was_kept() -> None:
     assert summarise_relevance(classification, explanation).ct.residual == 2.0
 
 
+def test_heatmaps_far_from_the_logit_are_remarked_on() -> None:
+    _, explanation = hand_made(0.4)  # logit 2; the CT adds up to 0, the lesion mask to 2
+    assert not check_explanation(explanation)
+    [remark] = check_explanation(replace(explanation, residual_limit=0.9))
+    assert remark.code == RemarkCode.EXPLANATION_UNRELIABLE
+    assert remark.message == "Do not rely on the relevance of the CT: its sum is too far from the logit."
+    [both] = check_explanation(replace(explanation, gate_share=0.5, residual_limit=0.9))
+    assert "CT and of the lesion mask:" in both.message
+    assert not replace(explanation, logit=0.0).reliable(explanation.lesions)
+    assert replace(explanation, logit=0.0).reliable(explanation.ct)
+
+
+def test_summary_tells_what_is_reliable_and_the_whole_ledger() -> None:
+    classification, explanation = hand_made(0.4)
+    ledger = {"logit": 2.0, "ct": 0.0}
+    summary = summarise_relevance(classification, replace(explanation, residual_limit=0.9, ledger=ledger))
+    assert (summary.ct.reliable, summary.lesions.reliable, summary.ledger) == (False, True, ledger)
+
+
 def test_which_class_is_explained() -> None:
     grid = axial_grid((1, 4, 4))
     for probability, decided in ((0.6, 1), (0.4, 0)):
@@ -106,14 +126,18 @@ def test_which_class_is_explained() -> None:
         assert explained_class(classification, "negative") == 0
 
 
+ONE_LUNG = Remark(RemarkCode.ONE_LUNG, "Only one lung was found.")
+
+
 class Source(Operator):
     def setup(self, spec: OperatorSpec) -> None:
-        for name in ("volume", "lungs", "lesions"):
+        for name in ("volume", "lungs", "lesions", "remarks"):
             spec.output(name)
 
     def compute(self, op_input: InputContext, op_output: OutputContext, context: ExecutionContext) -> None:
         for name, value in zip(("volume", "lungs", "lesions"), study(), strict=True):
             op_output.emit(value, name)
+        op_output.emit((ONE_LUNG,), "remarks")
 
 
 class Sink(Operator):
@@ -123,9 +147,10 @@ class Sink(Operator):
 
     def setup(self, spec: OperatorSpec) -> None:
         spec.input("explanation")
+        spec.input("remarks")
 
     def compute(self, op_input: InputContext, op_output: OutputContext, context: ExecutionContext) -> None:
-        self._received.append(op_input.receive("explanation"))
+        self._received += [op_input.receive("explanation"), op_input.receive("remarks")]
 
 
 class Graph(Application):
@@ -139,12 +164,20 @@ class Graph(Application):
             self, name="classification", journal=self._journal, network=self._model, threshold=0.5, in_plane=32
         )
         explanation = ExplanationOperator(
-            self, name="explanation", journal=self._journal, network=self._model, target="negative", gate_share=0.5
+            self,
+            name="explanation",
+            journal=self._journal,
+            network=self._model,
+            target="negative",
+            gate_share=0.5,
+            residual_limit=1e-9,
         )
         ports = {("volume", "volume"), ("lungs", "lungs"), ("lesions", "lesions")}
         self.add_flow(source, classification, ports)
         self.add_flow(classification, explanation, {("classification", "classification")})
-        self.add_flow(explanation, Sink(self, name="sink", received=self._received), {("explanation", "explanation")})
+        self.add_flow(source, explanation, {("remarks", "remarks")})
+        sink = Sink(self, name="sink", received=self._received)
+        self.add_flow(explanation, sink, {("explanation", "explanation"), ("remarks", "remarks")})
 
 
 def test_both_operators_work_in_a_graph_and_tell_what_they_found() -> None:
@@ -154,11 +187,13 @@ def test_both_operators_work_in_a_graph_and_tell_what_they_found() -> None:
     Graph(journal, model, received).run()
     classification = classify(*study(), model, 0.5, in_plane=32)
     expected = explain_classification(classification, model, 0, gate_share=0.5)
-    assert len(received) == 1
+    assert len(received) == 2
+    assert received[1][0] == ONE_LUNG
+    assert received[1][1].code == RemarkCode.EXPLANATION_UNRELIABLE
     np.testing.assert_allclose(received[0].ct, expected.ct, rtol=1e-4, atol=1e-6 * float(np.abs(expected.ct).max()))
     assert received[0].target == 0
     decision = "positive" if classification.positive else "negative"
     share = 100 * lung_share(classification, expected)
     assert lines[1].startswith(f"Classification: COVID-19 {decision}, probability {classification.probability:.2f} (")
-    assert re.match(rf"Explanation: {share:.0f} % of \|relevance\| inside the lungs \(\d", lines[3])
+    assert re.match(rf"Explanation: {share:.0f} % of \|relevance\| inside the lungs, Do not rely on", lines[3])
     assert list(journal.seconds) == ["Classification", "Explanation"]

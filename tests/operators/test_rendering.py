@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import numpy as np
 import numpy.typing as npt
 import pytest
@@ -124,7 +126,7 @@ def test_an_outline_does_not_hide_the_lesion() -> None:
 
 def _silent(explanation: Explanation) -> Explanation:
     nothing = np.zeros_like(explanation.ct)
-    return Explanation(nothing, nothing.copy(), explanation.grid, explanation.target, explanation.logit)
+    return replace(explanation, ct=nothing, lesions=nothing.copy())
 
 
 def test_only_the_panels_of_the_relevance_change_with_it() -> None:
@@ -143,7 +145,7 @@ def test_a_blob_of_relevance_is_drawn_where_it_lies() -> None:
     study = case().study
     ct = np.zeros_like(study.explanation.ct)
     ct[5, 8:10, 6:8] = 1.0  # rows 16-19, columns 12-15 of the CT: in the right lung, on the left of the picture
-    blob = Explanation(ct, np.zeros_like(ct), study.explanation.grid, 1, 1.0)
+    blob = Explanation(ct, np.zeros_like(ct), study.explanation.grid, 1, 1.0, residual_limit=np.inf)
     drawn = render_overlay(without(study, explanation=blob), 5)
     empty = render_overlay(without(study, explanation=_silent(blob)), 5)
     changed = np.any(drawn != empty, axis=-1)
@@ -152,6 +154,17 @@ def test_a_blob_of_relevance_is_drawn_where_it_lies() -> None:
     where = np.argwhere(changed[: -2 * 46 - 44])
     assert (where[:, 1] < 350).all()
     assert (where[:, 0] > drawn.shape[0] // 2).all()
+
+
+def test_an_unreliable_heatmap_is_called_so() -> None:
+    study = case().study
+    reliable, strict = (replace(study.explanation, residual_limit=limit) for limit in (np.inf, 1e-9))
+    pages = [render_overlay(without(study, explanation=each), 5) for each in (reliable, strict)]
+    rows, columns = np.nonzero(np.any(pages[0] != pages[1], axis=-1))
+    middle = pages[0].shape[0] // 2
+    assert (abs(rows - middle) < 60).all()  # the titles of the lower panels
+    assert columns.min() < 690
+    assert columns.max() > 710
 
 
 def test_a_channel_without_relevance_has_no_colour_scale() -> None:

@@ -168,8 +168,9 @@ def test_declares_its_scheme_and_its_models_and_says_research() -> None:
 
 
 def test_says_what_the_heatmaps_show() -> None:
-    ct, lesions = ChannelRelevance(total=1.0, residual=1.5), ChannelRelevance(total=-1.0, residual=3.5)
-    summary = RelevanceSummary(explained="negative", logit=2.5, ct=ct, lesions=lesions, lung_share=0.873)
+    ct = ChannelRelevance(total=1.0, residual=1.5, reliable=True)
+    lesions = ChannelRelevance(total=-1.0, residual=3.5, reliable=False)
+    summary = RelevanceSummary(explained="negative", logit=2.5, ct=ct, lesions=lesions, lung_share=0.873, ledger={})
     text = describe_relevance(summary)
     assert "class COVID-19 negative, logit 2.500" in text
     assert "on the CT 1.000 (residual 1.500), on the lesion mask -1.000 (residual 3.500)" in text
