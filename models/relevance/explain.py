@@ -87,7 +87,7 @@ def explain(
     relevance = rules.pyramid(relevance, network.pyramid.grids, ENCODER_FEATURES)
     heatmaps = torch.empty_like(inputs)
     encoder = network.encoder
-    branches = [_BranchRules(branch, inputs.shape[2:]) for branch in (encoder.global_branch, encoder.side_branch)]
+    branches = [BranchRules(branch, inputs.shape[2:]) for branch in (encoder.global_branch, encoder.side_branch)]
     parts = (torch.split(tensor, chunk) for tensor in (inputs, places, relevance, heatmaps))
     for images, winners, received, heatmap in zip(*parts, strict=True):
         for i, (channel, branch) in enumerate(zip(CHANNELS, branches, strict=True)):
@@ -130,7 +130,7 @@ def _through_linear_part(network: Classifier, pooled: Tensor, target: int) -> tu
     return ledger, relevance
 
 
-class _BranchRules:
+class BranchRules:
     """The rules of one branch of the encoder, for images of one size."""
 
     def __init__(self, branch: Branch, size: Sequence[int]) -> None:

@@ -5,9 +5,9 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from tests.bench import loading, writing
+from tests.bench import explanation, loading, writing
 
-results = {"loading": loading.run(), "writing": writing.run()}
+results = {"loading": loading.run(), "writing": writing.run(), "explanation": explanation.run()}
 target = Path("build", "bench.json")
 target.parent.mkdir(exist_ok=True)
 target.write_text(json.dumps(results, indent=2))

@@ -74,7 +74,7 @@ def _pydicom() -> Callable[[Path], np.ndarray]:
     return read
 
 
-def _peak_kib() -> int:
+def peak_kib() -> int:
     """Peak resident memory of this process: unlike ``ru_maxrss`` not that of its parent."""
     lines = Path("/proc/self/status").read_text().splitlines()
     return int(next(line for line in lines if line.startswith("VmHWM:")).split()[1])
@@ -84,9 +84,9 @@ def measure(reader: str, folder: Path) -> dict[str, float]:
     """Measure one reader in this process."""
     make = {"ours": _ours, "SimpleITK": _simple_itk, "SDK": _sdk, "pydicom": _pydicom}[reader]
     read = make()
-    before = _peak_kib()
+    before = peak_kib()
     shape = read(folder).shape
-    peak = _peak_kib()
+    peak = peak_kib()
     seconds = min(_seconds(read, folder) for _ in range(REPEATS))
     return {"seconds": seconds, "mib": (peak - before) / 1024, "voxels": float(np.prod(shape))}
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from models.classifier.network import Branch, Classifier, SpatialPyramidPooling
 from models.relevance import rules
-from models.relevance.explain import Relevance, explain
+from models.relevance.explain import BranchRules, Relevance, explain
 
 
 @pytest.fixture(autouse=True)
@@ -445,3 +445,23 @@ def test_weights_that_are_not_finite_are_told() -> None:
         model.output.weight[1, 0] = float("nan")
     with pytest.raises(FloatingPointError, match="not finite"):
         explain(model, study())
+
+
+class Exported(nn.Module):
+    """From the places of the features to the image, as a module to export."""
+
+    def __init__(self, branch: Branch, size: tuple[int, int]) -> None:
+        super().__init__()
+        self._rules = BranchRules(branch, size)
+
+    def forward(self, image: Tensor, places: Tensor, relevance: Tensor) -> Tensor:
+        *_, (_, heatmap) = self._rules(image, places, relevance)
+        return heatmap
+
+
+def test_the_rules_are_forward_operations_that_export() -> None:
+    with torch.no_grad():
+        module = Exported(network().encoder.side_branch.requires_grad_(False), (24, 20))
+        given = uniform(2, 1, 24, 20), torch.randint(30, (2, 64, 38)), normal(2, 64, 38)
+        program = torch.export.export(module, given)
+        close(program.module()(*given), module(*given))
