@@ -16,6 +16,7 @@ from pathlib import Path
 from types import FrameType
 from typing import NoReturn
 
+from app.evaluation import add_evaluate_arguments
 from app.outcome import ExitStatus, Interrupted, RunFailed, UsageError
 from app.training import add_train_arguments
 from operators.refusal import InputRefused
@@ -84,6 +85,7 @@ def _parser() -> argparse.ArgumentParser:
     picture.add_argument("target", metavar="PNG", type=Path, help="picture to write")
     picture.set_defaults(command=_picture)
     add_train_arguments(commands.add_parser("train", help="train a model on a hospital's or a public data set"))
+    add_evaluate_arguments(commands.add_parser("evaluate", help="judge the explanations on data with known lesions"))
     version = commands.add_parser("version", help="print name and version")
     version.set_defaults(command=_version)
     return parser
