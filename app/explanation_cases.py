@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+import zipfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
+import numpy.typing as npt
 from pydicom import Dataset
 from scipy import ndimage
 
 from app.outcome import UsageError
 from app.phantom import make_phantom
 from app.training_data import load_annotated_slices
-from models.involvement.training import to_hounsfield
+from models.involvement.training import AnnotatedSlices, to_hounsfield
 from operators.classification import HU_RANGE, classifier_input
 from operators.findings import Lesions, Lungs
 from operators.volume import BoolArray, CTVolume, FloatArray, Grid
@@ -24,6 +26,8 @@ FIRST_SEED = 101
 """Of the phantoms: not those of the tests and the demo."""
 MOST_SLICES = 100
 """Of a real study; where it has more, evenly spaced ones."""
+_SMALLEST = 16
+"""Rows and columns of annotated slices."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -32,8 +36,8 @@ class Case:
 
     Parameters
     ----------
-    data : str
-        ``phantom`` or ``slices``.
+    name : str
+        ``phantom`` or ``slices``, with a number.
     mask : str
         ``complete``: the input mask holds all lesions. ``half``: every second lesion, by size, is missing there.
     inputs : ndarray of float32, shape (slices, 2, rows, columns)
@@ -45,59 +49,81 @@ class Case:
         Those that a heatmap should point at: all, or those that the input mask lacks.
     """
 
-    data: str
+    name: str
     mask: Mask
     inputs: FloatArray
     lungs: BoolArray
     lesions: BoolArray
     target: BoolArray
 
+    @property
+    def data(self) -> str:
+        """``phantom`` or ``slices``."""
+        return self.name.partition(" ")[0]
+
+    @property
+    def judged(self) -> BoolArray:
+        """Where a heatmap is judged: the lungs without those lesions that are no target."""
+        return self.lungs & ~(self.lesions & ~self.target)
+
 
 def phantom_cases(count: int, in_plane: int) -> Iterator[Case]:
     """Make phantoms, each with both kinds of mask."""
-    for seed in range(FIRST_SEED, FIRST_SEED + count):
-        phantom = make_phantom(seed)
+    for number in range(count):
+        phantom = make_phantom(FIRST_SEED + number)
         grid = Grid(phantom.hu.shape, np.diag([*phantom.spacing, 1.0])[[2, 1, 0, 3]])
         volume = CTVolume(phantom.hu, grid, (Dataset(),) * len(phantom.hu))
         lungs = Lungs(phantom.lungs, grid)
         inputs, _ = classifier_input(volume, lungs, Lesions(phantom.lesions, grid), in_plane)
         # The lungs as the classifier's input has them: where the mask of all lung would be.
         inside, _ = classifier_input(volume, lungs, Lesions((phantom.lungs > 0).astype(np.uint8), grid), in_plane)
-        yield from _both_masks("phantom", inputs[:, 0], inside[:, 1] > 0, inputs[:, 1] > 0)
+        yield from _both_masks(f"phantom {number + 1}", inputs[:, 0], inside[:, 1] > 0, inputs[:, 1] > 0)
 
 
-def slice_cases(path: Path, count: int) -> Iterator[Case]:
-    """Read annotated slices, as ``covid-ct train`` takes them, study by study, each with both kinds of mask.
+def read_slices(path: Path) -> tuple[AnnotatedSlices, npt.NDArray[np.integer]]:
+    """Read annotated slices, as ``covid-ct train`` takes them, and of which study each is.
 
-    An array ``volume_guess`` in the file says of which study each slice is; without it all are one study.
+    An array ``volume_guess`` in the file says the latter; without it all are one study.
 
     Raises
     ------
     UsageError
-        If the file cannot be read.
+        If the file cannot be read, or is not as documented.
     """
     try:
         slices = load_annotated_slices(path)
         with np.load(path, allow_pickle=False) as data:
             study = data["volume_guess"] if "volume_guess" in data else np.zeros(len(slices.ct), np.uint8)
-    except (OSError, KeyError, ValueError) as error:
+    except (OSError, EOFError, KeyError, TypeError, ValueError, zipfile.BadZipFile) as error:
         raise UsageError(f"{path} holds no annotated slices; see docs/training.md") from error
+    ct = slices.ct
+    if ct.ndim != 3 or ct.dtype != np.uint8 or min(ct.shape[1:]) < _SMALLEST or study.shape != ct.shape[:1]:
+        raise UsageError(f"the arrays in {path} are not as documented in docs/training.md")
+    return slices, study
+
+
+def slice_cases(file: tuple[AnnotatedSlices, npt.NDArray[np.integer]], count: int) -> Iterator[Case]:
+    """Take the first studies of what :func:`read_slices` returned, each with both kinds of mask."""
+    slices, study = file
     low, high = HU_RANGE
-    for name in np.unique(study)[:count]:
+    for number, name in enumerate(np.unique(study)[:count]):
         places = np.flatnonzero(study == name)
         places = places[:: -(-places.size // MOST_SLICES)]
         ct, lungs, lesions = slices.ct[places], slices.lungs[places], slices.infection[places]
         hu = np.stack([to_hounsfield(*each) for each in zip(ct, lungs, lesions, strict=True)])
         seen = np.where(lungs, (np.clip(hu, low, high) - low) / (high - low), 0.0).astype(np.float32)
-        yield from _both_masks("slices", seen, lungs, lesions)
+        yield from _both_masks(f"slices {number + 1}", seen, lungs, lesions)
 
 
-def _both_masks(data: str, ct: FloatArray, lungs: BoolArray, lesions: BoolArray) -> Iterator[Case]:
+def _both_masks(name: str, ct: FloatArray, lungs: BoolArray, lesions: BoolArray) -> Iterator[Case]:
+    """Both cases of a study; none where it has no lesion, or no lung without lesions to compare with."""
+    if not (lungs & ~lesions).any() or not lesions.any():
+        return
     missing = every_second(lesions)
-    for mask, given, target in (("complete", lesions, lesions), ("half", lesions & ~missing, missing)):
-        inputs = np.stack([ct, given.astype(np.float32)], axis=1)
-        if target.any():
-            yield Case(data, "complete" if mask == "complete" else "half", inputs, lungs, lesions, target)
+    yield Case(name, "complete", np.stack([ct, lesions.astype(np.float32)], axis=1), lungs, lesions, lesions)
+    if missing.any():
+        given = (lesions & ~missing).astype(np.float32)
+        yield Case(name, "half", np.stack([ct, given], axis=1), lungs, lesions, missing)
 
 
 def every_second(lesions: BoolArray) -> BoolArray:

@@ -1,8 +1,8 @@
-"""Judging the heatmaps of one study beside those of other methods."""
+"""Judging the heatmaps of studies beside those of other methods."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 import numpy as np
@@ -12,7 +12,7 @@ from app.explanation_cases import Case
 from models.classifier.network import Classifier
 from models.relevance import baselines, quality
 from models.relevance.explain import explain
-from models.relevance.quality import Heatmap
+from operators.volume import FloatArray
 
 LRP = ("LRP, CT", "LRP, lesion mask")
 METHODS = (
@@ -22,9 +22,10 @@ METHODS = (
     "integrated gradients, CT",
     "integrated gradients, lesion mask",
     "lesion mask itself",
-    "random",
+    "random in the lungs",
 )
 """In the order of the tables."""
+Tell = Callable[[str], None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,20 +34,21 @@ class Score:
 
     Parameters
     ----------
-    data, mask : str
+    name, data, mask : str
         As of the :class:`~app.explanation_cases.Case`.
     method : str
         One of :data:`METHODS`.
     area, area_in_lungs : float
         Share of the image, and of the lungs, that the lesions take up: what a heatmap without knowledge scores.
     mass, mass_in_lungs, rank, pointing : float
-        Of the whole heatmap; of the heatmap clipped to the lungs (the last three).
-    curve : list of float
-        Probability of COVID-19 as its most relevant pixels are deleted.
-    deletion : float
-        Area under that curve.
+        Of the whole heatmap; of where it is judged (the last three).
+    curve : list of float, or None
+        Probability of COVID-19 as its most relevant pixels are deleted; only with the complete mask.
+    deletion : float or None
+        Area under that curve; None without a curve, or where the study is no more positive than healthy lungs.
     """
 
+    name: str
     data: str
     mask: str
     method: str
@@ -56,62 +58,8 @@ class Score:
     mass_in_lungs: float
     rank: float
     pointing: float
-    curve: list[float]
-    deletion: float
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Judged:
-    """A study with its scores, and its heatmaps (slices, rows, columns) by method."""
-
-    case: Case
-    scores: list[Score]
-    heatmaps: dict[str, Heatmap]
-
-
-def judge(network: Classifier, case: Case, tell: Callable[[str], None]) -> Judged:
-    """Explain the class COVID-19 of a study by every method and score the heatmaps."""
-    healthy = quality.without_lesions(case.inputs, case.lungs, case.lesions)
-    heatmaps = explanations(network, case, healthy, tell)
-    scores = []
-    for method, heatmap in heatmaps.items():
-        tell(f"  scoring {method}")
-        shown = np.where(case.lungs, heatmap, 0.0)
-        curve = quality.deletion(network, case.inputs, healthy, case.lungs, heatmap)
-        scores.append(
-            Score(
-                data=case.data,
-                mask=case.mask,
-                method=method,
-                area=float(case.target.mean()),
-                area_in_lungs=float(case.target.sum() / case.lungs.sum()),
-                mass=quality.mass(heatmap, case.target),
-                mass_in_lungs=quality.mass(shown, case.target),
-                rank=quality.rank(shown, case.target),
-                pointing=quality.pointing(shown, case.target),
-                curve=curve,
-                deletion=quality.area_under(curve),
-            )
-        )
-    return Judged(case, scores, heatmaps)
-
-
-def explanations(network: Classifier, case: Case, healthy: Heatmap, tell: Callable[[str], None]) -> dict[str, Heatmap]:
-    """Explain a study by every method."""
-    tell("  relevance")
-    ct, lesions = _relevance(network, case)
-    tell("  Grad-CAM")
-    cam = baselines.grad_cam(network, case.inputs)
-    tell("  integrated gradients")
-    gradients = baselines.integrated_gradients(network, case.inputs, healthy)
-    noise = np.random.default_rng(0).random(case.lungs.shape)
-    found = (ct, lesions, ct + lesions, cam, gradients[:, 0], gradients[:, 1], case.inputs[:, 1], noise)
-    return dict(zip(METHODS, found, strict=True))
-
-
-def _relevance(network: Classifier, case: Case) -> tuple[Heatmap, Heatmap]:
-    relevance = explain(network, torch.from_numpy(case.inputs))
-    return relevance.ct.numpy(), relevance.lesions.numpy()
+    curve: list[float] | None
+    deletion: float | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,14 +82,94 @@ class Cascade:
     absolute: dict[str, list[float]]
 
 
-def cascade(network: Classifier, judged: Judged) -> Cascade:
+@dataclass(frozen=True, slots=True, eq=False)
+class Example:
+    """A case with its heatmaps (slices, rows, columns) by method."""
+
+    case: Case
+    heatmaps: dict[str, FloatArray]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Evaluation:
+    """All that was found; an example of each kind of data and mask."""
+
+    scores: list[Score]
+    cascades: list[Cascade]
+    examples: list[Example]
+
+
+def evaluate(network: Classifier, cases: Iterable[Case], tell: Tell) -> Evaluation:
+    """Judge the heatmaps of every case; each study with a complete mask is also randomised, with a seed of its own."""
+    found = Evaluation([], [], [])
+    for case in cases:
+        tell(f"{case.name}, {case.mask} mask, {len(case.inputs)} slices: explaining")
+        example = Example(case, explanations(network, case))
+        tell(f"{case.name}, {case.mask} mask: scoring")
+        found.scores.extend(judge(network, example))
+        if case.mask == "complete":
+            tell(f"{case.name}: randomising")
+            found.cascades.append(cascade(network, example, seed=len(found.cascades)))
+        if (case.data, case.mask) not in {(each.case.data, each.case.mask) for each in found.examples}:
+            found.examples.append(example)
+    return found
+
+
+def explanations(network: Classifier, case: Case) -> dict[str, FloatArray]:
+    """Explain the class COVID-19 of a study by every method."""
+    ct, lesions = _relevance(network, case)
+    cam = baselines.grad_cam(network, case.inputs)
+    gradients = baselines.integrated_gradients(network, case.inputs, _healthy(case))
+    noise = np.where(case.lungs, np.random.default_rng(0).random(case.lungs.shape), 0.0)
+    found = (ct, lesions, ct + lesions, cam, gradients[:, 0], gradients[:, 1], case.inputs[:, 1], noise)
+    return dict(zip(METHODS, found, strict=True))
+
+
+def _relevance(network: Classifier, case: Case) -> tuple[FloatArray, FloatArray]:
+    relevance = explain(network, torch.from_numpy(case.inputs))
+    return relevance.ct.numpy(), relevance.lesions.numpy()
+
+
+def _healthy(case: Case) -> FloatArray:
+    return quality.without_lesions(case.inputs, case.lungs, case.lesions)
+
+
+def judge(network: Classifier, example: Example) -> list[Score]:
+    """Score every heatmap of a study."""
+    case = example.case
+    where, target = case.judged, case.target[case.judged]
+    scores = []
+    for method, heatmap in example.heatmaps.items():
+        curve = None
+        if case.mask == "complete":  # else it would delete the lesions that the mask holds, and judge the others
+            curve = quality.deletion(network, case.inputs, _healthy(case), case.lungs, heatmap)
+        scores.append(
+            Score(
+                name=case.name,
+                data=case.data,
+                mask=case.mask,
+                method=method,
+                area=float(case.target.mean()),
+                area_in_lungs=float(target.mean()),
+                mass=quality.mass(heatmap, case.target),
+                mass_in_lungs=quality.mass(heatmap[where], target),
+                rank=quality.rank(heatmap[where], target),
+                pointing=quality.pointing(np.where(where, heatmap, -np.inf), case.target),
+                curve=curve,
+                deletion=None if curve is None else quality.area_under(curve),
+            )
+        )
+    return scores
+
+
+def cascade(network: Classifier, example: Example, seed: int) -> Cascade:
     """Randomise the network layer by layer and compare the heatmaps of both channels with the true ones."""
-    case = judged.case
+    case = example.case
     result = Cascade(case.data, [], {name: [] for name in LRP}, {name: [] for name in LRP})
-    for layer, network_so_far in quality.randomised(network):
+    for layer, network_so_far in quality.randomised(network, seed):
         result.layers.append(layer)
         for name, heatmap in zip(LRP, _relevance(network_so_far, case), strict=True):
-            true = judged.heatmaps[name]
-            result.signed[name].append(quality.similarity(true, heatmap, case.lungs))
-            result.absolute[name].append(quality.similarity(np.abs(true), np.abs(heatmap), case.lungs))
+            true, other = example.heatmaps[name][case.lungs], heatmap[case.lungs]
+            result.signed[name].append(quality.similarity(true, other))
+            result.absolute[name].append(quality.similarity(np.abs(true), np.abs(other)))
     return result

@@ -36,8 +36,8 @@ class Settings(BaseSettings):
     """Class whose logit is explained; ``decision`` is the class decided for."""
     gate_share: float = Field(1.0, ge=0.5, le=1.0)
     """Share of its relevance that the gate hands to each branch: 1 as the paper, 0.5 to split it."""
-    residual_limit: float = Field(1.0, gt=0.0)
-    """Residual of a heatmap, as a share of what the channel was handed, above which it is called unreliable."""
+    residual_limit: float = Field(0.75, gt=0.0)
+    """What a heatmap may lack or exceed, as a share of what it explains, before it is called unreliable."""
     deflate: bool = False
     """Write segmentation and parametric maps in Deflated Explicit VR Little Endian."""
     pdf: bool = False

@@ -25,7 +25,7 @@ def explain_classification(
     target: int = 1,
     *,
     gate_share: float = 1.0,
-    residual_limit: float = 1.0,
+    residual_limit: float = 0.75,
 ) -> Explanation:
     """Distribute the logit of a class over the pixels of both input channels.
 
@@ -40,7 +40,7 @@ def explain_classification(
     gate_share : float
         Share of its relevance that the gate hands to each branch: 1 as in the paper, 0.5 to split it.
     residual_limit : float
-        Residual of a channel, as a share of what it was handed, above which its heatmap is unreliable.
+        What the sum of a heatmap may lack or exceed, as a share of what it explains, before it is unreliable.
 
     Raises
     ------
@@ -76,7 +76,7 @@ class ExplanationOperator(Operator):
         network: Classifier,
         target: ExplainedClass = "positive",
         gate_share: float = 1.0,
-        residual_limit: float = 1.0,
+        residual_limit: float = 0.75,
         **kwargs: Any,
     ) -> None:
         self._journal = journal

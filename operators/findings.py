@@ -137,8 +137,8 @@ class Explanation:
     gate_share : float
         Share of its relevance that the gate handed to each channel: 1 as in the paper.
     residual_limit : float
-        Residual of a channel, as a share of what it was handed, above which its heatmap is unreliable. From 1 on,
-        a heatmap sums up to the opposite of what it explains, or to more than twice of it.
+        What the sum of a heatmap may lack or exceed, as a share of what it explains, before it is unreliable. A
+        heatmap that explains nothing lacks 1; one that sums to the opposite lacks 2.
     """
 
     ct: FloatArray
@@ -148,7 +148,7 @@ class Explanation:
     logit: float
     ledger: dict[str, float] = field(default_factory=dict)
     gate_share: float = 1.0
-    residual_limit: float = 1.0
+    residual_limit: float = 0.75
 
     def __post_init__(self) -> None:
         if self.ct.shape != self.grid.shape or self.lesions.shape != self.grid.shape:
@@ -157,11 +157,11 @@ class Explanation:
         self.lesions.setflags(write=False)
 
     @property
-    def handed(self) -> float:
+    def explained(self) -> float:
         """Relevance that each channel would carry if no layer kept any: the logit times the gate share."""
         return self.gate_share * self.logit
 
     def reliable(self, heatmap: FloatArray) -> bool:
         """Tell whether the residual of one of the heatmaps is within the limit."""
-        residual = self.handed - float(heatmap.sum(dtype=np.float64))
-        return abs(residual) <= self.residual_limit * abs(self.handed)
+        residual = self.explained - float(heatmap.sum(dtype=np.float64))
+        return abs(residual) < self.residual_limit * abs(self.explained)

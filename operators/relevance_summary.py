@@ -21,8 +21,8 @@ class ChannelRelevance(BaseModel):
     total : float
         Sum over all pixels.
     residual : float
-        What the channel was handed at the gate, the logit times the gate share, minus that sum: layers with a bias
-        or a centroid keep a part on the way back (paper, section 4.4).
+        The logit times the gate share, minus that sum. Layers with a bias or a centroid keep or add a part on the
+        way back (paper, section 4.4); the ledger tells which.
     reliable : bool
         Whether the residual is within the limit that was set.
     """
@@ -76,7 +76,7 @@ def summarise_relevance(classification: Classification, explanation: Explanation
 
 def _channel(explanation: Explanation, heatmap: FloatArray) -> ChannelRelevance:
     total = float(heatmap.sum(dtype=np.float64))
-    return ChannelRelevance(total=total, residual=explanation.handed - total, reliable=explanation.reliable(heatmap))
+    return ChannelRelevance(total=total, residual=explanation.explained - total, reliable=explanation.reliable(heatmap))
 
 
 def check_explanation(explanation: Explanation) -> list[Remark]:

@@ -12,7 +12,7 @@ from captum.attr import IntegratedGradients, LayerGradCam
 from torch import Tensor, nn
 
 from models.classifier.network import Classifier
-from models.relevance.quality import Heatmap
+from models.relevance.quality import FloatArray
 
 STEPS = 16
 """Of the path from the baseline to the study."""
@@ -29,7 +29,7 @@ class _Batched(nn.Module):
         return torch.stack([self._network(study) for study in studies])
 
 
-def grad_cam(network: Classifier, inputs: Heatmap, target: int = 1) -> Heatmap:
+def grad_cam(network: Classifier, inputs: FloatArray, target: int = 1) -> FloatArray:
     """Grad-CAM at the gated features, enlarged to the slices; never negative.
 
     Parameters
@@ -51,7 +51,7 @@ def grad_cam(network: Classifier, inputs: Heatmap, target: int = 1) -> Heatmap:
     return np.asarray(enlarged[:, 0].numpy())
 
 
-def integrated_gradients(network: Classifier, inputs: Heatmap, baseline: Heatmap, target: int = 1) -> Heatmap:
+def integrated_gradients(network: Classifier, inputs: FloatArray, baseline: FloatArray, target: int = 1) -> FloatArray:
     """Integrated gradients along the straight path from a baseline; signed.
 
     Parameters

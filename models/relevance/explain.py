@@ -5,6 +5,7 @@ Source: Berenguer et al. 2020, arXiv:2011.11719, section 4.4.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import cast
@@ -73,10 +74,15 @@ def explain(
     Raises
     ------
     ValueError
-        If the inputs leave [0, 1]: the rule of the first layer holds only there.
+        If there is no such class or share, no slice of at least 4 x 4, or the inputs leave [0, 1]: the rule of the
+        first layer holds only there.
     FloatingPointError
         If a relevance is not finite.
     """
+    if target not in (0, 1) or not 0.5 <= gate_share <= 1.0:
+        raise ValueError("the class is 0 or 1, the gate share from 0.5 to 1")
+    if inputs.ndim != 4 or inputs.shape[1] != len(CHANNELS) or not len(inputs) or min(inputs.shape[2:]) < 4:
+        raise ValueError("inputs must be slices (n, 2, H, W) of at least 4 x 4")
     if not (float(inputs.min()) >= 0 and float(inputs.max()) <= 1):
         raise ValueError("inputs must lie in [0, 1]")
     inputs = inputs.contiguous(memory_format=torch.channels_last)  # which convolutions with few channels take to
@@ -94,7 +100,7 @@ def explain(
             for stage, value in branch(images[:, i : i + 1], winners, received):
                 ledger[channel + stage] = ledger.get(channel + stage, 0.0) + _total(value)
             heatmap[:, i] = value[:, 0]
-    if not heatmaps.isfinite().all():
+    if not (heatmaps.isfinite().all() and all(math.isfinite(total) for total in ledger.values())):
         raise FloatingPointError("a relevance is not finite")
     return Relevance(heatmaps[:, 0], heatmaps[:, 1], ledger["logit"], ledger)
 

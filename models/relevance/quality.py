@@ -2,7 +2,7 @@
 
 Relevance mass and rank accuracy: Arras et al., Information Fusion 81 (2022), doi:10.1016/j.inffus.2021.11.008. Pointing
 game: Zhang et al., IJCV 126 (2018), doi:10.1007/s11263-017-1059-x. Deletion: Petsiuk et al., BMVC 2018. Randomisation:
-Adebayo et al., NeurIPS 2018. All but the randomisation look at what speaks for the class: the positive relevance.
+Adebayo et al., NeurIPS 2018. All but the last judge what speaks for the class: relevance against it ranks last.
 """
 
 from __future__ import annotations
@@ -18,21 +18,23 @@ from torch import nn
 
 from models.classifier.network import Classifier, NetVLAD
 
-Heatmap = npt.NDArray[np.floating]
-Mask = npt.NDArray[np.bool_]
+FloatArray = npt.NDArray[np.floating]
+BoolArray = npt.NDArray[np.bool_]
 
 FRACTIONS = (0.0, 0.01, 0.02, 0.05, 0.1, 0.2, 0.35, 0.5, 0.75, 1.0)
 """Of the lungs, deleted step by step."""
+LEAST_FALL = 0.01
+"""Probability that a study must lose with its lungs for its deletion curve to say anything."""
 
 
-def mass(heatmap: Heatmap, region: Mask) -> float:
+def mass(heatmap: FloatArray, region: BoolArray) -> float:
     """Share of the positive relevance that lies in a region, 0 to 1; 0 where there is none."""
     positive = np.maximum(heatmap, 0.0)
     total = float(positive.sum(dtype=np.float64))
     return float(positive[region].sum(dtype=np.float64)) / total if total else 0.0
 
 
-def rank(heatmap: Heatmap, region: Mask) -> float:
+def rank(heatmap: FloatArray, region: BoolArray) -> float:
     """Share of the K most relevant pixels that lie in a region of K pixels, 0 to 1.
 
     Pixels of equal relevance count with the share of them that lies in the region.
@@ -47,23 +49,25 @@ def rank(heatmap: Heatmap, region: Mask) -> float:
     return (int((above & region).sum()) + places * float(region[equal].mean())) / count
 
 
-def pointing(heatmap: Heatmap, region: Mask) -> float:
+def pointing(heatmap: FloatArray, region: BoolArray) -> float:
     """Share of the slices with some of the region whose most relevant pixel lies in it, 0 to 1.
 
     Parameters
     ----------
     heatmap, region : ndarray, shape (slices, rows, columns)
-        A slice without positive relevance points nowhere.
+        Of several highest pixels each counts its share. A slice without positive relevance points nowhere.
     """
     slices = np.flatnonzero(region.any(axis=(1, 2)))
     if not slices.size:
         raise ValueError("the region is empty")
-    hits = [region[z].flat[heatmap[z].argmax()] and heatmap[z].max() > 0 for z in slices]
-    return float(np.mean(hits))
+    highest = heatmap.max(axis=(1, 2))
+    return float(np.mean([region[z][heatmap[z] == highest[z]].mean() if highest[z] > 0 else 0.0 for z in slices]))
 
 
 @torch.inference_mode()
-def deletion(network: Classifier, inputs: Heatmap, healthy: Heatmap, lungs: Mask, heatmap: Heatmap) -> list[float]:
+def deletion(
+    network: Classifier, inputs: FloatArray, healthy: FloatArray, lungs: BoolArray, heatmap: FloatArray
+) -> list[float]:
     """Probability of COVID-19 while the most relevant pixels of the lungs are deleted from both channels.
 
     Parameters
@@ -94,12 +98,18 @@ def deletion(network: Classifier, inputs: Heatmap, healthy: Heatmap, lungs: Mask
     return curve
 
 
-def area_under(curve: Sequence[float]) -> float:
-    """Area under a deletion curve over the fraction of the lungs, 0 to 1: the lower, the better the heatmap."""
-    return float(np.trapezoid(curve, FRACTIONS))
+def area_under(curve: Sequence[float]) -> float | None:
+    """Area under a deletion curve, scaled from its end (0) to its start (1): the lower, the better the heatmap.
+
+    None where the curve does not end below its start: there is nothing to take away.
+    """
+    start, end = curve[0], curve[-1]
+    if start - end < LEAST_FALL:
+        return None
+    return float(np.trapezoid((np.array(curve) - end) / (start - end), FRACTIONS))
 
 
-def without_lesions(inputs: Heatmap, lungs: Mask, lesions: Mask) -> Heatmap:
+def without_lesions(inputs: FloatArray, lungs: BoolArray, lesions: BoolArray) -> FloatArray:
     """Return a study whose lungs look healthy: everywhere the median of its lungs outside lesions; no lesion mask."""
     healthy = np.zeros_like(inputs)
     healthy[:, 0][lungs] = np.median(inputs[:, 0][lungs & ~lesions])
@@ -133,6 +143,8 @@ def _reset(layer: nn.Module) -> None:
     layer.reset_parameters()
 
 
-def similarity(first: Heatmap, second: Heatmap, lungs: Mask) -> float:
-    """Rank correlation (Spearman) of two heatmaps, with their signs, over the lungs; -1 to 1."""
-    return float(stats.spearmanr(first[lungs], second[lungs]).statistic)
+def similarity(first: FloatArray, second: FloatArray) -> float:
+    """Rank correlation (Spearman) of two heatmaps, -1 to 1; 0 where one is the same everywhere."""
+    if np.ptp(first) == 0 or np.ptp(second) == 0:
+        return 0.0
+    return float(stats.spearmanr(first, second).statistic)

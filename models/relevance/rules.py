@@ -235,7 +235,8 @@ class ZBox:
 
     ``z_ij = x_i w_ij - l w+_ij - h w-_ij`` with l = 0 and h = 1, so each contribution is >= 0. The padding is no
     pixel and contributes nothing; the bias is left out. So relevance is conserved, except that of an output to
-    which no pixel contributes.
+    which no pixel contributes. In single precision that holds where the contributions do not vanish beside the sum of
+    ``|w-|``, from which they are computed.
 
     Parameters
     ----------
@@ -271,7 +272,7 @@ class ZBox:
         """
         contributions = pooled - winning(self._sums.expand(len(x), -1, -1, -1), winners)
         handed = _unpooled(quotient(relevance, contributions), winners, x)
-        # x w - w- = x w+ + (1 - x)(-w-): a sum of terms that are not negative, so nothing cancels.
+        # x w - w- = x w+ + (1 - x)(-w-): a sum of terms that are not negative.
         present, absent = self._transposed(handed).chunk(2, dim=1)
         return x * present + (1.0 - x) * absent
 

@@ -85,7 +85,7 @@ def test_a_completed_result_says_everything(volume: CTVolume, tmp_path: Path) ->
             "in_plane": 256,
             "target": "positive",
             "gate_share": 1.0,
-            "residual_limit": 1.0,
+            "residual_limit": 0.75,
             "deflate": False,
             "pdf": False,
             "precision": "auto",

@@ -19,7 +19,7 @@ def test_defaults_are_those_of_the_paper() -> None:
         "in_plane": 256,
         "target": "positive",
         "gate_share": 1.0,
-        "residual_limit": 1.0,
+        "residual_limit": 0.75,
         "deflate": False,
         "pdf": False,
         "precision": "auto",

@@ -315,10 +315,11 @@ def naive_branch(branch: Branch, image: Tensor, relevance: Tensor) -> Tensor:
     return naive_conv(z_box_share, image, branch.conv1.weight, torch.zeros(16), relevance)
 
 
-def test_whole_explanation_agrees_with_naive_rules() -> None:
-    model, inputs = network(), study(2, 8)
+@pytest.mark.parametrize(("slices", "rows", "columns"), [(2, 8, 8), (3, 22, 13)])
+def test_whole_explanation_agrees_with_naive_rules(slices: int, rows: int, columns: int) -> None:
+    model, inputs = network(), study(slices, 22)[:, :, :rows, :columns].contiguous()
     for target in (0, 1):
-        relevance = explain(model, inputs, target)
+        relevance = explain(model, inputs, target, chunk=2)
         with torch.enable_grad():
             s = model.pyramid(model.encoder(inputs)).detach().requires_grad_()
             (gradient,) = torch.autograd.grad(frozen_linear_part(model, s, target), s)
@@ -409,6 +410,7 @@ def test_the_order_of_the_slices_only_reorders_the_heatmaps() -> None:
     relevance, reordered = explain(model, inputs), explain(model, inputs[order])
     scale = float(relevance.ct.abs().max())
     close(reordered.ct / scale, relevance.ct[order] / scale, rtol=0)
+    close(reordered.lesions / scale, relevance.lesions[order] / scale, rtol=0)
 
 
 def test_odd_sizes_and_empty_slices_are_explained() -> None:
@@ -423,12 +425,14 @@ def test_odd_sizes_and_empty_slices_are_explained() -> None:
 
 
 def test_float32_agrees_with_float64() -> None:
-    model, inputs = network(biases=False), study(3, 32)
-    precise = explain(model, inputs)
+    model, inputs = network(), study(3, 32)
+    model.float().double()
+    precise = explain(model, inputs.float().double())
     rough = explain(model.float(), inputs.float())
-    scale = float(precise.ct.abs().sum())
-    assert float((rough.ct - precise.ct).abs().sum()) / scale < 1e-3
-    assert rough.ct.dtype == torch.float32
+    for heatmap in ("ct", "lesions"):
+        exact, found = getattr(precise, heatmap), getattr(rough, heatmap)
+        assert float((found - exact).abs().max() / exact.abs().max()) < 1e-4
+        assert found.dtype == torch.float32
 
 
 @pytest.mark.parametrize("value", [-0.1, 1.1, float("nan")])
@@ -439,12 +443,25 @@ def test_inputs_outside_the_box_are_refused(value: float) -> None:
         explain(network(), inputs)
 
 
-def test_weights_that_are_not_finite_are_told() -> None:
+@pytest.mark.parametrize("tensor", ["output.weight", "output.bias", "encoder.side_branch.conv1.weight"])
+def test_weights_that_are_not_finite_are_told(tensor: str) -> None:
     model = network()
     with torch.no_grad():
-        model.output.weight[1, 0] = float("nan")
+        model.get_parameter(tensor).view(-1)[-1] = float("nan")
     with pytest.raises(FloatingPointError, match="not finite"):
         explain(model, study())
+
+
+@pytest.mark.parametrize(("target", "share"), [(-1, 1.0), (2, 1.0), (1, 0.4), (1, 7.0)])
+def test_what_cannot_be_explained_is_refused(target: int, share: float) -> None:
+    with pytest.raises(ValueError, match="class is 0 or 1, the gate share from"):
+        explain(network(), study(), target, gate_share=share)
+
+
+@pytest.mark.parametrize("shape", [(0, 2, 16, 16), (3, 1, 16, 16), (3, 2, 3, 16), (2, 16, 16)], ids=str)
+def test_what_is_no_study_is_refused(shape: tuple[int, ...]) -> None:
+    with pytest.raises(ValueError, match="slices"):
+        explain(network(), torch.zeros(shape, dtype=torch.float64))
 
 
 class Exported(nn.Module):

@@ -54,6 +54,7 @@ def test_pointing_counts_slices_with_lesions() -> None:
     assert quality.pointing(HEATMAP, REGION) == 0.5
     assert quality.pointing(HEATMAP[:1], REGION[:1]) == 1.0
     assert quality.pointing(-np.abs(HEATMAP) - 1.0, REGION) == 0.0
+    assert quality.pointing(np.ones((2, 2, 2)), REGION) == pytest.approx((1 / 4 + 2 / 4) / 2)
 
 
 @pytest.mark.parametrize("measure", [quality.rank, quality.pointing])
@@ -91,8 +92,11 @@ def test_deletion_goes_from_the_study_to_healthy_lungs_most_relevant_first() -> 
 
 
 def test_area_under_a_curve() -> None:
-    assert quality.area_under([0.3] * len(quality.FRACTIONS)) == pytest.approx(0.3)
-    assert quality.area_under([1.0 - fraction for fraction in quality.FRACTIONS]) == pytest.approx(0.5)
+    assert quality.area_under([0.7 - 0.4 * fraction for fraction in quality.FRACTIONS]) == pytest.approx(0.5)
+    late = [0.7] * (len(quality.FRACTIONS) - 1) + [0.3]
+    assert quality.area_under(late) == pytest.approx(0.75 + 0.25 / 2)
+    assert quality.area_under([0.4] * len(quality.FRACTIONS)) is None
+    assert quality.area_under(late[::-1]) is None
 
 
 def test_randomisation_goes_from_the_output_to_the_first_convolution() -> None:
@@ -110,13 +114,12 @@ def test_randomisation_goes_from_the_output_to_the_first_convolution() -> None:
     assert all(torch.equal(tensor, before[name]) for name, tensor in model.named_parameters())
 
 
-def test_similarity_is_that_of_ranks_in_the_lungs() -> None:
-    rng = np.random.default_rng(0)
-    first, lungs = rng.normal(size=(2, 8, 8)), np.zeros((2, 8, 8), bool)
-    lungs[:, 2:6] = True
-    other = np.where(lungs, np.exp(first), rng.normal(size=first.shape))
-    assert quality.similarity(first, other, lungs) == pytest.approx(1.0)
-    assert quality.similarity(first, -other, lungs) == pytest.approx(-1.0)
+def test_similarity_is_that_of_ranks() -> None:
+    first = np.random.default_rng(0).normal(size=100)
+    assert quality.similarity(first, np.exp(first)) == pytest.approx(1.0)
+    assert quality.similarity(first, -first) == pytest.approx(-1.0)
+    assert abs(quality.similarity(first, np.random.default_rng(1).normal(size=100))) < 0.3
+    assert quality.similarity(first, np.zeros(100)) == 0.0
 
 
 def test_grad_cam_is_the_weighted_sum_of_the_gated_features() -> None:

@@ -98,22 +98,44 @@ def test_summary_states_totals_and_what_was_kept() -> None:
     assert summarise_relevance(classification, explanation).ct.residual == 2.0
 
 
-def test_heatmaps_far_from_the_logit_are_remarked_on() -> None:
-    _, explanation = hand_made(0.4)  # logit 2; the CT adds up to 0, the lesion mask to 2
-    assert not check_explanation(explanation)
-    [remark] = check_explanation(replace(explanation, residual_limit=0.9))
-    assert remark.code == RemarkCode.EXPLANATION_UNRELIABLE
-    assert remark.message == "Do not rely on the relevance of the CT: its sum is too far from the logit."
-    [both] = check_explanation(replace(explanation, gate_share=0.5, residual_limit=0.9))
-    assert "CT and of the lesion mask:" in both.message
-    assert not replace(explanation, logit=0.0).reliable(explanation.lesions)
-    assert replace(explanation, logit=0.0).reliable(explanation.ct)
+def with_sums(ct: float, lesions: float, **how: float) -> Explanation:
+    """An explanation of the logit -2 whose heatmaps have these sums."""
+    _, explanation = hand_made(0.4)
+    heatmaps = [np.zeros_like(explanation.ct) for _ in range(2)]
+    heatmaps[0][0, 2, 2], heatmaps[1][0, 2, 2] = ct, lesions
+    return replace(explanation, ct=heatmaps[0], lesions=heatmaps[1], logit=-2.0, **how)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(("total", "reliable"), [(-2, True), (-0.6, True), (-3.4, True), (-0.4, False), (-3.6, False)])
+def test_heatmaps_far_from_the_logit_are_unreliable(total: float, reliable: bool) -> None:
+    explanation = with_sums(total, -2.0)
+    assert explanation.reliable(explanation.ct) == reliable
+    assert [remark.code for remark in check_explanation(explanation)] == [
+        RemarkCode.EXPLANATION_UNRELIABLE for _ in range(not reliable)
+    ]
+
+
+@pytest.mark.parametrize("limit", [0.5, 0.75, 1.0])
+def test_a_heatmap_that_explains_nothing_is_unreliable(limit: float) -> None:
+    explanation = with_sums(0.0, 2.0, residual_limit=limit)
+    [remark] = check_explanation(explanation)
+    assert remark.message == (
+        "Do not rely on the relevance of the CT and of the lesion mask: its sum is too far from the logit."
+    )
+    nothing = replace(explanation, logit=0.0)
+    assert not nothing.reliable(nothing.ct)
+
+
+def test_half_of_the_gate_is_half_to_explain() -> None:
+    explanation = with_sums(-1.0, -2.0, gate_share=0.5, residual_limit=0.5)
+    assert explanation.reliable(explanation.ct)
+    assert not explanation.reliable(explanation.lesions)
 
 
 def test_summary_tells_what_is_reliable_and_the_whole_ledger() -> None:
-    classification, explanation = hand_made(0.4)
-    ledger = {"logit": 2.0, "ct": 0.0}
-    summary = summarise_relevance(classification, replace(explanation, residual_limit=0.9, ledger=ledger))
+    classification, _ = hand_made(0.4)
+    ledger = {"logit": -2.0, "ct": 0.0}
+    summary = summarise_relevance(classification, replace(with_sums(0.0, -2.0), ledger=ledger))
     assert (summary.ct.reliable, summary.lesions.reliable, summary.ledger) == (False, True, ledger)
 
 
