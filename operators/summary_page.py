@@ -181,7 +181,7 @@ class _SummaryPage(Page):
         left = _VIEWS_WIDTH + 3 * _GAP
         sides = {"both": self.summary.measurements.total, "right": self.summary.measurements.right}
         sides["left"] = self.summary.measurements.left
-        self.text(left, _HEADER + 20, "Lesions by type (3D model), % of the lung", 20, fontweight="bold")
+        self.text(left, _HEADER + 20, "Lesions (3D model), % of the lung", 20, fontweight="bold")
         axes = self._axes(Box(left + 60, _HEADER + 36, WIDTH - left - 60 - 5 * _GAP, 170))
         axes.set_facecolor("black")
         totals = []

@@ -80,6 +80,13 @@ def test_words_are_large_enough_on_a_screen_of_1024_pixels(texts: list[Text]) ->
         assert pixels * 1024 / WIDTH >= 10, text.get_text()
 
 
+def test_words_are_within_the_page(texts: list[Text]) -> None:
+    for text in texts:
+        box = text.get_window_extent()
+        assert box.x0 >= 0, text.get_text()
+        assert box.x1 <= WIDTH, text.get_text()
+
+
 def test_words_stand_out_from_the_page(texts: list[Text]) -> None:
     """At least 4.5 to 1, but for the names of lesions that are not in the slice, which are grey on purpose."""
     absent = {term.label for term in LESION_TERMS.values()}
