@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from concurrent.futures import wait
 from dataclasses import dataclass, fields
 from datetime import datetime
 from pathlib import Path
@@ -213,7 +214,10 @@ class CovidCTApplication(Application):
         Exception
             Whatever a node raised, of its own type.
         """
-        self.run_async().result()
+        running = self.run_async()
+        while not running.done():  # a wait without end would not let the main thread be interrupted
+            wait([running], timeout=0.1)
+        running.result()
         self.shutdown_async_executor()
         if self._findings.findings is None:
             raise RunFailed("the graph ended without findings")

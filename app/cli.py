@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import _thread
 import argparse
 import logging
 import os
 import signal
 import sys
 import tempfile
+import threading
 import traceback
 import warnings
 from collections.abc import Iterator, Sequence
@@ -23,6 +25,7 @@ from operators.refusal import InputRefused
 from operators.software import NAME, RESEARCH_NOTICE, VERSION
 
 _ROOT = Path(__file__).resolve().parent.parent
+_SIGNALS = (signal.SIGTERM, signal.SIGINT)
 _DEBUG = os.environ.get("COVID_CT_DEBUG") == "1"
 
 
@@ -253,19 +256,38 @@ def _place(error: Exception) -> str:
 
 @contextmanager
 def _interruptible() -> Iterator[None]:
-    """Turn SIGTERM and SIGINT into :class:`Interrupted`, once, in the main thread."""
+    """Turn SIGTERM and SIGINT into :class:`Interrupted`, once, in the main thread.
+
+    Holoscan installs handlers of its own, which end the process in their own way and may come first. So every thread
+    from here on blocks both signals, and only :func:`_watch` receives them.
+    """
+    stop = threading.Event()
 
     def interrupt(number: int, frame: FrameType | None) -> NoReturn:
-        for each in previous:
-            signal.signal(each, signal.SIG_IGN)  # cleaning up is not to be interrupted
+        stop.set()
         raise Interrupted(number)
 
-    previous = {number: signal.signal(number, interrupt) for number in (signal.SIGTERM, signal.SIGINT)}
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
+    previous = {number: signal.signal(number, interrupt) for number in _SIGNALS}
+    watch = threading.Thread(target=_watch, args=(stop,), name="signals", daemon=True)
+    watch.start()
     try:
         yield
     finally:
+        stop.set()
+        watch.join()
         for number, handler in previous.items():
             signal.signal(number, handler)
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+
+
+def _watch(stop: threading.Event) -> None:
+    """Wait for a signal and have its Python handler called in the main thread, once."""
+    while not stop.is_set():
+        received = signal.sigtimedwait(_SIGNALS, 0.1)
+        if received is not None:
+            _thread.interrupt_main(signal.Signals(received.si_signo))
+            return
 
 
 def _leave(status: int) -> NoReturn:
