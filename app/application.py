@@ -171,31 +171,20 @@ class CovidCTApplication(Application):
         sr = SrWriterOperator(self, name="sr", **writing)
         sc = ScWriterOperator(self, name="sc", **writing)
         pm = PmWriterOperator(self, name="pm", **deflating)
+        pages = [sc, PdfWriterOperator(self, name="pdf", **writing)] if settings.pdf else [sc]
         self._findings = FindingsOperator(self, name="findings")
 
         self._connect(loader, "volume", lungs, check, lesions, involvement, measurements, classification)
-        self._connect(loader, "volume", seg, sr, sc, pm, self._findings)
-        self._connect(lungs, "lungs", check, lesions, involvement, measurements, classification, seg, sc)
+        self._connect(loader, "volume", seg, sr, *pages, pm, self._findings)
+        self._connect(lungs, "lungs", check, lesions, involvement, measurements, classification, seg, *pages)
         self._connect(check, "remarks", explanation)
-        self._connect(explanation, "remarks", sr, sc, self._findings)
-        self._connect(lesions, "lesions", measurements, classification, seg, sc)
+        self._connect(explanation, "remarks", sr, *pages, self._findings)
+        self._connect(lesions, "lesions", measurements, classification, seg, *pages)
         self._connect(involvement, "involvement", measurements)
-        self._connect(classification, "classification", explanation, sr, sc, pm, self._findings)
-        self._connect(explanation, "explanation", sr, sc, pm, self._findings)
-        self._connect(measurements, "measurements", sr, sc, self._findings)
+        self._connect(classification, "classification", explanation, sr, *pages, pm, self._findings)
+        self._connect(explanation, "explanation", sr, *pages, pm, self._findings)
+        self._connect(measurements, "measurements", sr, *pages, self._findings)
         self._connect(seg, "segmentation", sr)
-        if settings.pdf:
-            pdf = PdfWriterOperator(self, name="pdf", **writing)
-            for source, port in (
-                (loader, "volume"),
-                (lungs, "lungs"),
-                (lesions, "lesions"),
-                (classification, "classification"),
-                (explanation, "explanation"),
-                (explanation, "remarks"),
-                (measurements, "measurements"),
-            ):
-                self._connect(source, port, pdf)
 
     def _connect(self, source: Operator, port: str, *receivers: Operator) -> None:
         """Give what ``source`` emits at ``port`` to the input of the same name of each receiver."""

@@ -13,11 +13,12 @@ import threading
 import traceback
 import warnings
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
 from typing import NoReturn
 
+from app.console import tell
 from app.evaluation import add_evaluate_arguments
 from app.outcome import ExitStatus, Interrupted, RunFailed, UsageError
 from app.training import add_train_arguments
@@ -42,13 +43,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         with _interruptible():
             arguments.command(arguments)
     except Interrupted as interrupt:
-        _tell("interrupted")
+        tell("interrupted")
         _leave(interrupt.exit_status)
     except Exception as error:  # the last resort: one line instead of a traceback, which may quote headers
         if _DEBUG:
             traceback.print_exc()
         status, line = _verdict(error)
-        _tell(line)
+        tell(line)
         return status
     return ExitStatus.OK
 
@@ -167,11 +168,11 @@ def _run(arguments: argparse.Namespace) -> None:
     )
     if not _DEBUG:
         _quieten()
-    results = run_folder(request, _tell)
+    results = run_folder(request, tell)
     if len(results) == 1:
-        _tell(f"{results[0].message}; {len(results[0].files)} files and result.json in {request.output}")
+        tell(f"{results[0].message}; {len(results[0].files)} files and result.json in {request.output}")
     else:
-        _tell(f"{len(results)} studies processed; a folder for each in {request.output}")
+        tell(f"{len(results)} studies processed; a folder for each in {request.output}")
     print(request.output)  # for scripts
 
 
@@ -192,7 +193,7 @@ def _phantom(arguments: argparse.Namespace) -> None:
         arguments.output.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UsageError(f"cannot make the folder {arguments.output}: {error.strerror}") from error
-    _tell("Making the phantom ...")
+    tell("Making the phantom ...")
     series = write_phantom(arguments.output, seed=arguments.seed)
     print(series)
 
@@ -269,13 +270,11 @@ def _interruptible() -> Iterator[None]:
 
     mask = signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
     previous = {number: signal.signal(number, interrupt) for number in _SIGNALS}
-    watch = threading.Thread(target=_watch, args=(stop,), name="signals", daemon=True)
-    watch.start()
+    threading.Thread(target=_watch, args=(stop,), name="signals", daemon=True).start()
     try:
         yield
     finally:
         stop.set()
-        watch.join()
         for number, handler in previous.items():
             signal.signal(number, handler)
         signal.pthread_sigmask(signal.SIG_SETMASK, mask)
@@ -295,8 +294,3 @@ def _leave(status: int) -> NoReturn:
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(status)
-
-
-def _tell(line: str) -> None:
-    with suppress(OSError):  # nobody listens any more: no reason to stop
-        print(line, file=sys.stderr, flush=True)

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import argparse
-import sys
 import tempfile
 from collections.abc import Callable
-from contextlib import suppress
 from pathlib import Path
 
+from app.console import tell
 from app.outcome import UsageError
 
 _ROOT = Path(__file__).resolve().parent.parent
@@ -73,16 +72,11 @@ def evaluate_explanation(arguments: argparse.Namespace) -> None:
         cases = [phantom_cases(arguments.phantoms, arguments.in_plane)]
         if slices is not None:
             cases.append(slice_cases(slices, arguments.studies))
-        evaluation = evaluate(network, (case for source in cases for case in source), _tell)
+        evaluation = evaluate(network, (case for source in cases for case in source), tell)
         if not evaluation.scores:
             raise UsageError("there is no study with lesions and healthy lung to evaluate on")
         results = Path(folder, "results")
         results.mkdir(mode=0o755)
         write_report(evaluation, results)
         results.rename(output)
-    _tell(f"written to {output}")
-
-
-def _tell(line: str) -> None:
-    with suppress(OSError):  # nobody listens any more: no reason to stop
-        print(line, file=sys.stderr, flush=True)
+    tell(f"written to {output}")

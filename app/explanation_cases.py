@@ -10,16 +10,15 @@ from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
-from pydicom import Dataset
 from scipy import ndimage
 
 from app.outcome import UsageError
 from app.phantom import make_phantom
-from app.training_data import load_annotated_slices
+from app.training_data import bare_volume, load_annotated_slices
 from models.involvement.training import AnnotatedSlices, to_hounsfield
 from operators.classification import HU_RANGE, classifier_input
 from operators.findings import Lesions, Lungs
-from operators.volume import BoolArray, CTVolume, FloatArray, Grid
+from operators.volume import BoolArray, FloatArray
 
 Mask = Literal["complete", "half"]
 FIRST_SEED = 101
@@ -71,12 +70,12 @@ def phantom_cases(count: int, in_plane: int) -> Iterator[Case]:
     """Make phantoms, each with both kinds of mask."""
     for number in range(count):
         phantom = make_phantom(FIRST_SEED + number)
-        grid = Grid(phantom.hu.shape, np.diag([*phantom.spacing, 1.0])[[2, 1, 0, 3]])
-        volume = CTVolume(phantom.hu, grid, (Dataset(),) * len(phantom.hu))
-        lungs = Lungs(phantom.lungs, grid)
-        inputs, _ = classifier_input(volume, lungs, Lesions(phantom.lesions, grid), in_plane)
+        volume = bare_volume(phantom.hu, phantom.spacing)
+        lungs = Lungs(phantom.lungs, volume.grid)
+        inputs, _ = classifier_input(volume, lungs, Lesions(phantom.lesions, volume.grid), in_plane)
         # The lungs as the classifier's input has them: where the mask of all lung would be.
-        inside, _ = classifier_input(volume, lungs, Lesions((phantom.lungs > 0).astype(np.uint8), grid), in_plane)
+        all_lung = Lesions((phantom.lungs > 0).astype(np.uint8), volume.grid)
+        inside, _ = classifier_input(volume, lungs, all_lung, in_plane)
         yield from _both_masks(f"phantom {number + 1}", inputs[:, 0], inside[:, 1] > 0, inputs[:, 1] > 0)
 
 

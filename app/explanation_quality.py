@@ -137,12 +137,13 @@ def _healthy(case: Case) -> FloatArray:
 def judge(network: Classifier, example: Example) -> list[Score]:
     """Score every heatmap of a study."""
     case = example.case
-    where, target = case.judged, case.target[case.judged]
+    where, healthy = case.judged, _healthy(case)
+    target = case.target[where]
     scores = []
     for method, heatmap in example.heatmaps.items():
         curve = None
         if case.mask == "complete":  # else it would delete the lesions that the mask holds, and judge the others
-            curve = quality.deletion(network, case.inputs, _healthy(case), case.lungs, heatmap)
+            curve = quality.deletion(network, case.inputs, healthy, case.lungs, heatmap)
         scores.append(
             Score(
                 name=case.name,

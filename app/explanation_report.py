@@ -12,6 +12,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from app.explanation_quality import LRP, METHODS, Cascade, Evaluation, Example, Score
+from models.morphology import bounding_box
 from models.relevance.quality import FRACTIONS
 from operators.page import RELEVANCE_COLORS
 from operators.software import RESEARCH_NOTICE
@@ -122,8 +123,7 @@ def _draw_example(example: Example, target: Path) -> None:
     """Draw the slice with most lesion: CT, and every heatmap in the lungs with the outline of the lesions."""
     case = example.case
     place = int(case.target.sum(axis=(1, 2)).argmax())
-    rows, columns = (np.flatnonzero(case.lungs.any(axis=axes)) for axes in ((0, 2), (0, 1)))
-    crop = np.s_[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
+    crop = bounding_box(case.lungs)[1:]
     figure = Figure(figsize=(16, 9), layout="constrained")
     for k, (name, values) in enumerate([("CT", case.inputs[:, 0]), *example.heatmaps.items()]):
         axes = figure.add_subplot(3, 3, k + 1)

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import argparse
 import json
-import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
+from app.console import tell
 from app.outcome import UsageError
 
 if TYPE_CHECKING:
@@ -52,10 +52,6 @@ def train(arguments: argparse.Namespace) -> None:
     recipes[arguments.model](arguments)
 
 
-def _tell(line: str) -> None:
-    print(line, file=sys.stderr, flush=True)
-
-
 def _save(arguments: argparse.Namespace, network: nn.Module) -> None:
     """Write the weights; name, version and description stay as the metadata in the output folder say."""
     from models.store import METADATA, save_weights
@@ -65,7 +61,7 @@ def _save(arguments: argparse.Namespace, network: nn.Module) -> None:
     own = folder / METADATA
     metadata = json.loads((own if own.exists() else shipped).read_text("utf-8"))
     record = save_weights(folder, network, metadata)
-    _tell(f"{folder}: {record.name} {record.version}, sha256 {record.sha256}")
+    tell(f"{folder}: {record.name} {record.version}, sha256 {record.sha256}")
 
 
 def _settings(arguments: argparse.Namespace, defaults: LoopSettings) -> LoopSettings:
@@ -104,10 +100,10 @@ def _train_lungs(arguments: argparse.Namespace) -> None:
     settings = _settings(arguments, DEFAULTS)
     network = _started(arguments, DeepMedic())
     sources = []
-    for entry, source in load_sources(arguments.manifest, arguments.cache, _tell):
+    for entry, source in load_sources(arguments.manifest, arguments.cache, tell):
         variants = with_lesions(source, [MIXED, MIXED, SEVERE, SEVERE, SEVERE], arguments.seed) if entry.healthy else []
         sources += [source, *variants]
-    _save(arguments, train(network, sources, _tell, settings, arguments.cache / "lungs.checkpoint.safetensors"))
+    _save(arguments, train(network, sources, tell, settings, arguments.cache / "lungs.checkpoint.safetensors"))
 
 
 def _train_involvement(arguments: argparse.Namespace) -> None:
@@ -128,17 +124,17 @@ def _train_involvement(arguments: argparse.Namespace) -> None:
     network = _started(arguments, involvement_network())
     manifest = read_manifest(arguments.manifest)
     slices = load_annotated_slices(manifest.annotated_slices) if manifest.annotated_slices else None
-    loaded = load_sources(arguments.manifest, arguments.cache, _tell)
+    loaded = load_sources(arguments.manifest, arguments.cache, tell)
     healthy = [source for entry, source in loaded if entry.healthy]
     sources = [v for s in healthy for v in [s, *with_lesions(s, [MIXED] * 6 + [SEVERE], arguments.seed)]]
     checkpoint = arguments.cache / "involvement.checkpoint.safetensors"
-    trained = train(network, sources, slices, _tell, settings, checkpoint).eval()
+    trained = train(network, sources, slices, tell, settings, checkpoint).eval()
     _save(arguments, trained)
     for entry, source in loaded:
         if not entry.healthy:
             infected = infected_slices(manifest, entry, source.hu.shape[0])
             label_lesions(source, trained, infected, arguments.cache)
-            _tell(f"{entry.name}: lesions labelled")
+            tell(f"{entry.name}: lesions labelled")
 
 
 def _train_lesions(arguments: argparse.Namespace) -> None:
@@ -151,12 +147,12 @@ def _train_lesions(arguments: argparse.Namespace) -> None:
     settings = _settings(arguments, DEFAULTS)
     network = _started(arguments, lesion_network())
     sources = []
-    for entry, source in load_sources(arguments.manifest, arguments.cache, _tell):
+    for entry, source in load_sources(arguments.manifest, arguments.cache, tell):
         if entry.healthy:
             sources += [source, *with_lesions(source, [MIXED] * 8 + [SEVERE], arguments.seed)]
         else:
             sources += [with_labels(source, arguments.cache)] * REAL_WEIGHT
-    _save(arguments, train(network, sources, _tell, settings, arguments.cache / "lesions.checkpoint.safetensors"))
+    _save(arguments, train(network, sources, tell, settings, arguments.cache / "lesions.checkpoint.safetensors"))
 
 
 def _train_classifier(arguments: argparse.Namespace) -> None:
@@ -170,7 +166,7 @@ def _train_classifier(arguments: argparse.Namespace) -> None:
     def report(progress: Progress) -> None:
         held_out = "" if progress.validation_loss is None else f", validation {progress.validation_loss:.5f}"
         best = " *" if progress.best and held_out else ""
-        _tell(f"epoch {progress.epoch}/{progress.epochs}: loss {progress.training_loss:.5f}{held_out}{best}")
+        tell(f"epoch {progress.epoch}/{progress.epochs}: loss {progress.training_loss:.5f}{held_out}{best}")
 
     training, validation = classifier_studies(arguments.manifest, arguments.cache, arguments.seed)
     epochs = arguments.steps or 12

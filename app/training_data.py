@@ -24,7 +24,7 @@ from operators.findings import Lungs
 from operators.involvement import segment_involvement
 from operators.resampling import resample, shape_at
 from operators.series_loader import load_ct_series
-from operators.volume import CTVolume, Grid
+from operators.volume import CTVolume, FloatArray, Grid
 
 SOURCE_SPACING = (2.0, 1.0, 1.0)
 """Voxel size of the cached volumes in mm (z, y, x): finer than what any network sees."""
@@ -162,8 +162,13 @@ def infected_slices(manifest: Manifest, entry: StudyEntry, slices: int) -> npt.N
 
 def as_volume(source: Source) -> CTVolume:
     """Return a source as a volume without provenance, for the operators' pure functions."""
-    affine = np.diag([*source.spacing, 1.0])[[2, 1, 0, 3]]  # columns z, y, x; rows x, y, z
-    return CTVolume(source.hu.astype(np.float32), Grid(source.hu.shape, affine), (Dataset(),) * source.hu.shape[0])
+    return bare_volume(source.hu.astype(np.float32), source.spacing)
+
+
+def bare_volume(hu: FloatArray, spacing: tuple[float, float, float]) -> CTVolume:
+    """Return an axial volume without provenance; ``hu`` (z, y, x) from feet to head, ``spacing`` likewise in mm."""
+    affine = np.diag([*spacing, 1.0])[[2, 1, 0, 3]]  # columns z, y, x; rows x, y, z
+    return CTVolume(hu, Grid(hu.shape, affine), (Dataset(),) * hu.shape[0])
 
 
 def label_lesions(source: Source, network: UNet, infected: npt.NDArray[np.bool_] | None, cache: Path) -> Source:

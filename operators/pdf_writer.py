@@ -12,16 +12,13 @@ from pydicom.uid import EncapsulatedPDFStorage, ExplicitVRLittleEndian
 
 from operators.identity import Provenance, contributing_equipment, derived_uid, equipment, sign, source_headers
 from operators.journal import Journal
-from operators.rendering import Study
 from operators.saving import save
-from operators.summary_page import Summary, render_document
+from operators.summary_page import SUMMARY_INPUTS, Summary, receive_summary, render_document
 from operators.volume import CTVolume
 
 SERIES_NUMBER = 9006
 SERIES_DESCRIPTION = "COVID-CT summary (research)"
 FILE = Path("pdf", "summary.dcm")
-_STUDY = ("volume", "lungs", "lesions", "classification", "explanation")
-"""Inputs that make a :class:`~operators.rendering.Study`, in its order."""
 
 
 def make_document(summary: Summary, provenance: Provenance) -> SOPClass:
@@ -111,15 +108,12 @@ class PdfWriterOperator(Operator):
 
     def setup(self, spec: OperatorSpec) -> None:
         """Declare the ports."""
-        for name in (*_STUDY, "measurements", "remarks"):
+        for name in SUMMARY_INPUTS:
             spec.input(name)
 
     def compute(self, op_input: InputContext, op_output: OutputContext, context: ExecutionContext) -> None:
         """Receive the findings, draw and write the document."""
-        study = Study(*(op_input.receive(name) for name in _STUDY))
-        measurements, remarks = op_input.receive("measurements"), op_input.receive("remarks")
+        summary = receive_summary(op_input, self._provenance.models.records)
         with self._journal.node("Document writer") as found:
-            write_document(
-                Summary(study, measurements, remarks, self._provenance.models.records), self._provenance, self._folder
-            )
+            write_document(summary, self._provenance, self._folder)
             found("summary as PDF")

@@ -28,9 +28,9 @@ from operators.identity import (
 )
 from operators.journal import Journal
 from operators.page import RGBImage, direction_letter
-from operators.rendering import Study, render_overlay
+from operators.rendering import render_overlay
 from operators.saving import save
-from operators.summary_page import Summary, render_summary
+from operators.summary_page import SUMMARY_INPUTS, Summary, receive_summary, render_summary
 from operators.volume import CTVolume, plane_areas
 
 SERIES_NUMBER = 9003
@@ -39,8 +39,6 @@ SERIES_DESCRIPTION = "COVID-CT pictures (research)"
 FOLDER = Path("sc")
 SUMMARY = "summary.dcm"
 KEY_SLICES = 6
-_STUDY = ("volume", "lungs", "lesions", "classification", "explanation")
-"""Inputs that make a :class:`~operators.rendering.Study`, in its order."""
 
 
 def choose_key_slices(
@@ -255,14 +253,12 @@ class ScWriterOperator(Operator):
 
     def setup(self, spec: OperatorSpec) -> None:
         """Declare the ports."""
-        for name in (*_STUDY, "measurements", "remarks"):
+        for name in SUMMARY_INPUTS:
             spec.input(name)
 
     def compute(self, op_input: InputContext, op_output: OutputContext, context: ExecutionContext) -> None:
         """Receive the findings, draw and write the pictures."""
-        study = Study(*(op_input.receive(name) for name in _STUDY))
-        measurements, remarks = op_input.receive("measurements"), op_input.receive("remarks")
+        summary = receive_summary(op_input, self._provenance.models.records)
         with self._journal.node("Pictures writer") as found:
-            summary = Summary(study, measurements, remarks, self._provenance.models.records)
             count = write_pictures(summary, self._provenance, self._folder, self._key_slices)
             found(f"summary and {count} key slices")

@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 import numpy as np
 from matplotlib.axes import Axes
+from monai.deploy.core import InputContext
 from scipy.ndimage import map_coordinates
 
 from models.store import ModelRecord
@@ -65,6 +66,18 @@ class Summary:
     measurements: Measurements
     remarks: Sequence[Remark]
     models: Sequence[ModelRecord]
+
+
+_STUDY = ("volume", "lungs", "lesions", "classification", "explanation")
+"""What makes a :class:`~operators.rendering.Study`, in its order."""
+SUMMARY_INPUTS = (*_STUDY, "measurements", "remarks")
+"""Ports by which an operator receives a summary."""
+
+
+def receive_summary(op_input: InputContext, models: Sequence[ModelRecord]) -> Summary:
+    """Put together a summary of what an operator receives at :data:`SUMMARY_INPUTS`."""
+    study = Study(*(op_input.receive(name) for name in _STUDY))
+    return Summary(study, op_input.receive("measurements"), op_input.receive("remarks"), models)
 
 
 def most_affected(study: Study, plane: View) -> int:

@@ -1,6 +1,6 @@
 """Explaining 100 slices of 256 x 256 with the shipped classifier: seconds beside its forward pass, and memory.
 
-The slices are those of the phantom. Forward pass and explanation run in turn, and the best of each counts; the
+The slices are those of a phantom. Forward pass and explanation run in turn, and the best of each counts; the
 explanation includes a forward pass of its own. The forward pass is measured as the application runs it, and in the
 memory layout and chunk in which it is fastest. Memory is the growth of the peak while explaining, heatmaps included,
 over that of the forward pass, in a process of its own.
@@ -19,16 +19,12 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from app.phantom import make_phantom
-from app.phantom.dicom import ct_headers
+from app.explanation_cases import phantom_cases
 from models.classifier.network import Classifier
 from models.relevance.explain import explain
 from models.store import load_weights
-from operators.classification import CHUNK, classifier_input
-from operators.findings import Lesions, Lungs
-from operators.volume import CTVolume
+from operators.classification import CHUNK
 from tests.bench.loading import peak_kib
-from tests.builders import axial_grid
 
 SLICES = 100
 REPEATS = 4
@@ -37,10 +33,7 @@ MODELS = Path("models")
 
 def slices() -> np.ndarray:
     """Make the input of the classifier, (100, 2, 256, 256)."""
-    phantom = make_phantom()
-    grid = axial_grid(phantom.hu.shape, phantom.spacing)
-    volume = CTVolume(phantom.hu, grid, ct_headers(phantom.hu.shape, phantom.spacing))
-    inputs, _ = classifier_input(volume, Lungs(phantom.lungs, grid), Lesions(phantom.lesions, grid))
+    inputs = next(phantom_cases(1, 256)).inputs
     return np.concatenate([inputs, inputs])[:SLICES]
 
 
