@@ -1,40 +1,86 @@
-# Runs the application as a MONAI Application Package does: docker run -v IN:/var/holoscan/input:ro -v OUT:/var/holoscan/output IMAGE
+# The MONAI Application Package: docker build -t covid-ct-map .        (make map does it where no registry can be reached)
+# A build argument makes it for GPUs: --build-arg VARIANT=gpu
 ARG BASE=python:3.11.13-slim-bookworm
-FROM ${BASE}
 
+FROM ${BASE} AS packages
+ARG VARIANT=cpu
+# Where the build of PyTorch without CUDA is found; an index as pip knows it.
+ARG TORCH_INDEX=https://download.pytorch.org/whl/cpu
+WORKDIR /build
+# build/wheels may hold all packages; then the build needs no network. The lists come before the code, so that a change
+# of the code does not install them again.
+COPY pyproject.toml ./
+COPY constraints.txt build/wheel[s] wheels/
+RUN set -eu; \
+    list() { python3 -c "import tomllib; print(*tomllib.load(open('pyproject.toml', 'rb'))['project']$1, sep='\n')"; }; \
+    list "['dependencies']" > runtime.txt; \
+    list "['optional-dependencies']['package']" > describing.txt; \
+    index=""; \
+    if ls wheels/*.whl > /dev/null 2>&1; then index=--no-index; \
+    elif [ "${VARIANT}" = cpu ]; then index="--extra-index-url ${TORCH_INDEX}"; fi; \
+    install="install --quiet --no-cache-dir --no-compile --disable-pip-version-check -c wheels/constraints.txt"; \
+    python3 -m venv --without-pip /opt/venv; \
+    python3 -m pip --python /opt/venv/bin/python ${install} ${index} --find-links wheels -r runtime.txt; \
+    python3 -m pip ${install} ${index} --find-links wheels --target /opt/describing -r describing.txt; \
+    # Holoscan's wheel finishes its installation when Python starts for the first time, and must write for that.
+    /opt/venv/bin/python -c "import torch, cuda.pathfinder as c; c.load_nvidia_dynamic_lib('cudart'); import monai.deploy.core; built = 'gpu' if torch.version.cuda else 'cpu'; \
+        assert built == '${VARIANT}', f'PyTorch is the {built} build, not that for ${VARIANT}'"; \
+    # Headers, static libraries and test programs are of no use here.
+    rm -rf /opt/venv/lib/python3*/site-packages/torch/include /opt/venv/lib/python3*/site-packages/torch/test /opt/venv/lib/python3*/site-packages/nvidia/*/include; \
+    find /opt/venv -name '*.a' -delete; \
+    find /opt/venv -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# The files of the package, and what it is made of.
+FROM packages AS package
+ARG SOURCE_DATE_EPOCH=0
+ENV PYTHONDONTWRITEBYTECODE=1 PYTHONHASHSEED=0
+WORKDIR /checkout
+COPY . ./
+RUN set -eu; \
+    /opt/venv/bin/python -m app package /package; \
+    PYTHONPATH=/opt/describing /opt/venv/bin/python -m app sbom /package/opt/holoscan/docs; \
+    # Compiled here, because the root may be read-only; not by the time of the file, so that two builds are the same.
+    # Of the packages, some files are for other versions of Python and cannot be compiled.
+    compile="/opt/venv/bin/python -m compileall -qq -j 0 --invalidation-mode unchecked-hash"; \
+    ${compile} /package/opt/holoscan/app; \
+    ${compile} /opt/venv/lib || true
+
+FROM ${BASE}
+ARG VARIANT=cpu
+ARG REVISION=unknown
+ARG CREATED=1970-01-01T00:00:00Z
 LABEL org.opencontainers.image.title="covid-ct-map" \
       org.opencontainers.image.version="0.1.0" \
       org.opencontainers.image.description="Explainable COVID-19 findings from chest CT. Research use only. Not for diagnostic use." \
-      org.opencontainers.image.licenses="Apache-2.0"
+      org.opencontainers.image.licenses="Apache-2.0" \
+      org.opencontainers.image.vendor="covid-ct-map developers" \
+      org.opencontainers.image.documentation="/opt/holoscan/docs/README.md" \
+      org.opencontainers.image.revision="${REVISION}" \
+      org.opencontainers.image.created="${CREATED}" \
+      org.monai.deploy.app-sdk="4.0.0" \
+      org.nvidia.holoscan="4.2.0"
 
-WORKDIR /opt/holoscan
+COPY --from=package /opt/venv /opt/venv
+COPY --from=package /package /
 
-# The packages alone come first, so that a change of the code does not install them again.
-COPY pyproject.toml constraints.txt ./
-RUN python3 -c "import tomllib; print(*tomllib.load(open('pyproject.toml', 'rb'))['project']['dependencies'], sep='\n')" \
-        > requirements.txt \
-    && python3 -m venv /opt/venv \
-    && /opt/venv/bin/python -m pip install --no-cache-dir --disable-pip-version-check -c constraints.txt -r requirements.txt \
-    # Holoscan's wheel finishes its installation when Python starts for the first time, and must write for that.
-    && /opt/venv/bin/python -c "import monai.deploy.core"
-
-COPY LICENSE README.md app.yaml ./
-COPY models models
-COPY operators operators
-COPY app app
-
-# USER is asked for by libraries where the uid has no entry in /etc/passwd.
+# The paths are those of the manifests. USER is asked for by libraries where the uid has no entry in /etc/passwd.
 ENV PATH=/opt/venv/bin:$PATH \
     USER=covid-ct \
-    PYTHONPATH=/opt/holoscan \
     PYTHONDONTWRITEBYTECODE=1 \
-    HOLOSCAN_APPLICATION=/opt/holoscan/app \
-    HOLOSCAN_INPUT_PATH=/var/holoscan/input \
-    HOLOSCAN_OUTPUT_PATH=/var/holoscan/output \
-    HOLOSCAN_MODEL_PATH=/opt/holoscan/models
-
-RUN mkdir -p /var/holoscan/input /var/holoscan/output && chown -R 1000:1000 /var/holoscan
+    HOLOSCAN_APPLICATION=/opt/holoscan/app/ \
+    HOLOSCAN_INPUT_PATH=/var/holoscan/input/ \
+    HOLOSCAN_OUTPUT_PATH=/var/holoscan/output/ \
+    HOLOSCAN_WORKDIR=/var/holoscan/ \
+    HOLOSCAN_MODEL_PATH=/opt/holoscan/models/ \
+    HOLOSCAN_CONFIG_PATH=/var/holoscan/app.yaml \
+    HOLOSCAN_APP_MANIFEST_PATH=/etc/holoscan/app.json \
+    HOLOSCAN_PKG_MANIFEST_PATH=/etc/holoscan/pkg.json \
+    HOLOSCAN_DOCS=/opt/holoscan/docs/ \
+    HOLOSCAN_LOGS=/var/holoscan/logs/ \
+    NVIDIA_VISIBLE_DEVICES=all \
+    NVIDIA_DRIVER_CAPABILITIES=compute,utility
 
 WORKDIR /var/holoscan
 USER 1000:1000
+HEALTHCHECK --interval=30s --timeout=10s --start-period=10s CMD ["python3", "-u", "/opt/holoscan/app/", "check"]
 ENTRYPOINT ["python3", "-u", "/opt/holoscan/app/"]

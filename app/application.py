@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from concurrent.futures import wait
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 from typing import Any, NamedTuple, Self
@@ -25,7 +25,8 @@ from models.classifier.network import Classifier
 from models.involvement.network import involvement_network
 from models.lesions.network import lesion_network
 from models.lungs.network import DeepMedic
-from models.store import ModelUnavailable, load_weights
+from models.record import TASKS, ModelUnavailable
+from models.store import load_weights
 from models.unet import UNet
 from operators.classification import ClassificationOperator
 from operators.content_check import ContentCheckOperator
@@ -71,9 +72,8 @@ class Models:
             If a model is missing, incomplete or altered.
         """
         networks = DeepMedic(), lesion_network(), involvement_network(), Classifier()
-        tasks = [field.name for field in fields(ModelSet)]
         try:
-            records = [load_weights(folder / task, network) for task, network in zip(tasks, networks, strict=True)]
+            records = [load_weights(folder / task, network) for task, network in zip(TASKS, networks, strict=True)]
         except ModelUnavailable as error:
             raise RunFailed(str(error)) from error
         return cls(*networks, ModelSet(*records))

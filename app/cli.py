@@ -21,24 +21,41 @@ from typing import NoReturn
 from app.console import tell
 from app.evaluation import add_evaluate_arguments
 from app.outcome import ExitStatus, Interrupted, RunFailed, UsageError
+from app.package.commands import add_package_commands
+from app.publish import tidier
+from app.supervision import STOPPING, supervised
 from app.training import add_train_arguments
 from operators.refusal import InputRefused
 from operators.software import NAME, RESEARCH_NOTICE, VERSION
 
 _ROOT = Path(__file__).resolve().parent.parent
-_SIGNALS = (signal.SIGTERM, signal.SIGINT)
 _DEBUG = os.environ.get("COVID_CT_DEBUG") == "1"
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command line and return its exit status.
+def entry() -> int:
+    """Do what the arguments of this process ask for, a run in a child process; return the exit status."""
+    arguments = _parse(sys.argv[1:])
+    if arguments.command is not _run or not arguments.output:
+        return _execute(arguments)
+    return supervised(lambda: _execute(arguments), tidier(Path(arguments.output)))
+
+
+def main(argv: Sequence[str]) -> int:
+    """Do what the arguments ask for in this process, and return its exit status.
 
     Parameters
     ----------
-    argv : sequence of str, optional
-        Arguments without the program; by default those of the process.
+    argv : sequence of str
+        Arguments without the program.
     """
-    arguments = _parser().parse_args(_with_default_command(list(sys.argv[1:] if argv is None else argv)))
+    return _execute(_parse(argv))
+
+
+def _parse(argv: Sequence[str]) -> argparse.Namespace:
+    return _parser().parse_args(_with_default_command(list(argv)))
+
+
+def _execute(arguments: argparse.Namespace) -> int:
     try:
         with _interruptible():
             arguments.command(arguments)
@@ -90,9 +107,14 @@ def _parser() -> argparse.ArgumentParser:
     picture.set_defaults(command=_picture)
     add_train_arguments(commands.add_parser("train", help="train a model on a hospital's or a public data set"))
     add_evaluate_arguments(commands.add_parser("evaluate", help="judge the explanations on data with known lesions"))
+    add_package_commands(commands, _add_config, _models_folder)
     version = commands.add_parser("version", help="print name and version")
     version.set_defaults(command=_version)
     return parser
+
+
+def _models_folder() -> Path:
+    return Path(os.environ.get("HOLOSCAN_MODEL_PATH") or _ROOT / "models")
 
 
 def _add_run(parser: argparse.ArgumentParser) -> None:
@@ -111,15 +133,14 @@ def _add_run(parser: argparse.ArgumentParser) -> None:
         "-m",
         "--model",
         metavar="FOLDER",
-        default=environment("HOLOSCAN_MODEL_PATH") or _ROOT / "models",
+        default=_models_folder(),
         help="folder of the models (default: those of this installation)",
     )
     parser.add_argument(
         "-w",
         "--workdir",
         metavar="FOLDER",
-        default=environment("HOLOSCAN_WORKDIR"),
-        help="folder for temporary files (default: that of the system)",
+        help="folder for temporary files (default: HOLOSCAN_WORKDIR if it can be written, else that of the system)",
     )
     parser.add_argument(
         "--set",
@@ -131,7 +152,7 @@ def _add_run(parser: argparse.ArgumentParser) -> None:
     )
     _add_config(parser)
     parser.epilog = (
-        "The environment variables HOLOSCAN_INPUT_PATH, HOLOSCAN_OUTPUT_PATH, HOLOSCAN_MODEL_PATH and HOLOSCAN_WORKDIR "
+        "The environment variables HOLOSCAN_INPUT_PATH, HOLOSCAN_OUTPUT_PATH and HOLOSCAN_MODEL_PATH "
         "stand in for arguments not given. Exit status: 0 results written, 64 usage, 65 input refused, 70 our failure."
     )
     parser.set_defaults(command=_run)
@@ -153,8 +174,7 @@ def _run(arguments: argparse.Namespace) -> None:
     from app.settings import load_rules, load_settings
     from app.study import Request, run_folder
 
-    if arguments.workdir:
-        tempfile.tempdir = str(_folder(arguments.workdir, "work folder", os.R_OK | os.W_OK | os.X_OK))
+    _choose_work_folder(arguments.workdir)
     if not arguments.input:
         raise UsageError("no input folder: give -i FOLDER or set HOLOSCAN_INPUT_PATH")
     if not arguments.output:
@@ -174,6 +194,15 @@ def _run(arguments: argparse.Namespace) -> None:
     else:
         tell(f"{len(results)} studies processed; a folder for each in {request.output}")
     print(request.output)  # for scripts
+
+
+def _choose_work_folder(given: str | None) -> None:
+    mode = os.R_OK | os.W_OK | os.X_OK
+    if given:
+        tempfile.tempdir = str(_folder(given, "work folder", mode))
+    # A MONAI Application Package states the variable even where its root is read-only.
+    elif os.access(stated := os.environ.get("HOLOSCAN_WORKDIR", ""), mode):
+        tempfile.tempdir = stated
 
 
 def _inspect(arguments: argparse.Namespace) -> None:
@@ -268,8 +297,8 @@ def _interruptible() -> Iterator[None]:
         stop.set()
         raise Interrupted(number)
 
-    mask = signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
-    previous = {number: signal.signal(number, interrupt) for number in _SIGNALS}
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, STOPPING)
+    previous = {number: signal.signal(number, interrupt) for number in STOPPING}
     threading.Thread(target=_watch, args=(stop,), name="signals", daemon=True).start()
     try:
         yield
@@ -283,7 +312,7 @@ def _interruptible() -> Iterator[None]:
 def _watch(stop: threading.Event) -> None:
     """Wait for a signal and have its Python handler called in the main thread, once."""
     while not stop.is_set():
-        received = signal.sigtimedwait(_SIGNALS, 0.1)
+        received = signal.sigtimedwait(STOPPING, 0.1)
         if received is not None:
             _thread.interrupt_main(signal.Signals(received.si_signo))
             return

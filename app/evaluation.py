@@ -53,7 +53,8 @@ def evaluate_explanation(arguments: argparse.Namespace) -> None:
     from app.explanation_quality import evaluate
     from app.explanation_report import write_report
     from models.classifier.network import Classifier
-    from models.store import ModelUnavailable, load_weights
+    from models.record import ModelUnavailable
+    from models.store import load_weights
 
     output, network = arguments.output, Classifier()
     try:

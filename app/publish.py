@@ -16,10 +16,11 @@ import errno
 import fcntl
 import json
 import os
+import re
 import shutil
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
@@ -29,9 +30,10 @@ from app.outcome import UsageError
 from operators.software import NAME
 
 RESULT = "result.json"
+METADATA = "metadata.json"
 RESULT_FOLDERS = ("sr", "seg", "sc", "pm", "pdf")
 """Of these, ``pdf`` is there only where it was asked for."""
-_NAMES = (*RESULT_FOLDERS, RESULT)
+_FLAT = re.compile(f"({'|'.join(RESULT_FOLDERS)})-.+\\.dcm")
 _PREFIX = ".covid-ct-staging-"
 
 
@@ -61,7 +63,8 @@ class Staging:
             self._root = Path(tempfile.mkdtemp(prefix=_PREFIX, dir=output))
         except OSError as error:
             self._drop_output()
-            raise UsageError(f"cannot write to the output folder {output}: {error.strerror}") from error
+            line = f"cannot write to the output folder {output} as uid {os.getuid()}: {error.strerror}"
+            raise UsageError(line) from error
         except UsageError:
             self._drop_output()
             raise
@@ -97,23 +100,61 @@ class Staging:
         _flush(self.folder)
         retiring = self._root / "retiring"
         retiring.mkdir()
-        for name in reversed(_NAMES):
-            _move(self._output / name, retiring / name)
+        for name in reversed(results_in(self._output)):
+            (self._output / name).rename(retiring / name)
         retiring.rename(self._root / "retired")
-        for name in _NAMES:
-            _move(self.folder / name, self._output / name)
+        for name in results_in(self.folder):
+            (self.folder / name).rename(self._output / name)
         _sync(self._output)
 
     def _drop_output(self) -> None:
-        for folder in self._made:
-            with suppress(OSError):  # not empty: it holds the results
-                folder.rmdir()
+        _remove_empty(self._made)
+
+
+def results_in(folder: Path) -> list[str]:
+    """Names in ``folder`` that belong to results, ``result.json`` last; none where there is no such folder."""
+    known = {*RESULT_FOLDERS, METADATA, RESULT}
+    names = [path.name for path in folder.iterdir()] if folder.is_dir() else []
+    return sorted(
+        (name for name in names if name in known or _FLAT.fullmatch(name)), key=lambda name: (name == RESULT, name)
+    )
+
+
+def flatten(folder: Path) -> None:
+    """Take the objects out of their folders: ``sr/report.dcm`` becomes ``sr-report.dcm``."""
+    for name in RESULT_FOLDERS:
+        for path in sorted((folder / name).glob("*")):
+            path.rename(folder / f"{name}-{path.name}")
+        _remove_empty([folder / name])
+
+
+def tidier(output: Path) -> Callable[[], None]:
+    """Return what removes all that a run leaves in ``output`` that begins after this call and dies."""
+    absent = _absent(output)
+
+    def tidy() -> None:
+        with suppress(OSError):
+            _sweep(output)
+        _remove_empty(absent)
+
+    return tidy
+
+
+def _absent(folder: Path) -> list[Path]:
+    """Return those of ``folder`` and its parents that are absent, innermost first."""
+    return [path for path in (folder, *folder.parents) if not path.exists()]
+
+
+def _remove_empty(folders: Iterable[Path]) -> None:
+    for folder in folders:
+        with suppress(OSError):  # not empty: it holds the results
+            folder.rmdir()
 
 
 def _make_folder(folder: Path) -> list[Path]:
     """Make ``folder``; return those of it and its parents that were absent, innermost first."""
     try:
-        absent = [path for path in (folder, *folder.parents) if not path.exists()]
+        absent = _absent(folder)
         folder.mkdir(parents=True, exist_ok=True)
     except FileExistsError:
         raise UsageError(f"the output folder {folder} is a file; give a folder") from None
@@ -124,7 +165,7 @@ def _make_folder(folder: Path) -> list[Path]:
 
 def _check_owned(output: Path) -> None:
     """Never replace what this software did not write."""
-    if not any((output / name).exists() for name in _NAMES):
+    if not results_in(output):
         return
     try:
         content = json.loads((output / RESULT).read_text("utf-8"))
@@ -132,7 +173,7 @@ def _check_owned(output: Path) -> None:
     except (OSError, ValueError, KeyError, TypeError):
         owned = False
     if not owned:
-        names = ", ".join(_NAMES)
+        names = ", ".join((*RESULT_FOLDERS, METADATA, RESULT))
         raise UsageError(f"the output folder {output} holds other files named {names}; give an empty folder")
 
 
@@ -162,11 +203,11 @@ def _undo(root: Path, output: Path) -> None:
     if not (root / "new" / RESULT).exists():  # not begun, or finished
         return
     if (root / "retired").exists():  # whatever is in place is new
-        for name in _NAMES:
+        for name in results_in(output):
             _remove(output / name)
         (root / "retired").rename(root / "retiring")
-    for name in _NAMES:
-        _move(root / "retiring" / name, output / name)
+    for name in results_in(root / "retiring"):
+        (root / "retiring" / name).rename(output / name)
 
 
 def _flush(folder: Path) -> None:
@@ -184,11 +225,6 @@ def _sync(path: Path) -> None:
             raise
     finally:
         os.close(descriptor)
-
-
-def _move(source: Path, target: Path) -> None:
-    if os.path.lexists(source):
-        source.rename(target)
 
 
 def _remove_busy(folder: Path) -> None:

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Sequence
 from dataclasses import fields
 from pathlib import Path
 from typing import Annotated, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import AliasChoices, BaseModel, ConfigDict, Field
 
-from app.publish import RESULT, RESULT_FOLDERS
+from app.publish import METADATA, RESULT, results_in
 from app.settings import Settings
 from operators.findings import Classification
 from operators.identity import ModelSet
@@ -21,6 +22,7 @@ from operators.remarks import Remark, RemarkCode
 from operators.software import NAME, RESEARCH_NOTICE, VERSION
 from operators.volume import CTVolume
 
+_MERCURE = "__mercure_notification"
 Sha256 = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
 
 
@@ -51,6 +53,21 @@ class OutputFile(_Part):
     bytes: int
 
 
+class Notification(_Part):
+    """What mercure tells people when it has processed a study.
+
+    Parameters
+    ----------
+    text : str
+        One line without patient data.
+    requested : bool
+        Whether someone should look: of a positive or refused study.
+    """
+
+    text: str
+    requested: bool
+
+
 class _Result(_Part):
     status: str
     reason_codes: list[ReasonCode]
@@ -58,10 +75,26 @@ class _Result(_Part):
     notice: str = RESEARCH_NOTICE
     software: Software = Software()
     settings: dict[str, bool | float | int | str]
+    notification: Notification = Field(
+        validation_alias=AliasChoices(_MERCURE, "notification"), serialization_alias=_MERCURE
+    )
 
     def write(self, folder: Path) -> None:
-        """Write ``result.json`` into ``folder``."""
-        (folder / RESULT).write_text(self.model_dump_json(indent=2) + "\n", "utf-8")
+        """Write ``result.json`` and ``metadata.json`` into ``folder``."""
+        metadata = json.dumps(self.metadata, indent=2, ensure_ascii=False)
+        (folder / METADATA).write_text(metadata + "\n", "utf-8")
+        (folder / RESULT).write_text(self.model_dump_json(indent=2, by_alias=True) + "\n", "utf-8")
+
+    @property
+    def metadata(self) -> dict[str, str | float | None]:
+        """Single values, on which the MONAI Deploy Workflow Manager can decide what to do with a study."""
+        return {
+            "status": self.status,
+            "reason_codes": " ".join(self.reason_codes),
+            "message": self.message,
+            "notice": self.notice,
+            "software": f"{self.software.name} {self.software.version}",
+        }
 
 
 class RefusedResult(_Result):
@@ -73,7 +106,12 @@ class RefusedResult(_Result):
     @classmethod
     def of(cls, refusal: InputRefused, settings: Settings) -> Self:
         """Say why the input was refused."""
-        return cls(message=refusal.message, reason_codes=[refusal.code], settings=settings.model_dump())
+        return cls(
+            message=refusal.message,
+            reason_codes=[refusal.code],
+            settings=settings.model_dump(),
+            notification=Notification(text=f"Refused: {refusal.code}: {refusal.message}", requested=True),
+        )
 
 
 class StudyOutcome(_Part):
@@ -96,12 +134,14 @@ class FolderResult(_Result):
         refused = [study for study in studies if study.status == "refused"]
         codes = dict.fromkeys(code for study in refused for code in study.reason_codes)
         done = len(studies) - len(refused)
+        message = f"{done} of {len(studies)} studies were processed"
         return cls(
             status="completed" if not refused else "partly_refused" if done else "refused",
-            message=f"{done} of {len(studies)} studies were processed",
+            message=message,
             reason_codes=list(codes),
             studies=list(studies),
             settings=settings.model_dump(),
+            notification=Notification(text=message, requested=bool(refused)),
         )
 
 
@@ -169,9 +209,11 @@ class CompletedResult(_Result):
     ) -> Self:
         """Put together what was found; ``folder`` holds the written files."""
         decision: Literal["positive", "negative"] = "positive" if classification.positive else "negative"
+        message = f"COVID-19 {decision}, probability {classification.probability:.2f}"
         return cls(
-            message=f"COVID-19 {decision}, probability {classification.probability:.2f}",
+            message=message,
             settings=settings.model_dump(),
+            notification=Notification(text=f"{message}. {RESEARCH_NOTICE}", requested=classification.positive),
             study_uid=volume.study_uid,
             series_uid=volume.series_uid,
             remarks=[StatedRemark(code=remark.code, message=remark.message) for remark in remarks],
@@ -185,6 +227,18 @@ class CompletedResult(_Result):
             files=list_files(folder),
         )
 
+    @property
+    def metadata(self) -> dict[str, str | float | None]:
+        """As of every result, with the findings that decide what becomes of a study."""
+        total = self.measurements.total
+        return super().metadata | {
+            "decision": self.decision,
+            "probability": self.probability,
+            "involvement_percent": total.involvement.percent_of_lung,
+            "lesions_percent": total.all_lesions.percent_of_lung,
+            "remarks": " ".join(remark.code for remark in self.remarks),
+        }
+
 
 def _model(models: ModelSet, task: str) -> Model:
     record = getattr(models, task)
@@ -192,8 +246,9 @@ def _model(models: ModelSet, task: str) -> Model:
 
 
 def list_files(folder: Path) -> list[OutputFile]:
-    """Name, hash and size of every file in the result folders below ``folder``, in order of their paths."""
-    paths = sorted(path for name in RESULT_FOLDERS for path in (folder / name).rglob("*") if path.is_file())
+    """Name, hash and size of every object in ``folder``, in order of their paths."""
+    tops = [folder / name for name in results_in(folder) if name not in (METADATA, RESULT)]
+    paths = sorted(path for top in tops for path in (top, *top.rglob("*")) if path.is_file())
     return [
         OutputFile(
             path=path.relative_to(folder).as_posix(),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import yaml
 from pydantic import Field, ValidationError
@@ -38,6 +38,8 @@ class Settings(BaseSettings):
     """Share of its relevance that the gate hands to each branch: 1 as the paper, 0.5 to split it."""
     residual_limit: float = Field(0.75, gt=0.0)
     """What a heatmap may lack or exceed, as a share of what it explains, before it is called unreliable."""
+    layout: Literal["auto", "folders", "flat"] = "auto"
+    """Put the objects into a folder for each kind, or all beside ``result.json``; ``auto`` is flat under mercure."""
     deflate: bool = False
     """Write segmentation and parametric maps in Deflated Explicit VR Little Endian."""
     pdf: bool = False
@@ -46,9 +48,14 @@ class Settings(BaseSettings):
     """Arithmetic of the segmentation networks; ``auto`` is bfloat16 where the processor is fast in it."""
 
     @property
+    def flat(self) -> bool:
+        """Whether all objects go beside ``result.json``: mercure sends to the PACS only what lies there."""
+        return self.layout == "flat" or (self.layout == "auto" and "MERCURE_OUT_DIR" in os.environ)
+
+    @property
     def fingerprint(self) -> str:
         """All values that can change a result, in one line: other settings, other UIDs."""
-        return self.model_dump_json(exclude={"studies", "deflate", "pdf"})
+        return self.model_dump_json(exclude={"studies", "layout", "deflate", "pdf"})
 
 
 def load_settings(assignments: Iterable[str] = ()) -> Settings:
@@ -83,6 +90,25 @@ def _explain(error: ValidationError) -> str:
     return f"setting {name}: {first['msg'].lower()}"
 
 
+def read_configuration(path: Path) -> dict[str, Any]:
+    """Read an application configuration (``app.yaml``).
+
+    Raises
+    ------
+    UsageError
+        If it cannot be read or is no mapping.
+    """
+    try:
+        content = yaml.safe_load(path.read_text("utf-8")) or {}
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageError(f"cannot read the configuration {path}") from error
+    except yaml.YAMLError as error:
+        raise UsageError(f"the configuration {path} is no YAML mapping") from error
+    if not isinstance(content, dict):
+        raise UsageError(f"the configuration {path} is no YAML mapping")
+    return content
+
+
 def load_rules(path: Path | None) -> SelectionRules:
     """Read which series to take from the key ``series-selection`` of an application configuration (``app.yaml``).
 
@@ -95,14 +121,10 @@ def load_rules(path: Path | None) -> SelectionRules:
     """
     if path is None:
         return ANY_SERIES
+    content = read_configuration(path)
     try:
-        content = yaml.safe_load(path.read_text("utf-8")) or {}
         return SelectionRules.model_validate(content.get("series-selection") or {})
-    except (OSError, UnicodeDecodeError) as error:
-        raise UsageError(f"cannot read the configuration {path}") from error
     except ValidationError as error:
         first = error.errors()[0]
         place, message = ".".join(map(str, first["loc"])), first["msg"].removeprefix("Value error, ")
         raise UsageError(f"configuration {path}, series-selection.{place}: {message}") from error
-    except (yaml.YAMLError, AttributeError) as error:
-        raise UsageError(f"the configuration {path} is no YAML mapping") from error

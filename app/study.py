@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from pydicom.uid import UID
 
 from app.outcome import UsageError
-from app.publish import RESULT_FOLDERS, Staging
+from app.publish import RESULT_FOLDERS, Staging, flatten
 from app.settings import Settings
 from operators.journal import Journal
 from operators.refusal import InputRefused
@@ -117,7 +117,8 @@ def _studies(request: Request) -> list[Study]:
 
     studies = group_studies(scan_folder(request.input))
     with_ct = [study for study in studies if study.has_ct]
-    if len(with_ct) > 1 and request.settings.studies == "each":
+    # A flat folder holds one study: in folders of their own, the objects of others would not be seen.
+    if len(with_ct) > 1 and request.settings.studies == "each" and not request.settings.flat:
         return with_ct
     return [the_study(studies)]
 
@@ -189,10 +190,14 @@ def _process(request: Request, study: Study, folder: Path, journal: Journal) -> 
 
     models = _models(request.models)
     # what was done, not what was left open: results that may differ by a rounding have other UIDs
-    settings = request.settings.model_copy(update={"precision": resolve(request.settings.precision)})
+    layout = "flat" if request.settings.flat else "folders"
+    done = {"precision": resolve(request.settings.precision), "layout": layout}
+    settings = request.settings.model_copy(update=done)
     application = CovidCTApplication(study, request.rules, folder, models, settings, journal)
     findings = application.process()
     verify_objects(folder, findings.volume, [name for name in RESULT_FOLDERS if name != "pdf" or settings.pdf])
+    if settings.flat:
+        flatten(folder)
     return CompletedResult.of(
         *findings,
         models=models.records,

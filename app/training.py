@@ -54,7 +54,8 @@ def train(arguments: argparse.Namespace) -> None:
 
 def _save(arguments: argparse.Namespace, network: nn.Module) -> None:
     """Write the weights; name, version and description stay as the metadata in the output folder say."""
-    from models.store import METADATA, save_weights
+    from models.record import METADATA
+    from models.store import save_weights
 
     folder = arguments.output / arguments.model
     shipped = Path(__file__).resolve().parent.parent / "models" / arguments.model / METADATA
@@ -80,7 +81,8 @@ def _started(arguments: argparse.Namespace, network: Network) -> Network:
     UsageError
         If they are not there or do not fit.
     """
-    from models.store import ModelUnavailable, load_weights
+    from models.record import ModelUnavailable
+    from models.store import load_weights
 
     if arguments.start is not None:
         try:

@@ -4,38 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from safetensors.torch import load, save
 from torch import nn
 
-WEIGHTS = "weights.safetensors"
-METADATA = "metadata.json"
-
-
-class ModelUnavailable(Exception):
-    """A model folder is missing, incomplete or altered. The message is one clear line."""
-
-
-@dataclass(frozen=True, slots=True)
-class ModelRecord:
-    """Identity of the weights in use.
-
-    Parameters
-    ----------
-    name : str
-        Name of the model, as in ``metadata.json``.
-    version : str
-        Version of the weights.
-    sha256 : str
-        SHA-256 of the weight file, hexadecimal.
-    """
-
-    name: str
-    version: str
-    sha256: str
+from models.record import METADATA, WEIGHTS, ModelRecord, ModelUnavailable, read_model
 
 
 def load_weights(folder: Path, network: nn.Module) -> ModelRecord:
@@ -58,16 +33,7 @@ def load_weights(folder: Path, network: nn.Module) -> ModelRecord:
     ModelUnavailable
         If a file is missing, the hash differs from the metadata, or the tensors do not fit.
     """
-    try:
-        metadata = json.loads((folder / METADATA).read_text("utf-8"))
-        record = ModelRecord(metadata["name"], metadata["version"], metadata["weights_sha256"])
-        content = (folder / WEIGHTS).read_bytes()
-    except OSError as error:
-        raise ModelUnavailable(f"model {folder.name}: cannot read {error.filename}") from error
-    except (ValueError, KeyError, TypeError) as error:
-        raise ModelUnavailable(f"model {folder.name}: {METADATA} is damaged") from error
-    if hashlib.sha256(content).hexdigest() != record.sha256:
-        raise ModelUnavailable(f"model {folder.name}: {WEIGHTS} is not the file that {METADATA} describes")
+    record, content = read_model(folder)
     try:
         state = {name: tensor.float() for name, tensor in load(content).items()}
         network.load_state_dict(state)

@@ -14,7 +14,7 @@ from pydicom import Dataset
 from pydicom.uid import UID
 from pydicom.valuerep import DA, DT, TM
 
-from models.store import ModelRecord
+from models.record import ModelRecord
 from operators.codes import ARTIFICIAL_INTELLIGENCE, PROCESSING_EQUIPMENT
 from operators.ct_images import with_values
 from operators.software import MANUFACTURER, NAME, RESEARCH_NOTICE, VERSION

@@ -17,7 +17,7 @@ from pydicom import Dataset
 from pydicom.sr.coding import Code
 from pydicom.uid import CTImageStorage
 
-from models.store import ModelRecord
+from models.record import ModelRecord
 from operators.codes import (
     ABNORMAL_STRUCTURE,
     ANATOMICAL_STRUCTURE,

@@ -34,7 +34,7 @@ from pydicom import Dataset
 from pydicom.sr.codedict import codes as standard
 from pydicom.sr.coding import Code
 
-from models.store import ModelRecord
+from models.record import ModelRecord
 from operators import codes
 from operators.findings import Classification, LesionType
 from operators.identity import (

@@ -12,7 +12,7 @@ from matplotlib.axes import Axes
 from monai.deploy.core import InputContext
 from scipy.ndimage import map_coordinates
 
-from models.store import ModelRecord
+from models.record import ModelRecord
 from operators.codes import CLASS_NAMES, LESION_TERMS
 from operators.measurements import Measurements
 from operators.orientation import standard_lesions, standard_lungs, standard_volume

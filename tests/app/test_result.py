@@ -12,7 +12,7 @@ from pydantic import ValidationError
 
 from app.result import CompletedResult, RefusedResult, list_files
 from app.settings import Settings
-from models.store import ModelRecord
+from models.record import ModelRecord
 from operators.findings import Classification, Involvement, Lesions, LesionType, Lung, Lungs
 from operators.identity import ModelSet
 from operators.measurements import measure

@@ -18,7 +18,7 @@ from scipy.ndimage import binary_dilation, gaussian_filter
 
 from app.phantom import make_phantom
 from app.phantom.dicom import ct_headers
-from models.store import ModelRecord
+from models.record import ModelRecord
 from operators.classification import classifier_input
 from operators.findings import Classification, Explanation, Involvement, Lesions, Lungs
 from operators.identity import ModelSet, Provenance

@@ -7,7 +7,8 @@ import pytest
 import torch
 from torch import nn
 
-from models.store import METADATA, WEIGHTS, ModelUnavailable, load_weights, save_weights
+from models.record import METADATA, WEIGHTS, ModelUnavailable
+from models.store import load_weights, save_weights
 
 
 def _saved(folder: Path) -> nn.Module:

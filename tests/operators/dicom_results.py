@@ -10,7 +10,7 @@ import numpy as np
 from pydicom import Dataset
 from pydicom.uid import EnhancedCTImageStorage
 
-from models.store import ModelRecord
+from models.record import ModelRecord
 from operators.ct_images import with_values
 from operators.findings import Classification, Explanation, Involvement, Lesions, LesionType, Lung, Lungs
 from operators.identity import ModelSet, Provenance

@@ -1,0 +1,94 @@
+"""The files of a MONAI Application Package, laid out as in its root.
+
+All code lies below ``/opt/holoscan/app``, as the specification wants it, and the weights lie below
+``/opt/holoscan/models``: who mounts weights of his own there hides no code.
+"""
+
+from __future__ import annotations
+
+import shutil
+import tomllib
+from pathlib import Path
+
+from app.outcome import UsageError
+from app.package import manifests
+from app.package.manifests import as_text, load_package_configuration
+from models.record import METADATA, TASKS, WEIGHTS
+
+_CODE = ("app", "operators", "models")
+_CARD = "README.md"
+_DOCUMENTS = ("README.md", "LICENSE", "docs", "deploy", "models/README.md")
+
+
+def write_tree(checkout: Path, root: Path) -> None:
+    """Write the files of the package.
+
+    Parameters
+    ----------
+    checkout : Path
+        The repository of this software.
+    root : Path
+        Stands for ``/`` of the package; must be absent or empty.
+
+    Raises
+    ------
+    UsageError
+        If ``checkout`` is no checkout, its ``app.yaml`` is wrong, or ``root`` cannot be written.
+    """
+    project = checkout / "pyproject.toml"
+    if not project.is_file():
+        raise UsageError(f"{checkout} is no checkout of this software: packages are made from one")
+    configuration = load_package_configuration(checkout / "app.yaml")
+    try:
+        if root.exists() and any(root.iterdir()):
+            raise UsageError(f"the folder {root} is not empty; give another")
+        for name, manifest in manifests.manifests(configuration).items():
+            _write(_below(root, manifests.MANIFESTS) / name, as_text(manifest))
+        _write_application(checkout, _below(root, manifests.APPLICATION), project)
+        _write_models(checkout, _below(root, manifests.MODELS))
+        _write_documents(checkout, _below(root, manifests.DOCS))
+        work = _below(root, manifests.WORKING_DIRECTORY)
+        _copy(checkout / "app.yaml", work / "app.yaml")
+        for name in (manifests.INPUT, manifests.OUTPUT):
+            (work / name).mkdir()
+    except OSError as error:
+        raise UsageError(f"cannot write the package to {root}: {error.strerror}") from error
+
+
+def _write_application(checkout: Path, folder: Path, project: Path) -> None:
+    """Write the three packages, what starts them, and what the MONAI Deploy packager is to install for them."""
+    for package in _CODE:
+        for source in sorted((checkout / package).rglob("*.py")):
+            _copy(source, folder / source.relative_to(checkout))
+    _copy(checkout / "app" / "__main__.py", folder / "__main__.py")
+    dependencies = tomllib.loads(project.read_text("utf-8"))["project"]["dependencies"]
+    _write(folder / "requirements.txt", "\n".join(dependencies) + "\n")
+
+
+def _write_models(checkout: Path, folder: Path) -> None:
+    for task in TASKS:
+        for name in (WEIGHTS, METADATA, _CARD):
+            _copy(checkout / "models" / task / name, folder / task / name)
+
+
+def _write_documents(checkout: Path, folder: Path) -> None:
+    for name in _DOCUMENTS:
+        source = checkout / name
+        paths = sorted(source.rglob("*")) if source.is_dir() else [source]
+        for path in paths:
+            if path.is_file():
+                _copy(path, folder / path.relative_to(checkout))
+
+
+def _below(root: Path, absolute: Path) -> Path:
+    return root / absolute.relative_to("/")
+
+
+def _write(path: Path, text: str) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text, "utf-8")
+
+
+def _copy(source: Path, target: Path) -> None:
+    target.parent.mkdir(parents=True, exist_ok=True)
+    shutil.copyfile(source, target)

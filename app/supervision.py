@@ -1,0 +1,93 @@
+"""A run in a process of its own, so that someone is left to tell how it died.
+
+The system ends a process without a word where memory runs out, and so does a fault in a native library. A small parent
+process waits for the run, hands it the signals that it receives, and if the run dies says so in one line and removes
+what it left behind.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import signal
+import time
+from collections.abc import Callable
+
+from app.console import tell
+from app.outcome import ExitStatus
+
+STOPPING = (signal.SIGTERM, signal.SIGINT)
+"""Signals that ask a run to end."""
+_PATIENCE = 6.0
+"""Seconds that a run has to end after it was asked to; container engines kill after ten."""
+_PR_SET_PDEATHSIG = 1
+
+
+def supervised(work: Callable[[], int], tidy: Callable[[], None]) -> int:
+    """Call ``work`` in a child process and return its exit status.
+
+    Must be called before the process has other threads.
+
+    Parameters
+    ----------
+    work : callable
+        Returns an exit status. It returns in the child process, which then goes on as if it were the only one.
+    tidy : callable
+        Called in the parent process where the child died, to remove what it left.
+
+    Returns
+    -------
+    int
+        What ``work`` returned; ``ExitStatus.FAILED`` if the child died, 128 and the number of the signal if it had been
+        asked to end.
+    """
+    # Blocked signals wait for sigtimedwait, even for the first process of a container, which else would not get them.
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, (*STOPPING, signal.SIGCHLD))
+    parent = os.getpid()
+    child = os.fork()
+    if child == 0:
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+        _die_with(parent)
+        return work()
+    status, asked = _wait(child)
+    signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+    if status >= 0:
+        return status
+    tidy()
+    if asked is not None:
+        tell("interrupted")
+        return 128 + asked
+    tell(f"error: {_cause(signal.Signals(-status))}")
+    return ExitStatus.FAILED
+
+
+def _die_with(parent: int) -> None:
+    """Have this process killed when its parent ends: nobody would be left to wait for it."""
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != parent:
+        os._exit(ExitStatus.FAILED)
+
+
+def _wait(child: int) -> tuple[int, int | None]:
+    """Wait for the child's end; return its status, negative if a signal ended it, and the signal that it was handed."""
+    asked: int | None = None
+    deadline = float("inf")
+    while True:
+        patience = min(max(deadline - time.monotonic(), 0.0), 3600.0)
+        received = signal.sigtimedwait((*STOPPING, signal.SIGCHLD), patience)
+        ended, status = os.waitpid(child, os.WNOHANG)
+        if ended:
+            return os.waitstatus_to_exitcode(status), asked
+        if received is not None and received.si_signo in STOPPING:
+            os.kill(child, received.si_signo)
+            asked = asked or received.si_signo
+            deadline = min(deadline, time.monotonic() + _PATIENCE)
+        elif time.monotonic() >= deadline:
+            os.kill(child, signal.SIGKILL)
+            deadline = float("inf")
+
+
+def _cause(death: signal.Signals) -> str:
+    if death == signal.SIGKILL:
+        return "the run was killed, as happens where memory runs out; give it more memory, app.yaml says how much"
+    return f"the run died of {death.name}; nothing was written"
