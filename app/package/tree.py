@@ -62,7 +62,13 @@ def _write_application(checkout: Path, folder: Path, project: Path) -> None:
             _copy(source, folder / source.relative_to(checkout))
     _copy(checkout / "app" / "__main__.py", folder / "__main__.py")
     dependencies = tomllib.loads(project.read_text("utf-8"))["project"]["dependencies"]
-    _write(folder / "requirements.txt", "\n".join(dependencies) + "\n")
+    pins = dict(_pin(line) for line in (checkout / "constraints.txt").read_text("utf-8").splitlines())
+    pinned = [dependency if "==" in dependency else pins[dependency.lower()] for dependency in dependencies]
+    _write(folder / "requirements.txt", "\n".join(pinned) + "\n")
+
+
+def _pin(line: str) -> tuple[str, str]:
+    return line.partition("==")[0].lower(), line
 
 
 def _write_models(checkout: Path, folder: Path) -> None:

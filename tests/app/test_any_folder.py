@@ -211,7 +211,7 @@ def test_a_folder_of_several_studies_is_refused_where_one_is_expected(models: Pa
     with pytest.raises(Exception, match="2 studies with CT images") as refused:
         _one(tmp_path / "in", tmp_path / "out", models)
     assert refused.value.code is ReasonCode.MIXED_STUDIES  # type: ignore[attr-defined]
-    assert [path.name for path in (tmp_path / "out").iterdir()] == ["result.json"]
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["metadata.json", "result.json"]
 
 
 def _bulging(hu: np.ndarray) -> np.ndarray:

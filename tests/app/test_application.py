@@ -91,12 +91,12 @@ def test_the_result_lists_exactly_what_is_there(finished: tuple[Path, str]) -> N
     output, _ = finished
     result, tree = _result(output), _tree(output)
     assert {file["path"]: file["sha256"] for file in result["files"]} == {
-        name: sha256 for name, sha256 in tree.items() if name != "result.json"
+        name: sha256 for name, sha256 in tree.items() if not name.endswith(".json")
     }
-    assert {name.split("/")[0] for name in tree} == {"sr", "seg", "sc", "pm", "result.json"}
+    assert {name.split("/")[0] for name in tree} == {"sr", "seg", "sc", "pm", "metadata.json", "result.json"}
     assert all((output / file["path"]).stat().st_size == file["bytes"] for file in result["files"])
     assert sorted(result["seconds"]) == sorted(_NODES)
-    assert sorted(path.name for path in output.iterdir()) == ["pm", "result.json", "sc", "seg", "sr"]
+    assert sorted(path.name for path in output.iterdir()) == ["metadata.json", "pm", "result.json", "sc", "seg", "sr"]
 
 
 def test_the_result_is_what_the_graph_measured(finished: tuple[Path, str], models: Path) -> None:
@@ -199,7 +199,7 @@ def test_a_refused_input_leaves_the_reason_alone(finished: tuple[Path, str], mod
     with pytest.raises(InputRefused) as refusal:
         run(empty, output, models)
     assert refusal.value.code == ReasonCode.NO_DICOM
-    assert [path.name for path in output.iterdir()] == ["result.json"]
+    assert sorted(path.name for path in output.iterdir()) == ["metadata.json", "result.json"]
     assert _result(output)["reason_codes"] == ["NO_DICOM"]
     assert _result(output)["message"] == refusal.value.message
 
@@ -210,7 +210,7 @@ def test_a_refusal_amid_the_graph_keeps_its_reason(models: Path, tmp_path: Path)
         run(tmp_path / "tissue", tmp_path / "out", models)
     assert refusal.value.code == ReasonCode.NO_LUNGS
     assert _result(tmp_path / "out")["status"] == "refused"
-    assert [path.name for path in (tmp_path / "out").iterdir()] == ["result.json"]
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["metadata.json", "result.json"]
 
 
 @pytest.mark.parametrize("task", ["lungs", "lesions", "involvement", "classifier"])

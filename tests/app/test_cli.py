@@ -27,7 +27,7 @@ _ROOT = Path(__file__).resolve().parents[2]
 @pytest.fixture(autouse=True)
 def _clean_process(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Undo what the command does to its own process."""
-    for name in ("INPUT_PATH", "OUTPUT_PATH", "MODEL_PATH", "WORKDIR"):
+    for name in ("CONFIG_PATH", "INPUT_PATH", "OUTPUT_PATH", "MODEL_PATH", "WORKDIR"):
         monkeypatch.delenv(f"HOLOSCAN_{name}", raising=False)
     monkeypatch.setenv("HOLOSCAN_LOG_LEVEL", "ERROR")
     monkeypatch.setattr(tempfile, "tempdir", None)

@@ -62,4 +62,11 @@ def test_a_killed_run_leaves_all_or_nothing(tmp_path: Path) -> None:
         output = tmp_path / f"out{number}"
         assert run_as_a_person(series, output, models).returncode == 0
         assert _state(output) == "complete"
-        assert sorted(path.name for path in output.iterdir()) == ["pm", "result.json", "sc", "seg", "sr"]
+        assert sorted(path.name for path in output.iterdir()) == [
+            "metadata.json",
+            "pm",
+            "result.json",
+            "sc",
+            "seg",
+            "sr",
+        ]

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from app.outcome import UsageError
-from app.publish import Staging
+from app.publish import Staging, flatten, tidier
 
 _OWN = {"software": {"name": "covid-ct-map"}}
 
@@ -175,7 +175,42 @@ def test_the_staging_folder_of_a_living_run_is_left_alone(tmp_path: Path) -> Non
         assert first.folder.is_dir()
 
 
-@pytest.mark.parametrize("name", ["sr", "sc/mine.dcm", "result.json"])
+def test_flat_results_replace_those_in_folders_and_are_replaced(tmp_path: Path) -> None:
+    (tmp_path / "other.dcm").write_text("mine")
+    _run(tmp_path, "one")
+    with Staging(tmp_path) as staging:
+        _build(staging.folder, "two")
+        flatten(staging.folder)
+        staging.publish()
+    assert set(_tree(tmp_path)) == {
+        *(f"{name}-two.dcm" for name in ("sr", "seg", "sc", "pm")),
+        "result.json",
+        "other.dcm",
+    }
+    _run(tmp_path, "three", names=("sr",))
+    assert set(_tree(tmp_path)) == {"sr/three.dcm", "result.json", "other.dcm"}
+
+
+def test_tidying_removes_what_a_dead_run_left_and_made(tmp_path: Path) -> None:
+    output = tmp_path / "deep" / "out"
+    tidy = tidier(output)
+    process = subprocess.run([sys.executable, "-c", _KILLED_RUN, str(output), "2"], check=False)
+    assert process.returncode == 9
+    assert output.exists()
+    tidy()
+    assert not (tmp_path / "deep").exists()
+
+
+def test_tidying_leaves_what_was_there(tmp_path: Path) -> None:
+    _run(tmp_path, "one")
+    before = _tree(tmp_path)
+    tidy = tidier(tmp_path)
+    subprocess.run([sys.executable, "-c", _KILLED_RUN, str(tmp_path), "7"], check=False)
+    tidy()
+    assert _tree(tmp_path) == before
+
+
+@pytest.mark.parametrize("name", ["sr", "sc/mine.dcm", "sr-mine.dcm", "metadata.json", "result.json"])
 def test_files_of_others_are_never_replaced(tmp_path: Path, name: str) -> None:
     mine = tmp_path / name
     mine.parent.mkdir(exist_ok=True)

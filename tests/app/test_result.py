@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from pydantic import ValidationError
 
-from app.result import CompletedResult, RefusedResult, list_files
+from app.result import CompletedResult, Notification, RefusedResult, list_files
 from app.settings import Settings
 from models.record import ModelRecord
 from operators.findings import Classification, Involvement, Lesions, LesionType, Lung, Lungs
@@ -86,9 +86,14 @@ def test_a_completed_result_says_everything(volume: CTVolume, tmp_path: Path) ->
             "target": "positive",
             "gate_share": 1.0,
             "residual_limit": 0.75,
+            "layout": "auto",
             "deflate": False,
             "pdf": False,
             "precision": "auto",
+        },
+        "__mercure_notification": {
+            "text": "COVID-19 positive, probability 0.75. Research use only. Not for diagnostic use.",
+            "requested": True,
         },
         "remarks": [{"code": "ONE_LUNG", "message": "Only one lung was found."}],
         "study_uid": volume.study_uid,
@@ -116,6 +121,42 @@ def test_a_completed_result_says_everything(volume: CTVolume, tmp_path: Path) ->
     assert measurements["right"]["volume_ml"] == pytest.approx(24.0)
     assert measurements["right"]["ground_glass"] == pytest.approx({"volume_ml": 4.0, "percent_of_lung": 100 / 6})
     assert measurements["left"]["involvement"]["percent_of_lung"] == 0.0
+
+
+def test_metadata_are_single_values_that_decide_what_becomes_of_a_study(volume: CTVolume, tmp_path: Path) -> None:
+    result = _completed(volume, tmp_path, probability=0.25)
+    result.write(tmp_path)
+    metadata = json.loads((tmp_path / "metadata.json").read_text("utf-8"))
+    total = result.measurements.total
+    assert metadata == {
+        "status": "completed",
+        "reason_codes": "",
+        "message": "COVID-19 negative, probability 0.25",
+        "notice": "Research use only. Not for diagnostic use.",
+        "software": "covid-ct-map 0.1.0",
+        "decision": "negative",
+        "probability": 0.25,
+        "involvement_percent": total.involvement.percent_of_lung,
+        "lesions_percent": total.all_lesions.percent_of_lung,
+        "remarks": "ONE_LUNG",
+    }
+    assert not result.notification.requested
+
+
+def test_a_refusal_asks_for_attention(tmp_path: Path) -> None:
+    refusal = InputRefused(ReasonCode.NO_DICOM, "the folder holds no DICOM object")
+    RefusedResult.of(refusal, Settings()).write(tmp_path)
+    assert _read(tmp_path)["__mercure_notification"] == {
+        "text": "Refused: NO_DICOM: the folder holds no DICOM object",
+        "requested": True,
+    }
+    assert json.loads((tmp_path / "metadata.json").read_text("utf-8"))["reason_codes"] == "NO_DICOM"
+
+
+def test_flat_results_are_listed_too(tmp_path: Path) -> None:
+    (tmp_path / "sr-report.dcm").write_bytes(b"report")
+    (tmp_path / "other.dcm").write_bytes(b"other")
+    assert [file.path for file in list_files(tmp_path)] == ["sr-report.dcm"]
 
 
 def test_no_patient_data(volume: CTVolume, tmp_path: Path) -> None:
@@ -148,7 +189,7 @@ def test_a_refused_result_has_reason_and_nothing_found(tmp_path: Path) -> None:
 
 def test_a_refusal_needs_a_reason() -> None:
     with pytest.raises(ValidationError):
-        RefusedResult(message="no", reason_codes=[], settings={})
+        RefusedResult(message="no", reason_codes=[], settings={}, notification=Notification(text="no", requested=True))
 
 
 def test_files_are_listed_by_path_with_their_hash(tmp_path: Path) -> None:
@@ -164,4 +205,5 @@ def test_files_are_listed_by_path_with_their_hash(tmp_path: Path) -> None:
 def test_the_readme_names_every_key() -> None:
     readme = (Path(__file__).resolve().parents[2] / "README.md").read_text("utf-8")
     keys = {line.split("|")[1] for line in readme.splitlines() if line.startswith("| `")}
-    assert all(any(f"`{key}`" in cell for cell in keys) for key in CompletedResult.model_fields)
+    fields = {field.serialization_alias or name for name, field in CompletedResult.model_fields.items()}
+    assert all(any(f"`{key}`" in cell for cell in keys) for key in fields)

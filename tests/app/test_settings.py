@@ -20,6 +20,7 @@ def test_defaults_are_those_of_the_paper() -> None:
         "target": "positive",
         "gate_share": 1.0,
         "residual_limit": 0.75,
+        "layout": "auto",
         "deflate": False,
         "pdf": False,
         "precision": "auto",
@@ -47,6 +48,7 @@ def test_environment_sets_and_assignment_wins(monkeypatch: pytest.MonkeyPatch) -
         "residual_limit=0",
         "precision=half",
         "studies=all",
+        "layout=nested",
         "max_gap_mm=0",
     ],
 )
@@ -93,7 +95,7 @@ def test_every_value_that_changes_a_result_changes_the_fingerprint() -> None:
         "precision=float32",
     ]
     assert [assignment.partition("=")[0] for assignment in assignments] == [
-        name for name in Settings.model_fields if name not in ("studies", "deflate", "pdf")
+        name for name in Settings.model_fields if name not in ("studies", "layout", "deflate", "pdf")
     ]
     fingerprints = {load_settings([assignment]).fingerprint for assignment in assignments}
     assert len({*fingerprints, load_settings().fingerprint}) == 8

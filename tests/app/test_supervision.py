@@ -1,0 +1,145 @@
+"""Somebody is left to say how a run died."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.app.tiny_run import ROOT
+
+_CHILD = """
+import os, signal, sys, time
+import app.supervision
+from pathlib import Path
+from app.supervision import supervised
+
+app.supervision._PATIENCE = 0.5
+folder = Path(sys.argv[1])
+
+def work():
+    folder.joinpath("pid").write_text(str(os.getpid()))
+    {work}
+
+sys.exit(supervised(work, lambda: folder.joinpath("tidied").touch()))
+"""
+_DEAF = """
+    signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM, signal.SIGINT])
+    folder.joinpath("ready").touch()
+    time.sleep(60)
+"""
+
+
+def _start(folder: Path, work: str) -> subprocess.Popen[str]:
+    code = _CHILD.format(work=work.strip())
+    return subprocess.Popen(
+        [sys.executable, "-c", code, str(folder)],
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def _wait_for(path: Path) -> None:
+    deadline = time.monotonic() + 30
+    while not path.exists():
+        assert time.monotonic() < deadline, f"{path.name} did not come"
+        time.sleep(0.01)
+
+
+def _gone(pid: int) -> bool:
+    """Whether a process has ended; what waits to be collected has."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
+    except FileNotFoundError:
+        return True
+
+
+@pytest.mark.parametrize("status", [0, 65])
+def test_the_status_is_that_of_the_work(status: int, tmp_path: Path) -> None:
+    with _start(tmp_path, f"return {status}") as process:
+        out, err = process.communicate()
+    assert (process.returncode, out, err) == (status, "", "")
+    assert not (tmp_path / "tidied").exists()
+
+
+def test_the_work_has_a_process_of_its_own(tmp_path: Path) -> None:
+    with _start(tmp_path, "return 0") as process:
+        process.communicate()
+    assert int((tmp_path / "pid").read_text()) != process.pid
+
+
+@pytest.mark.parametrize(
+    ("death", "says"), [(signal.SIGKILL, "memory runs out"), (signal.SIGSEGV, "died of SIGSEGV; nothing was written")]
+)
+def test_a_death_is_told_in_one_line_and_tidied_up(death: signal.Signals, says: str, tmp_path: Path) -> None:
+    with _start(tmp_path, f"os.kill(os.getpid(), {death:d})") as process:
+        _, err = process.communicate()
+    assert process.returncode == 70
+    assert err.startswith("error: ")
+    assert says in err
+    assert err.count("\n") == 1
+    assert (tmp_path / "tidied").exists()
+
+
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_what_does_not_end_when_asked_is_ended(number: signal.Signals, status: int, tmp_path: Path) -> None:
+    with _start(tmp_path, _DEAF) as process:
+        _wait_for(tmp_path / "ready")
+        process.send_signal(number)
+        _, err = process.communicate()
+    assert (process.returncode, err) == (status, "interrupted\n")
+    assert (tmp_path / "tidied").exists()
+    assert _gone(int((tmp_path / "pid").read_text()))
+
+
+def test_a_signal_is_handed_on(tmp_path: Path) -> None:
+    work = """
+    signal.signal(signal.SIGTERM, lambda *_: os._exit(7))
+    folder.joinpath("ready").touch()
+    time.sleep(60)
+    """
+    with _start(tmp_path, work) as process:
+        _wait_for(tmp_path / "ready")
+        process.terminate()
+        process.communicate()
+    assert process.returncode == 7
+
+
+def test_the_work_does_not_outlive_its_parent(tmp_path: Path) -> None:
+    with _start(tmp_path, _DEAF) as process:
+        _wait_for(tmp_path / "ready")
+        process.kill()
+    child = int((tmp_path / "pid").read_text())
+    deadline = time.monotonic() + 30
+    while not _gone(child):
+        assert time.monotonic() < deadline, "it goes on working for nobody"
+        time.sleep(0.01)
+
+
+def test_a_killed_run_leaves_nothing_and_one_line(tmp_path: Path) -> None:
+    """The real command: its child is killed as the system does where memory runs out."""
+    source, output = tmp_path / "in", tmp_path / "out"
+    source.mkdir()
+    command = [sys.executable, "-W", "ignore", "-c", _KILLED_RUN, "-i", str(source), "-o", str(output)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 70
+    assert done.stderr.splitlines()[-1].startswith("error: the run was killed, as happens where memory runs out")
+    assert [path.name for path in tmp_path.iterdir()] == ["in"]
+
+
+_KILLED_RUN = """
+import os, signal, sys
+import app.cli, app.study
+
+def die(*_):
+    os.kill(os.getpid(), signal.SIGKILL)
+
+app.study._studies = die
+sys.exit(app.cli.entry())
+"""
