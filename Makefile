@@ -19,12 +19,15 @@ endef
 
 export OMP_NUM_THREADS ?= $(shell nproc 2>/dev/null || echo 2)
 
-.PHONY: help demo test test-all validate pacs-tools pacs viewer fuzz bench lint clean
+.PHONY: help demo test test-all map-tools map map-test map-twice validate pacs-tools pacs viewer fuzz bench lint clean
 
 help:
 	@echo "make demo      set up, make a synthetic chest CT, run on it and say where to look"
 	@echo "make test      set up, lint, check types, run the tests"
 	@echo "make test-all  the same with the tests that take minutes"
+	@echo "make map       build the image, a MONAI Application Package (Docker; VARIANT=gpu, IMAGE=name:tag, BASE=image)"
+	@echo "make map-test  run the image as those do who host it"
+	@echo "make map-twice build the image twice and compare"
 	@echo "make validate  show results to validators (Debian, installs one; CT=FOLDER RESULTS=FOLDER)"
 	@echo "make pacs      send the results of a run to an Orthanc and read them back (Debian, installs it)"
 	@echo "make viewer    look at results in OHIF and save pictures of it (Debian; CT=FOLDER RESULTS=FOLDER)"
@@ -59,10 +62,22 @@ lint: $(STAMP)
 	$(BIN)/mypy
 
 test: lint
-	$(BIN)/pytest -m "not slow and not pacs"
+	$(BIN)/pytest -m "not slow and not pacs and not image"
 
 test-all: lint
-	$(BIN)/pytest -m "not pacs"
+	$(BIN)/pytest -m "not pacs and not image"
+
+map-tools:
+	$(if $(shell docker info 2>/dev/null),,$(call debian,docker.io mmdebstrap))
+
+map: $(STAMP) map-tools
+	@deploy/engine deploy/build-image
+
+map-test: map
+	deploy/engine $(BIN)/pytest -m image tests/image
+
+map-twice: map
+	deploy/engine $(BIN)/python -m tests.image.twice
 
 validate: $(STAMP)
 	$(call debian,pixelmed-apps default-jre-headless)
