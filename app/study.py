@@ -178,7 +178,9 @@ def _provide_scratch(folder: Path) -> None:
 def _models(folder: Path) -> Models:
     """Load the models once for all studies of a process."""
     from app.application import Models
+    from models.threads import use_granted_cores
 
+    use_granted_cores()
     return Models.load(folder)
 
 
