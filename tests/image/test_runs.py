@@ -181,19 +181,27 @@ def test_after_a_kill_the_next_run_cleans_up(container: tuple[str, Path], series
     assert names(output) == ["metadata.json", "pm", "result.json", "sc", "seg", "sr"]
 
 
+_LISTENING = """
+import runpy, sys
+def hear(event, arguments):
+    if event in ("socket.connect", "socket.getaddrinfo", "socket.sendto"):
+        print("SPOKE", event, arguments[1:], file=sys.stderr)
+    if event == "socket.bind" and arguments[1][0] not in ("127.0.0.1", "::1"):  # urllib3 tries whether IPv6 is there
+        print("SPOKE", event, arguments[1:], file=sys.stderr)
+sys.addaudithook(hear)
+if sys.argv[1:] == ["speak"]:
+    import socket
+    socket.getaddrinfo("localhost", 80)
+else:
+    runpy.run_path("/opt/holoscan/app/", run_name="__main__")
+"""
+
+
 def test_nobody_is_spoken_to(series: Path, models: Path, open_path: Path) -> None:
-    """A run with a network of its own opens no socket but local ones."""
+    """The interpreter itself reports what a run would say to others."""
     output = writable(open_path / "out")
-    code = (
-        "import socket, runpy, sys\n"
-        "def refuse(event, arguments):\n"
-        "    if event in ('socket.connect', 'socket.bind', 'socket.getaddrinfo', 'socket.sendto'):\n"
-        "        print('SPOKE', event, file=sys.stderr)\n"
-        "sys.addaudithook(refuse)\n"
-        "sys.argv = ['app']\n"
-        "runpy.run_path('/opt/holoscan/app/', run_name='__main__')\n"
-    )
     options = (*_tiny(series, models), *mount(output, OUTPUT), "--entrypoint", "python3")
-    done = run(*options, command=("-c", code))
+    done = run(*options, command=("-c", _LISTENING))
     assert done.returncode == 0, done.stderr
     assert "SPOKE" not in done.stderr
+    assert "SPOKE socket.getaddrinfo" in run(*options, command=("-c", _LISTENING, "speak")).stderr
