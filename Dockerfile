@@ -40,10 +40,9 @@ RUN set -eu; \
     /opt/venv/bin/python -m app package /package; \
     PYTHONPATH=/opt/describing /opt/venv/bin/python -m app sbom /package/opt/holoscan/docs; \
     # Compiled here, because the root may be read-only; not by the time of the file, so that two builds are the same.
-    # Of the packages, some files are for other versions of Python and cannot be compiled.
-    compile="/opt/venv/bin/python -m compileall -qq -j 0 --invalidation-mode unchecked-hash"; \
-    ${compile} /package/opt/holoscan/app; \
-    ${compile} /opt/venv/lib || true
+    # PyTorch has files for other versions of Python, named after these, which cannot be compiled.
+    /opt/venv/bin/python -m compileall -q -j 0 --invalidation-mode unchecked-hash -x '/_?py3[0-9]+_[a-z_]+\.py$' \
+        /opt/venv/lib /package/opt/holoscan/app
 
 FROM ${BASE}
 ARG VARIANT=cpu
@@ -77,7 +76,6 @@ ENV PATH=/opt/venv/bin:$PATH \
     HOLOSCAN_PKG_MANIFEST_PATH=/etc/holoscan/pkg.json \
     HOLOSCAN_DOCS=/opt/holoscan/docs/ \
     HOLOSCAN_LOGS=/var/holoscan/logs/ \
-    NVIDIA_VISIBLE_DEVICES=all \
     NVIDIA_DRIVER_CAPABILITIES=compute,utility
 
 WORKDIR /var/holoscan

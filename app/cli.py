@@ -37,7 +37,11 @@ def entry() -> int:
     arguments = _parse(sys.argv[1:])
     if arguments.command is not _run or not arguments.output:
         return _execute(arguments)
-    return supervised(lambda: _execute(arguments), tidier(Path(arguments.output)))
+    try:
+        return supervised(lambda: _execute(arguments), tidier(Path(arguments.output)))
+    except OSError as error:  # no further process can be had
+        tell(_verdict(error)[1])
+        return ExitStatus.FAILED
 
 
 def main(argv: Sequence[str]) -> int:
@@ -289,7 +293,8 @@ def _interruptible() -> Iterator[None]:
     """Turn SIGTERM and SIGINT into :class:`Interrupted`, once, in the main thread.
 
     Holoscan installs handlers of its own, which end the process in their own way and may come first. So every thread
-    from here on blocks both signals, and only :func:`_watch` receives them.
+    from here on blocks both signals, and only :func:`_watch` receives them. After the first they stay blocked: the
+    process ends, and a second one, as a terminal and a parent both send it, must not disturb that.
     """
     stop = threading.Event()
 
@@ -303,10 +308,11 @@ def _interruptible() -> Iterator[None]:
     try:
         yield
     finally:
-        stop.set()
-        for number, handler in previous.items():
-            signal.signal(number, handler)
-        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+        if not stop.is_set():
+            stop.set()
+            for number, handler in previous.items():
+                signal.signal(number, handler)
+            signal.pthread_sigmask(signal.SIG_SETMASK, mask)
 
 
 def _watch(stop: threading.Event) -> None:

@@ -94,16 +94,28 @@ class Staging:
         self.folder.mkdir()
 
     def publish(self) -> None:
-        """Put the built results in the place of all earlier ones; ``result.json`` must be among them."""
+        """Put the built results in the place of all earlier ones; ``result.json`` must be among them.
+
+        Raises
+        ------
+        UsageError
+            If a file of another stands where a result is to go; nothing is changed.
+        """
         if not (self.folder / RESULT).is_file():
             raise ValueError(f"{RESULT} completes the results and was not built")
+        earlier, built = _results(self._output, self._output / RESULT), _ordered(self.folder)
+        for name in built:
+            if name not in earlier and os.path.lexists(self._output / name):
+                raise UsageError(
+                    f"the output folder {self._output} holds another file named {name}; give an empty folder"
+                )
         _flush(self.folder)
         retiring = self._root / "retiring"
         retiring.mkdir()
-        for name in reversed(results_in(self._output)):
+        for name in reversed(earlier):
             (self._output / name).rename(retiring / name)
         retiring.rename(self._root / "retired")
-        for name in results_in(self.folder):
+        for name in built:
             (self.folder / name).rename(self._output / name)
         _sync(self._output)
 
@@ -111,13 +123,27 @@ class Staging:
         _remove_empty(self._made)
 
 
-def results_in(folder: Path) -> list[str]:
-    """Names in ``folder`` that belong to results, ``result.json`` last; none where there is no such folder."""
+def objects_in(folder: Path) -> list[Path]:
+    """Paths of the objects that were built in ``folder``, in their folders or flat."""
+    nested = [path for name in RESULT_FOLDERS for path in (folder / name).rglob("*")]
+    flat = [path for path in folder.iterdir() if _FLAT.fullmatch(path.name)]
+    return sorted(path for path in nested + flat if path.is_file())
+
+
+def _results(folder: Path, result: Path) -> list[str]:
+    """Names in ``folder`` that belong to results, of those not in a folder only such as ``result`` lists."""
+    try:
+        listed = {file["path"] for file in json.loads(result.read_text("utf-8"))["files"]}
+    except (OSError, ValueError, KeyError, TypeError):
+        listed = set()
     known = {*RESULT_FOLDERS, METADATA, RESULT}
+    return [name for name in _ordered(folder) if name in known or (name in listed and _FLAT.fullmatch(name))]
+
+
+def _ordered(folder: Path) -> list[str]:
+    """All names in ``folder``, ``result.json`` last; none where there is no such folder."""
     names = [path.name for path in folder.iterdir()] if folder.is_dir() else []
-    return sorted(
-        (name for name in names if name in known or _FLAT.fullmatch(name)), key=lambda name: (name == RESULT, name)
-    )
+    return sorted(names, key=lambda name: (name == RESULT, name))
 
 
 def flatten(folder: Path) -> None:
@@ -142,7 +168,14 @@ def tidier(output: Path) -> Callable[[], None]:
 
 def _absent(folder: Path) -> list[Path]:
     """Return those of ``folder`` and its parents that are absent, innermost first."""
-    return [path for path in (folder, *folder.parents) if not path.exists()]
+    return [path for path in (folder, *folder.parents) if not _there(path)]
+
+
+def _there(path: Path) -> bool:
+    try:
+        return path.exists()
+    except OSError:  # below a folder that may not be searched
+        return True
 
 
 def _remove_empty(folders: Iterable[Path]) -> None:
@@ -165,7 +198,7 @@ def _make_folder(folder: Path) -> list[Path]:
 
 def _check_owned(output: Path) -> None:
     """Never replace what this software did not write."""
-    if not results_in(output):
+    if not _results(output, output / RESULT):
         return
     try:
         content = json.loads((output / RESULT).read_text("utf-8"))
@@ -178,18 +211,23 @@ def _check_owned(output: Path) -> None:
 
 
 def _sweep(output: Path) -> None:
-    """Undo and remove the staging folders of runs that died."""
-    for root in output.glob(f"{_PREFIX}*"):
+    """Undo and remove the staging folders of runs that died, also those of single studies in folders of their own."""
+    for root in (*output.glob(f"{_PREFIX}*"), *output.glob(f"*/{_PREFIX}*")):
         descriptor = _lock(root)
         if descriptor is not None:
-            _undo(root, output)
+            _undo(root, root.parent)
             _remove_busy(root)
             os.close(descriptor)
+            if root.parent != output:
+                _remove_empty([root.parent])
 
 
 def _lock(root: Path) -> int | None:
     """Mark a staging folder as in use for as long as the process lives; None if it is or cannot be known."""
-    descriptor = os.open(root, os.O_RDONLY)
+    try:
+        descriptor = os.open(root, os.O_RDONLY)
+    except OSError:  # of another user, or gone meanwhile
+        return None
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError:
@@ -203,10 +241,10 @@ def _undo(root: Path, output: Path) -> None:
     if not (root / "new" / RESULT).exists():  # not begun, or finished
         return
     if (root / "retired").exists():  # whatever is in place is new
-        for name in results_in(output):
+        for name in _results(output, root / "new" / RESULT):
             _remove(output / name)
         (root / "retired").rename(root / "retiring")
-    for name in results_in(root / "retiring"):
+    for name in _ordered(root / "retiring"):
         (root / "retiring" / name).rename(output / name)
 
 

@@ -11,7 +11,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import AliasChoices, BaseModel, ConfigDict, Field
 
-from app.publish import METADATA, RESULT, results_in
+from app.publish import METADATA, RESULT, objects_in
 from app.settings import Settings
 from operators.findings import Classification
 from operators.identity import ModelSet
@@ -247,13 +247,11 @@ def _model(models: ModelSet, task: str) -> Model:
 
 def list_files(folder: Path) -> list[OutputFile]:
     """Name, hash and size of every object in ``folder``, in order of their paths."""
-    tops = [folder / name for name in results_in(folder) if name not in (METADATA, RESULT)]
-    paths = sorted(path for top in tops for path in (top, *top.rglob("*")) if path.is_file())
     return [
         OutputFile(
             path=path.relative_to(folder).as_posix(),
             sha256=hashlib.sha256(content := path.read_bytes()).hexdigest(),
             bytes=len(content),
         )
-        for path in paths
+        for path in objects_in(folder)
     ]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Literal
@@ -15,6 +16,8 @@ from app.outcome import UsageError
 from operators.selection_rules import ANY_SERIES, SelectionRules
 
 PREFIX = "COVID_CT_"
+_OF_KUBERNETES = re.compile(r"_(SERVICE_HOST|SERVICE_PORT|PORT)(_|$)")
+"""Variables that Kubernetes sets for each service, one that is called as we are among them."""
 DEBUG = f"{PREFIX}DEBUG"
 """Environment variable, not a setting: 1 shows tracebacks and the messages of libraries. These may quote headers."""
 
@@ -22,7 +25,9 @@ DEBUG = f"{PREFIX}DEBUG"
 class Settings(BaseSettings):
     """Settings of one run; the environment variable of ``x`` is ``COVID_CT_X``."""
 
-    model_config = SettingsConfigDict(env_prefix=PREFIX, extra="forbid", frozen=True, hide_input_in_errors=True)
+    model_config = SettingsConfigDict(
+        env_prefix=PREFIX, extra="forbid", frozen=True, hide_input_in_errors=True, env_ignore_empty=True
+    )
 
     studies: Literal["each", "one"] = "each"
     """Of a folder with several studies, process each into its own output folder, or refuse the folder."""
@@ -73,7 +78,8 @@ def load_settings(assignments: Iterable[str] = ()) -> Settings:
             raise UsageError(f"--set {assignment}: write NAME=VALUE")
         values[name.strip()] = value.strip()
     known = [f"{PREFIX}{name.upper()}" for name in Settings.model_fields]
-    unknown = [name for name in os.environ if name.startswith(PREFIX) and name not in (*known, DEBUG)]
+    stated = [name for name in os.environ if name.startswith(PREFIX) and not _OF_KUBERNETES.search(name)]
+    unknown = [name for name in stated if name not in (*known, DEBUG)]
     if unknown:
         raise UsageError(f"unknown setting {unknown[0]} in the environment; known: {', '.join(known)}")
     try:

@@ -10,8 +10,10 @@ from __future__ import annotations
 import ctypes
 import os
 import signal
+import sys
 import time
 from collections.abc import Callable
+from typing import NoReturn
 
 from app.console import tell
 from app.outcome import ExitStatus
@@ -26,12 +28,13 @@ _PR_SET_PDEATHSIG = 1
 def supervised(work: Callable[[], int], tidy: Callable[[], None]) -> int:
     """Call ``work`` in a child process and return its exit status.
 
-    Must be called before the process has other threads.
+    Must be called before the process has other threads. The child ends with its work: neither the destructors of
+    libraries nor what was registered to be called at exit can change its status.
 
     Parameters
     ----------
     work : callable
-        Returns an exit status. It returns in the child process, which then goes on as if it were the only one.
+        Returns an exit status.
     tidy : callable
         Called in the parent process where the child died, to remove what it left.
 
@@ -41,6 +44,7 @@ def supervised(work: Callable[[], int], tidy: Callable[[], None]) -> int:
         What ``work`` returned; ``ExitStatus.FAILED`` if the child died, 128 and the number of the signal if it had been
         asked to end.
     """
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # ignored, as some launchers hand it down, it would never come
     # Blocked signals wait for sigtimedwait, even for the first process of a container, which else would not get them.
     mask = signal.pthread_sigmask(signal.SIG_BLOCK, (*STOPPING, signal.SIGCHLD))
     parent = os.getpid()
@@ -48,17 +52,14 @@ def supervised(work: Callable[[], int], tidy: Callable[[], None]) -> int:
     if child == 0:
         signal.pthread_sigmask(signal.SIG_SETMASK, mask)
         _die_with(parent)
-        return work()
+        _end(work())
     status, asked = _wait(child)
+    if status < 0:
+        tidy()
+        tell("interrupted" if asked is not None else f"error: {_cause(signal.Signals(-status))}")
+        status = ExitStatus.FAILED if asked is None else 128 + asked
     signal.pthread_sigmask(signal.SIG_SETMASK, mask)
-    if status >= 0:
-        return status
-    tidy()
-    if asked is not None:
-        tell("interrupted")
-        return 128 + asked
-    tell(f"error: {_cause(signal.Signals(-status))}")
-    return ExitStatus.FAILED
+    return status
 
 
 def _die_with(parent: int) -> None:
@@ -66,6 +67,12 @@ def _die_with(parent: int) -> None:
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     if os.getppid() != parent:
         os._exit(ExitStatus.FAILED)
+
+
+def _end(status: int) -> NoReturn:
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(status)
 
 
 def _wait(child: int) -> tuple[int, int | None]:
@@ -90,4 +97,4 @@ def _wait(child: int) -> tuple[int, int | None]:
 def _cause(death: signal.Signals) -> str:
     if death == signal.SIGKILL:
         return "the run was killed, as happens where memory runs out; give it more memory, app.yaml says how much"
-    return f"the run died of {death.name}; nothing was written"
+    return f"the run died of {death.name}"

@@ -12,12 +12,12 @@ _CGROUP = Path("/sys/fs/cgroup")
 
 
 def use_granted_cores() -> None:
-    """Have PyTorch work in as many threads as this process may use cores, unless ``OMP_NUM_THREADS`` says how many.
+    """Have PyTorch work in no more threads than this process may use cores, unless ``OMP_NUM_THREADS`` says how many.
 
-    By itself it takes all cores of the machine. Threads beyond the quota of a container only make each other wait.
+    By itself it takes the cores of the machine. Threads beyond the quota of a container only make each other wait.
     """
     if not os.environ.get("OMP_NUM_THREADS"):
-        torch.set_num_threads(granted_cores())
+        torch.set_num_threads(min(torch.get_num_threads(), granted_cores()))
 
 
 def granted_cores(cgroup: Path = _CGROUP) -> int:

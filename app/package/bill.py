@@ -189,7 +189,7 @@ def _write_licences(parts: Sequence[Part], folder: Path) -> None:
         table = csv.writer(file, lineterminator="\n")
         table.writerow(("kind", "name", "version", "licence", "texts"))
         for part in parts:
-            target = texts / part.kind / part.name
+            target = texts / part.kind / f"{part.name}-{part.version}"
             table.writerow((part.kind, part.name, part.version, part.licence, _copy_texts(part, target)))
 
 

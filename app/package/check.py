@@ -21,7 +21,7 @@ def check(models: Path, configuration: Path | None, source: Path | None, output:
     configuration : Path, optional
         ``app.yaml``.
     source, output : Path, optional
-        Folders of a run, where they are known.
+        Folders of a run, where they are to be checked too.
 
     Raises
     ------

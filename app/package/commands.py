@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -18,6 +17,10 @@ def add_package_commands(
 ) -> None:
     """Add the commands; ``models`` says where the models are where nobody else does."""
     parser = commands.add_parser("check", help="say whether all that a run needs is in place")
+    parser.add_argument("-i", "--input", metavar="FOLDER", type=Path, help="also an input folder")
+    parser.add_argument(
+        "-o", "--output", metavar="OUT", type=Path, help="also a folder for results, which must be there"
+    )
     add_config(parser)
     parser.set_defaults(command=lambda arguments: _check(arguments, models()))
     parser = commands.add_parser("show", help="print the manifests of the MONAI Application Package")
@@ -37,8 +40,7 @@ def add_package_commands(
 def _check(arguments: argparse.Namespace, models: Path) -> None:
     from app.package.check import check
 
-    source, output = (os.environ.get(f"HOLOSCAN_{name}_PATH") for name in ("INPUT", "OUTPUT"))
-    for line in check(models, arguments.config, Path(source) if source else None, Path(output) if output else None):
+    for line in check(models, arguments.config, arguments.input, arguments.output):
         print(line)
 
 

@@ -7,6 +7,7 @@ import platform
 import re
 import shutil
 import subprocess
+import sys
 import sysconfig
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -17,7 +18,7 @@ from typing import Literal
 from packageurl import PackageURL
 
 from models.record import METADATA, TASKS, read_model
-from operators.software import NAME
+from operators.software import NAME, VERSION
 
 _LICENCE_FILE = re.compile(r"(licen[cs]e|copying|notice|eula|copyright)", re.IGNORECASE)
 _DEBIAN_LICENCE = re.compile(r"^License: *(\S.*)$", re.MULTILINE)
@@ -81,11 +82,15 @@ def _interpreter() -> Part:
 
 
 def _distributions() -> Iterator[Part]:
-    folders = {sysconfig.get_path("purelib"), sysconfig.get_path("platlib")}
+    here = {"base": sys.base_prefix, "platbase": sys.base_prefix}
+    of_the_interpreter = {sysconfig.get_path(kind, "posix_prefix", here) for kind in ("purelib", "platlib")}
+    folders = {sysconfig.get_path(kind) for kind in ("purelib", "platlib")} | of_the_interpreter
+    seen = {(NAME, VERSION)}  # in development it is installed; it is the whole, not a part
     for found in distributions(path=sorted(folders)):
         name, version = found.metadata["Name"], found.version
-        if name == NAME:  # in development only; it is the whole, not a part
+        if (name, version) in seen:
             continue
+        seen.add((name, version))
         field = _field(found, "License")
         yield Part(
             "python",

@@ -16,7 +16,7 @@ from pydicom.uid import EnhancedCTImageStorage, generate_uid
 
 from app.settings import load_settings
 from app.study import Request, SomeRefused, run_folder
-from operators.refusal import ReasonCode
+from operators.refusal import InputRefused, ReasonCode
 from operators.selection_rules import ANY_SERIES
 from tests.app.test_application import models  # noqa: F401 - a fixture
 from tests.builders import write_series
@@ -175,7 +175,12 @@ def test_each_study_gets_results_of_its_own(axial: dict[str, Any], models: Path,
         ("1.2.3", "completed"),
         ("1.2.4", "completed"),
     ]
-    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["1.2.3", "1.2.4", "result.json"]
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [
+        "1.2.3",
+        "1.2.4",
+        "metadata.json",
+        "result.json",
+    ]
     for uid, patient in (("1.2.3", "A1"), ("1.2.4", "B2")):
         own = _result(tmp_path / "out" / uid)
         assert own["study_uid"] == uid
@@ -212,6 +217,25 @@ def test_a_folder_of_several_studies_is_refused_where_one_is_expected(models: Pa
         _one(tmp_path / "in", tmp_path / "out", models)
     assert refused.value.code is ReasonCode.MIXED_STUDIES  # type: ignore[attr-defined]
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["metadata.json", "result.json"]
+
+
+def test_flat_results_are_of_one_study(
+    models: Path,  # noqa: F811
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """In a folder of its own, mercure would not see those of another."""
+    monkeypatch.setenv("MERCURE_OUT_DIR", str(tmp_path))
+    _two_studies(tmp_path / "in")
+    with pytest.raises(InputRefused) as refused:
+        _run(tmp_path / "in", tmp_path / "out", models)
+    assert refused.value.code is ReasonCode.MIXED_STUDIES
+    _run(tmp_path / "in" / "a", tmp_path / "out", models)
+    result = _result(tmp_path / "out")
+    assert result["settings"]["layout"] == "flat"
+    written = sorted(path.name for path in (tmp_path / "out").iterdir())
+    assert written == sorted([*(file["path"] for file in result["files"]), "metadata.json", "result.json"])
+    assert {name.partition("-")[0] for name in written if name.endswith(".dcm")} == {"sr", "seg", "sc", "pm"}
 
 
 def _bulging(hu: np.ndarray) -> np.ndarray:

@@ -20,6 +20,7 @@ import numpy as np
 import pydicom
 import pytest
 
+import app.study
 from app.application import Models
 from app.outcome import RunFailed
 from operators.refusal import InputRefused, ReasonCode
@@ -277,6 +278,18 @@ def test_without_a_writable_folder_libraries_use_the_staging_folder(
     assert seen[0] == seen[1] == seen[2]
     assert Path(seen[0]).is_relative_to(tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+def test_models_are_loaded_once_the_threads_are_those_that_are_granted(
+    models: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[str] = []
+    monkeypatch.setattr("models.threads.use_granted_cores", lambda: seen.append("threads"))
+    monkeypatch.setattr(Models, "load", lambda folder: seen.append(folder.name))
+    app.study._models.cache_clear()
+    app.study._models(models)
+    app.study._models.cache_clear()
+    assert seen == ["threads", models.name]
 
 
 _FAILING_NODE = """

@@ -175,20 +175,81 @@ def test_the_staging_folder_of_a_living_run_is_left_alone(tmp_path: Path) -> Non
         assert first.folder.is_dir()
 
 
-def test_flat_results_replace_those_in_folders_and_are_replaced(tmp_path: Path) -> None:
-    (tmp_path / "other.dcm").write_text("mine")
-    _run(tmp_path, "one")
-    with Staging(tmp_path) as staging:
-        _build(staging.folder, "two")
+def _run_flat(output: Path, mark: str) -> None:
+    with Staging(output) as staging:
+        _build(staging.folder, mark)
         flatten(staging.folder)
+        files = [{"path": path.name} for path in staging.folder.glob("*.dcm")]
+        (staging.folder / "result.json").write_text(json.dumps({**_OWN, "files": files}))
         staging.publish()
-    assert set(_tree(tmp_path)) == {
-        *(f"{name}-two.dcm" for name in ("sr", "seg", "sc", "pm")),
-        "result.json",
-        "other.dcm",
-    }
-    _run(tmp_path, "three", names=("sr",))
-    assert set(_tree(tmp_path)) == {"sr/three.dcm", "result.json", "other.dcm"}
+
+
+def test_flat_results_replace_those_in_folders_and_are_replaced(tmp_path: Path) -> None:
+    mine = {"other.dcm", "sc-of-mine.dcm"}
+    for name in mine:
+        (tmp_path / name).write_text("mine")
+    _run(tmp_path, "one")
+    _run_flat(tmp_path, "two")
+    assert set(_tree(tmp_path)) == {*(f"{name}-two.dcm" for name in ("sr", "seg", "sc", "pm")), "result.json", *mine}
+    _run_flat(tmp_path, "three")
+    _run(tmp_path, "four", names=("sr",))
+    assert set(_tree(tmp_path)) == {"sr/four.dcm", "result.json", *mine}
+
+
+@pytest.mark.parametrize("at", range(11))
+def test_a_failure_amid_flat_results_restores_the_earlier_ones(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, at: int
+) -> None:
+    (tmp_path / "pm-of-mine.dcm").write_text("mine")
+    _run_flat(tmp_path, "one")
+    before = _tree(tmp_path)
+    monkeypatch.setattr(Path, "rename", _failing_rename(4 + at, _crash))  # four make the results flat
+    with pytest.raises(_Crash):
+        _run_flat(tmp_path, "two")
+    assert _tree(tmp_path) == before
+
+
+def test_a_file_of_another_in_the_place_of_a_flat_result_is_never_replaced(tmp_path: Path) -> None:
+    (tmp_path / "sr-one.dcm").write_text("mine")
+    with pytest.raises(UsageError, match=r"another file named sr-one\.dcm"):
+        _run_flat(tmp_path, "one")
+    assert _tree(tmp_path) == {"sr-one.dcm": "mine"}
+
+
+def test_what_a_killed_run_left_of_one_of_several_studies_goes_too(tmp_path: Path) -> None:
+    process = subprocess.run([sys.executable, "-c", _KILLED_RUN, str(tmp_path / "1.2.3"), "2"], check=False)
+    assert process.returncode == 9
+    _run(tmp_path / "1.2.4", "one")
+    with Staging(tmp_path):
+        pass
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["1.2.4"]
+    assert "result.json" in _tree(tmp_path / "1.2.4")
+
+
+def test_what_another_user_left_is_no_obstacle(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    left = tmp_path / ".covid-ct-staging-other"
+    left.mkdir()
+    opened = os.open
+
+    def refuse(path: Path, flags: int) -> int:
+        if Path(path) == left:
+            raise PermissionError(13, "Permission denied")
+        return opened(path, flags)
+
+    monkeypatch.setattr(os, "open", refuse)
+    _run(tmp_path, "one")
+    assert "sr/one.dcm" in _tree(tmp_path)
+    assert left.exists()
+
+
+def test_below_a_folder_that_may_not_be_searched(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(self: Path) -> bool:
+        raise PermissionError(13, "Permission denied", str(self))
+
+    monkeypatch.setattr(Path, "exists", refuse)
+    tidy = tidier(tmp_path / "a" / "b")
+    tidy()
+    assert tmp_path.is_dir()
 
 
 def test_tidying_removes_what_a_dead_run_left_and_made(tmp_path: Path) -> None:
@@ -210,7 +271,7 @@ def test_tidying_leaves_what_was_there(tmp_path: Path) -> None:
     assert _tree(tmp_path) == before
 
 
-@pytest.mark.parametrize("name", ["sr", "sc/mine.dcm", "sr-mine.dcm", "metadata.json", "result.json"])
+@pytest.mark.parametrize("name", ["sr", "sc/mine.dcm", "metadata.json", "result.json"])
 def test_files_of_others_are_never_replaced(tmp_path: Path, name: str) -> None:
     mine = tmp_path / name
     mine.parent.mkdir(exist_ok=True)

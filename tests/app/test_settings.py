@@ -35,6 +35,29 @@ def test_environment_sets_and_assignment_wins(monkeypatch: pytest.MonkeyPatch) -
     assert settings.in_plane == 128
 
 
+def test_what_kubernetes_and_compose_leave_in_the_environment_is_no_setting(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COVID_CT_PDF", "")
+    for name in (
+        "MAP_SERVICE_HOST",
+        "MAP_PORT",
+        "MAP_PORT_80_TCP_ADDR",
+        "MAP_SERVICE_PORT_HTTP",
+        "SERVICE_HOST",
+        "PORT",
+    ):
+        monkeypatch.setenv(f"COVID_CT_{name}", "tcp://10.0.0.1:80")
+    assert load_settings().pdf is False
+    monkeypatch.setenv("COVID_CT_PORTS", "80")
+    with pytest.raises(UsageError, match="unknown setting COVID_CT_PORTS"):
+        load_settings()
+
+
+def test_flat_under_mercure_unless_it_is_set(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert [load_settings([f"layout={name}"]).flat for name in ("auto", "folders", "flat")] == [False, False, True]
+    monkeypatch.setenv("MERCURE_OUT_DIR", "/tmp/output")  # noqa: S108 - where mercure mounts it
+    assert [load_settings([f"layout={name}"]).flat for name in ("auto", "folders", "flat")] == [True, False, True]
+
+
 @pytest.mark.parametrize(
     "assignment",
     [

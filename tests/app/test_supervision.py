@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import subprocess
 import sys
@@ -75,7 +76,7 @@ def test_the_work_has_a_process_of_its_own(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("death", "says"), [(signal.SIGKILL, "memory runs out"), (signal.SIGSEGV, "died of SIGSEGV; nothing was written")]
+    ("death", "says"), [(signal.SIGKILL, "memory runs out"), (signal.SIGSEGV, "the run died of SIGSEGV")]
 )
 def test_a_death_is_told_in_one_line_and_tidied_up(death: signal.Signals, says: str, tmp_path: Path) -> None:
     with _start(tmp_path, f"os.kill(os.getpid(), {death:d})") as process:
@@ -96,6 +97,42 @@ def test_what_does_not_end_when_asked_is_ended(number: signal.Signals, status: i
     assert (process.returncode, err) == (status, "interrupted\n")
     assert (tmp_path / "tidied").exists()
     assert _gone(int((tmp_path / "pid").read_text()))
+
+
+def test_asking_twice_changes_nothing(tmp_path: Path) -> None:
+    """The second signal must not end the parent before it has tidied up."""
+    with _start(tmp_path, _DEAF) as process:
+        _wait_for(tmp_path / "ready")
+        process.terminate()
+        process.terminate()
+        _, err = process.communicate()
+    assert (process.returncode, err) == (143, "interrupted\n")
+    assert (tmp_path / "tidied").exists()
+
+
+@pytest.mark.parametrize("death", ["SIGSEGV", "SIGABRT"])
+def test_what_happens_after_the_work_is_done_does_not_count(death: str, tmp_path: Path) -> None:
+    """Results are published then; a library that fails while it is unloaded must not make them look like a failure."""
+    work = f"""
+    import atexit
+    atexit.register(lambda: os.kill(os.getpid(), signal.{death}))
+    print("done")
+    return 0
+    """
+    with _start(tmp_path, work) as process:
+        out, err = process.communicate()
+    assert (process.returncode, out, err) == (0, "done\n", "")
+
+
+def test_a_launcher_may_ignore_the_end_of_children(tmp_path: Path) -> None:
+    """A disposition that is handed down; with it the system would not say that the child ended."""
+    launcher = (
+        "import os, signal, sys; signal.signal(signal.SIGCHLD, signal.SIG_IGN); os.execv(sys.argv[1], sys.argv[1:])"
+    )
+    code = _CHILD.format(work="return 3")
+    command = [sys.executable, "-c", launcher, sys.executable, "-c", code, str(tmp_path)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=60)
+    assert (done.returncode, done.stderr) == (3, "")
 
 
 def test_a_signal_is_handed_on(tmp_path: Path) -> None:
@@ -133,6 +170,32 @@ def test_a_killed_run_leaves_nothing_and_one_line(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["in"]
 
 
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_to_the_whole_group_is_one_line(number: signal.Signals, status: int, tmp_path: Path) -> None:
+    """A terminal sends it to parent and child, and the parent hands it on once more."""
+    source, output = tmp_path / "in", tmp_path / "out"
+    source.mkdir()
+    command = [sys.executable, "-W", "ignore", "-c", _SLOW_RUN, "-i", str(source), "-o", str(output)]
+    with subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True, start_new_session=True) as process:
+        assert process.stderr is not None
+        assert any(line == "slow\n" for line in process.stderr)
+        os.killpg(process.pid, number)
+        rest = process.stderr.read()
+    assert (process.returncode, rest) == (status, "interrupted\n")
+    assert [path.name for path in tmp_path.iterdir()] == ["in"]
+
+
+_SLOW_RUN = """
+import sys, time
+import app.cli, app.study
+
+def slow(*_):
+    print("slow", file=sys.stderr, flush=True)
+    time.sleep(60)
+
+app.study._studies = slow
+sys.exit(app.cli.entry())
+"""
 _KILLED_RUN = """
 import os, signal, sys
 import app.cli, app.study

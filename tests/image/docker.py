@@ -44,5 +44,12 @@ def writable(folder: Path) -> Path:
     return folder
 
 
+def give(folder: Path, owner: str) -> None:
+    """Change the owner of a folder and all that is in it, in a container: the tests need not be root."""
+    options = ("--rm", "--network", "none", "--user", "0:0", "--entrypoint", "chown", *mount(folder, "/given"))
+    done = docker("run", *options, IMAGE, "-R", owner, "/given")
+    assert done.returncode == 0, done.stderr
+
+
 def names(folder: Path) -> list[str]:
     return sorted(path.name for path in folder.iterdir())

@@ -98,12 +98,14 @@ def test_the_bill_names_what_is_installed(open_path: Path) -> None:
     assert installed | system <= named
     assert not {"pytest", "mypy", "cyclonedx-python-lib"} & {name for name, _ in installed}
     for kind, name in (("python", "torch"), ("debian", "bash")):
-        assert any((export / "licenses" / kind / name).iterdir())
+        assert any((export / "licenses" / kind).glob(f"{name}-*/*"))
 
 
-def test_the_health_check_is_right_where_all_is_mounted(open_path: Path) -> None:
+def test_the_health_check(open_path: Path) -> None:
     output = writable(open_path / "out")
-    done = run("--volume", f"{output}:/var/holoscan/output", command=("check",))
+    done = run(command=("check",))
     assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout.count("model ") == len(TASKS)
-    assert run(command=("check",)).returncode == 64, "nothing is mounted that could be written"
+    folders = ("check", "-i", "/var/holoscan/input", "-o", "/var/holoscan/output")
+    assert run("--volume", f"{output}:/var/holoscan/output", command=folders).returncode == 0
+    assert run(command=folders).returncode == 64, "nothing is mounted that could be written"

@@ -29,7 +29,7 @@ def job() -> dict[str, Any]:
 
 
 def test_the_kubernetes_objects_are_valid() -> None:
-    for document in _documents("kubernetes/job.yaml"):
+    for document in [*_documents("kubernetes/job.yaml"), *_documents("kubernetes/network-policy.yaml")]:
         kubernetes_validate.validate(document, kubernetes_validate.latest_version(), strict=True)
 
 
@@ -51,7 +51,15 @@ def test_clusters_give_what_is_needed_and_no_right_more(path: str) -> None:
     }
     assert pod["securityContext"]["runAsNonRoot"] is True
     assert pod["securityContext"]["seccompProfile"] == {"type": "RuntimeDefault"}
-    assert (pod if "automountServiceAccountToken" in pod else specification)["automountServiceAccountToken"] is False
+
+
+def test_the_job_needs_no_token_and_its_policy_is_for_it(job: dict[str, Any]) -> None:
+    assert job["spec"]["template"]["spec"]["automountServiceAccountToken"] is False
+    (policy,) = _documents("kubernetes/network-policy.yaml")
+    labels = job["spec"]["template"]["metadata"]["labels"]
+    assert policy["spec"]["podSelector"]["matchLabels"].items() <= labels.items()
+    assert set(policy["spec"]["policyTypes"]) == {"Ingress", "Egress"}
+    assert not {"ingress", "egress"} & policy["spec"].keys(), "what it listed would be allowed"
 
 
 def test_the_job_is_not_tried_again_where_that_changes_nothing(job: dict[str, Any]) -> None:
@@ -63,9 +71,12 @@ def test_the_job_is_not_tried_again_where_that_changes_nothing(job: dict[str, An
 
 def test_folders_are_mounted_where_the_application_looks(job: dict[str, Any]) -> None:
     mounts = {mount["name"]: mount for mount in _container(job["spec"]["template"]["spec"])["volumeMounts"]}
-    assert f"{mounts['input']['mountPath']}/" == ENVIRONMENT["HOLOSCAN_INPUT_PATH"]
+    stated = {each["name"]: each["value"] for each in _container(job["spec"]["template"]["spec"])["env"]}
+    for name in ("input", "output"):  # the results of a study must not take the place of another's
+        variable = f"HOLOSCAN_{name.upper()}_PATH"
+        assert f"{mounts[name]['mountPath']}/" == ENVIRONMENT[variable]
+        assert stated[variable] == f"{mounts[name]['mountPath']}/STUDY"
     assert mounts["input"]["readOnly"] is True
-    assert f"{mounts['output']['mountPath']}/" == ENVIRONMENT["HOLOSCAN_OUTPUT_PATH"]
     argo = _documents("argo/workflow-template.yaml")[0]["spec"]["templates"][0]
     assert argo["container"]["command"] == COMMAND.split()
     (source,), (output,) = argo["inputs"]["artifacts"], argo["outputs"]["artifacts"]
@@ -111,5 +122,5 @@ def test_every_link_of_a_page_leads_somewhere(page: Path) -> None:
 def test_the_page_names_every_file_to_paste() -> None:
     page = (ROOT / "docs" / "deployment.md").read_text("utf-8")
     files = [path for path in DEPLOY.rglob("*") if path.is_file() and path.parent != DEPLOY]
-    assert len(files) == 5
+    assert len(files) == 6
     assert not [path for path in files if f"](../{path.relative_to(ROOT)})" not in page]

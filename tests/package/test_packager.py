@@ -12,7 +12,6 @@ import re
 import shutil
 import subprocess
 import sys
-from argparse import Namespace
 from pathlib import Path
 
 import pytest
@@ -37,18 +36,16 @@ _SOURCE = {
 }
 
 
-def _arguments(tree: Path, folder: Path) -> Namespace:
-    """The command line of docs/deployment.md, with a source of the test's own."""
+def _command_line(tree: Path, folder: Path) -> list[str]:
+    """That of docs/deployment.md, with a source of the test's own."""
     source = folder / "artifacts.json"
     source.write_text(json.dumps(_SOURCE), "utf-8")
     places = {name: f"{tree}/opt/holoscan/{name}" for name in ("app", "models", "docs")}
-    return parse_args(
-        [
-            *("monai-deploy", "package", places["app"], "--config", f"{ROOT}/app.yaml"),
-            *("--models", places["models"], "--docs", places["docs"], "--timeout", "3600"),
-            *("--platform", "x86_64", "--tag", "covid-ct-map:0.1.0", "--source", str(source)),
-        ]
-    )
+    return [
+        *("package", places["app"], "--config", f"{ROOT}/app.yaml"),
+        *("--models", places["models"], "--docs", places["docs"], "--timeout", "3600"),
+        *("--platform", "x86_64", "--tag", "covid-ct-map:0.1.0", "--source", str(source)),
+    ]
 
 
 @pytest.fixture(scope="module")
@@ -57,7 +54,8 @@ def context(tree: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("context")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sys, "argv", ["monai-deploy"])  # the packager takes its SDK from the name of the command
-        packaging = PackagingArguments(_arguments(tree, tmp_path_factory.mktemp("source")), str(folder))
+        arguments = parse_args(["monai-deploy", *_command_line(tree, tmp_path_factory.mktemp("source"))])
+        packaging = PackagingArguments(arguments, str(folder))
     _create_app_manifest(packaging.application_manifest, str(folder))
     _create_package_manifest(packaging.package_manifest, str(folder))
     builder = PythonAppBuilder(packaging.build_parameters, str(folder))
@@ -76,6 +74,22 @@ def packed(context: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
         copy = shutil.copytree if (context / source).is_dir() else shutil.copyfile
         copy(context / source, place)
     return root
+
+
+def test_its_command_accepts_the_package_and_comes_as_far_as_the_engine(tree: Path, tmp_path: Path) -> None:
+    """Here an engine that does nothing but say how it was called."""
+    engine = tmp_path / "bin" / "docker"
+    engine.parent.mkdir()
+    engine.write_text('#!/bin/sh\necho "CALLED $*" >&2\nexit 1\n')
+    engine.chmod(0o755)
+    command = [str(Path(sys.executable).parent / "monai-deploy"), *_command_line(tree, tmp_path)]
+    variables = os.environ | {"PATH": f"{engine.parent}:{os.environ['PATH']}"}
+    done = subprocess.run(command, env=variables, capture_output=True, text=True, check=False)
+    said = done.stdout + done.stderr
+    for step in ("Detected application type: Python Module", "Generating app.json...", "Generating pkg.json..."):
+        assert step in said
+    assert "CALLED buildx " in said, said
+    assert done.returncode == 1
 
 
 def test_the_dockerfile_installs_what_we_need(context: Path) -> None:

@@ -156,11 +156,19 @@ def test_check_is_right_and_names_the_weights(tree: Path) -> None:
         assert f"model {task}: covid-ct-{task} 0.1.0, SHA-256 {sha256[:12]}\n" in done.stdout
 
 
+def test_check_of_folders(tree: Path, tmp_path: Path) -> None:
+    done = _run(tree, "check", "-i", str(tmp_path), "-o", str(tmp_path))
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.endswith(f"input folder: {tmp_path} can be read\noutput folder: {tmp_path} can be written\n")
+    for option in ("-i", "-o"):
+        done = _run(tree, "check", option, "/absent")
+        assert (done.returncode, done.stderr.count("\n")) == (64, 1)
+        assert "put folder /absent does not exist" in done.stderr
+
+
 @pytest.mark.parametrize(
     ("variables", "status", "says"),
     [
-        ({"HOLOSCAN_INPUT_PATH": "/absent"}, 64, "input folder /absent does not exist"),
-        ({"HOLOSCAN_OUTPUT_PATH": "/absent"}, 64, "output folder /absent does not exist"),
         ({"HOLOSCAN_MODEL_PATH": "/absent"}, 70, "model lungs: cannot read /absent/lungs/metadata.json"),
         ({"HOLOSCAN_CONFIG_PATH": "/absent"}, 64, "cannot read the configuration /absent"),
         ({"COVID_CT_THRESHOLD": "2"}, 64, "setting threshold"),
