@@ -19,7 +19,7 @@ from types import FrameType
 from typing import NoReturn
 
 from app.console import tell
-from app.evaluation import add_evaluate_arguments
+from app.evaluation.commands import add_evaluate_arguments
 from app.outcome import ExitStatus, Interrupted, RunFailed, UsageError
 from app.package.commands import add_package_commands
 from app.publish import tidier
@@ -110,7 +110,9 @@ def _parser() -> argparse.ArgumentParser:
     picture.add_argument("target", metavar="PNG", type=Path, help="picture to write")
     picture.set_defaults(command=_picture)
     add_train_arguments(commands.add_parser("train", help="train a model on a hospital's or a public data set"))
-    add_evaluate_arguments(commands.add_parser("evaluate", help="judge the explanations on data with known lesions"))
+    add_evaluate_arguments(
+        commands.add_parser("evaluate", help="judge explanations or predictions on data whose truth is known")
+    )
     add_package_commands(commands, _add_config, _models_folder)
     version = commands.add_parser("version", help="print name and version")
     version.set_defaults(command=_version)

@@ -19,7 +19,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from app.explanation_cases import phantom_cases
+from app.evaluation.explanation_cases import phantom_cases
 from models.classifier.network import Classifier
 from models.relevance.explain import explain
 from models.store import load_weights

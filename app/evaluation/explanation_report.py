@@ -11,7 +11,7 @@ import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from app.explanation_quality import LRP, METHODS, Cascade, Evaluation, Example, Score
+from app.evaluation.explanation_quality import LRP, METHODS, Cascade, Evaluation, Example, Score
 from models.morphology import bounding_box
 from models.relevance.quality import FRACTIONS
 from operators.page import RELEVANCE_COLORS

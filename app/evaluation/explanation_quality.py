@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from app.explanation_cases import Case
+from app.evaluation.explanation_cases import Case
 from models.classifier.network import Classifier
 from models.relevance import baselines, quality
 from models.relevance.explain import explain
@@ -35,7 +35,7 @@ class Score:
     Parameters
     ----------
     name, data, mask : str
-        As of the :class:`~app.explanation_cases.Case`.
+        As of the :class:`~app.evaluation.explanation_cases.Case`.
     method : str
         One of :data:`METHODS`.
     area, area_in_lungs : float

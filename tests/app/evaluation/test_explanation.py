@@ -12,8 +12,8 @@ import pytest
 import torch
 
 from app.cli import main
-from app.explanation_cases import MOST_SLICES, Case, every_second, phantom_cases, read_slices, slice_cases
-from app.explanation_quality import METHODS, Example, cascade, explanations, judge
+from app.evaluation.explanation_cases import MOST_SLICES, Case, every_second, phantom_cases, read_slices, slice_cases
+from app.evaluation.explanation_quality import METHODS, Example, cascade, explanations, judge
 from app.outcome import ExitStatus, UsageError
 from models.classifier.network import Classifier
 from models.relevance import baselines, quality

@@ -1,0 +1,104 @@
+"""The page of an evaluation of classification, as a Jinja template."""
+
+TEMPLATE = """<!DOCTYPE html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<title>Evaluation of classification</title>
+<style>
+body { font: 16px/1.5 Georgia, serif; color: #222; max-width: 62rem; margin: 2rem auto; padding: 0 1rem; }
+h1, h2 { line-height: 1.2; }
+table { border-collapse: collapse; margin: 1rem 0; font: 14px/1.4 system-ui, sans-serif; }
+th, td { padding: .3rem .7rem; text-align: left; border-bottom: 1px solid #ddd; }
+th { border-bottom: 2px solid #888; }
+td.n { text-align: right; }
+figure { display: inline-block; width: min(30rem, 100%); margin: .5rem 0; }
+figure img { width: 100%; }
+figcaption, .note { font: 13px/1.4 system-ui, sans-serif; color: #555; }
+.notice { border-left: 4px solid #c0562b; padding-left: .8rem; }
+</style>
+</head>
+<body>
+{% macro rates(row) %}
+<td>{{ row.accuracy.text }}</td><td>{{ row.sensitivity.text }}</td><td>{{ row.specificity.text }}</td>
+{% endmacro %}
+{% macro counts(title, column, rows, note) %}
+<h3>{{ title }}</h3>
+<table>
+<tr><th>{{ column }}</th><th>positive</th><th>negative</th><th>accuracy</th><th>sensitivity</th><th>specificity</th>
+<th>AUC</th></tr>
+{% for row in rows %}
+<tr><td>{{ row.name }}</td><td class="n">{{ row.positives }}</td><td class="n">{{ row.negatives }}</td>{{ rates(row) }}
+<td>{{ row.auc.text }}</td></tr>
+{% endfor %}
+</table>
+<p class="note">{{ note }}</p>
+{% endmacro %}
+<h1>Evaluation of classification</h1>
+<p class="notice">{{ notice }} {{ software }}.</p>
+<h2>Models</h2>
+<table>
+<tr><th>model</th><th>studies</th><th>patients</th><th>positive</th><th>AUC</th>
+<th>false positives at 95 % sensitivity</th><th>ECE</th></tr>
+{% for result in results %}
+<tr><td>{{ result.model }}</td><td class="n">{{ result.cohort | length }}</td>
+<td class="n">{{ result.cohort.patients.tolist() | unique | list | length }}</td>
+<td class="n">{{ result.cohort.labels.sum() }}</td><td>{{ result.auc.text }}</td><td>{{ result.fpr_at_95.text }}</td>
+<td class="n">{{ "%.3f" | format(result.calibration.before.expected_error) }}</td></tr>
+{% endfor %}
+</table>
+{% if differences %}
+<h2>Differences</h2>
+<table>
+<tr><th>from</th><th>to</th><th>AUC</th><th>false positives at 95 %</th><th>DeLong's p</th></tr>
+{% for each in differences %}
+<tr><td>{{ each.first }}</td><td>{{ each.second }}</td><td>{{ each.auc.text }}</td><td>{{ each.fpr_at_95.text }}</td>
+<td class="n">{{ "%.3f" | format(each.delong_p_value) }}</td></tr>
+{% endfor %}
+</table>
+{% endif %}
+{% set captions = {
+  "roc": "ROC curves; of a single model also the binormal curve of its logits with its 95 % band (Demidenko).",
+  "reliability": "Share of positives by predicted probability; the area of a dot is its share of the studies.",
+  "probabilities": "Probabilities by class, and the thresholds.",
+  "involvement": "Involvement of the lungs by class.",
+} %}
+{% for name in pictures %}
+<figure><img src="{{ name }}.svg" alt="{{ captions[name] }}"><figcaption>{{ captions[name] }}</figcaption></figure>
+{% endfor %}
+{% for result in results %}
+<h2>{{ result.model }}</h2>
+<p>Of {{ result.cohort | length }} studies of {{ result.cohort.patients.tolist() | unique | list | length }} patients,
+{{ result.cohort.labels.sum() }} were positive. The area under the ROC curve was <strong>{{ result.auc.text }}</strong>;
+at a sensitivity of 95 %, the rate of false positives was <strong>{{ result.fpr_at_95.text }}</strong>.</p>
+<table>
+<tr><th>threshold</th><th></th><th>chosen on</th><th>accuracy</th><th>sensitivity</th><th>specificity</th></tr>
+{% for point in result.points %}
+<tr><td>{{ point.name }}</td><td class="n">{{ "%.3f" | format(point.threshold) }}</td><td>{{ point.chosen_on }}</td>
+{{ rates(point) }}</tr>
+{% endfor %}
+</table>
+{% if result.points[-1].chosen_on == "the same cases" %}
+<p class="notice">There were no validation cases to choose thresholds on: the figures of the last two rows are too
+good.</p>
+{% endif %}
+<p>The expected calibration error was {{ "%.3f" | format(result.calibration.before.expected_error) }}
+{%- if result.calibration.after is not none %}, and
+{{ "%.3f" | format(result.calibration.after.expected_error) }} after temperature scaling on the validation cases
+(temperature {{ "%.2f" | format(result.calibration.temperature) }}){% endif %}.</p>
+{% if result.co_rads %}
+{{ counts("By CO-RADS", "class", result.co_rads,
+          "At the threshold 0.5. Wilson intervals; undefined where there are no cases.") }}
+{% endif %}
+{% for name, rows in result.subgroups.items() %}
+{{ counts("By " + name.replace("_", " "), name.replace("_", " "), rows,
+          "At the threshold 0.5. Small groups say little: look at the intervals.") }}
+{% endfor %}
+{% endfor %}
+<p class="note">Intervals: 95 %, percentiles of {{ replicates }} bootstrap replicates, patients drawn within their
+class, all studies of a patient together; in the tables by class and group, Wilson's. The figures are in
+classification.json and classification.csv.</p>
+</body>
+</html>
+"""
