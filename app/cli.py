@@ -104,7 +104,14 @@ def _parser() -> argparse.ArgumentParser:
     phantom = commands.add_parser("phantom", help="write a synthetic chest CT series with lesions")
     phantom.add_argument("output", metavar="OUT", type=Path, help="folder for the DICOM series and its truth")
     phantom.add_argument("--seed", type=int, default=0, help="another seed, another phantom (default 0)")
+    phantom.add_argument("--cohort", type=int, metavar="N", help="write a cohort of N patients instead, to train on")
+    phantom.add_argument(
+        "--coarse", action="store_true", help="voxels of 6 x 2.8 x 2.8 mm instead of 3 x 1.4 x 1.4, to try things out"
+    )
     phantom.set_defaults(command=_phantom)
+    cohort = commands.add_parser("cohort", help="check the table of a cohort and say what it holds")
+    cohort.add_argument("folder", metavar="FOLDER", type=Path, help="folder with cohort.csv")
+    cohort.set_defaults(command=_cohort)
     picture = commands.add_parser("picture", help="turn a secondary capture into a PNG file")
     picture.add_argument("source", metavar="FILE", type=Path, help="DICOM file of the folder sc/")
     picture.add_argument("target", metavar="PNG", type=Path, help="picture to write")
@@ -221,15 +228,33 @@ def _inspect(arguments: argparse.Namespace) -> None:
     print(inspect_folder(folder, load_rules(arguments.config), load_settings()))
 
 
-def _phantom(arguments: argparse.Namespace) -> None:
-    from app.phantom import write_phantom
+def _cohort(arguments: argparse.Namespace) -> None:
+    from app.cohort.summary import summarise
+    from app.cohort.table import TABLE, inspect_cohort
 
+    studies, problems = inspect_cohort(arguments.folder)
+    for problem in problems:
+        tell(f"{TABLE}: {problem}")
+    if problems:
+        raise UsageError(f"{arguments.folder / TABLE} has {len(problems)} problem(s)")
+    print(summarise(studies))
+
+
+def _phantom(arguments: argparse.Namespace) -> None:
+    from app.phantom import COARSE_MM, SPACING_MM, write_phantom
+    from app.phantom.cohort import write_cohort
+
+    spacing = COARSE_MM if arguments.coarse else SPACING_MM
+    if arguments.cohort is not None:
+        write_cohort(arguments.output, arguments.cohort, arguments.seed, spacing, tell)
+        print(arguments.output)
+        return
     try:
         arguments.output.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UsageError(f"cannot make the folder {arguments.output}: {error.strerror}") from error
     tell("Making the phantom ...")
-    series = write_phantom(arguments.output, seed=arguments.seed)
+    series = write_phantom(arguments.output, seed=arguments.seed, spacing=spacing)
     print(series)
 
 

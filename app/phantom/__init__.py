@@ -20,6 +20,8 @@ EXTENT_MM = (300.0, 358.4, 358.4)
 """Field of view along z, y, x."""
 SPACING_MM = (3.0, 1.4, 1.4)
 """Usual distance between voxel centres along z, y, x."""
+COARSE_MM = (6.0, 2.8, 2.8)
+"""The same for a phantom that is made and processed in a moment."""
 _PSF_MM = 0.8
 """Standard deviation of the scanner's point spread function."""
 _NOISE_HU = 16.0
@@ -135,14 +137,14 @@ def write_phantom(folder: Path, seed: int = 0, spacing: tuple[float, float, floa
     """
     phantom = make_phantom(seed, spacing)
     series = folder / "ct"
-    write_ct_series(series, phantom.hu, phantom.spacing, origin=_origin(phantom), study=str(seed))
+    write_ct_series(series, phantom.hu, phantom.spacing, origin=origin_of(phantom), study=str(seed))
     np.savez_compressed(
         folder / "truth.npz", lungs=phantom.lungs, lesions=phantom.lesions, spacing=np.array(phantom.spacing)
     )
     return series
 
 
-def _origin(phantom: Phantom) -> tuple[float, float, float]:
+def origin_of(phantom: Phantom) -> tuple[float, float, float]:
     """Return the centre of the first voxel as x, y, z: the patient's middle is at 0."""
     _, rows, columns = phantom.hu.shape
     return -(columns - 1) / 2 * phantom.spacing[2], -(rows - 1) / 2 * phantom.spacing[1], 0.0

@@ -1,0 +1,187 @@
+"""The data set convention: a folder of CT studies, and one table ``cohort.csv`` that says what they are."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, get_args
+
+from app.outcome import UsageError
+
+TABLE = "cohort.csv"
+Split = Literal["train", "validation", "test"]
+SPLITS: tuple[Split, ...] = get_args(Split)
+REQUIRED = ("patient", "study", "label")
+OPTIONAL = ("co_rads", "split", "site", "lungs", "lesions")
+_NIFTI = (".nii", ".nii.gz")
+
+
+@dataclass(frozen=True, slots=True)
+class CohortStudy:
+    """One CT study of a cohort.
+
+    Parameters
+    ----------
+    patient : str
+        Pseudonym; splits never divide a patient.
+    path : Path
+        Folder of DICOM, or a NIfTI file.
+    label : int
+        0 negative, 1 positive.
+    co_rads : int, optional
+        1 to 5.
+    split : str, optional
+        ``train``, ``validation`` or ``test``.
+    site : str, optional
+        Where it was acquired.
+    lungs, lesions : Path, optional
+        Masks as NIfTI files on the grid of the CT: lungs 1 left, 2 right; lesions 1 ground glass, 2 consolidation,
+        3 crazy paving, 4 combined pattern.
+    """
+
+    patient: str
+    path: Path
+    label: int
+    co_rads: int | None = None
+    split: Split | None = None
+    site: str | None = None
+    lungs: Path | None = None
+    lesions: Path | None = None
+
+
+def read_cohort(folder: Path) -> tuple[CohortStudy, ...]:
+    """Read the table of a cohort.
+
+    Raises
+    ------
+    UsageError
+        If anything is wrong with it; names the first problem and says how to see all.
+    """
+    studies, problems = inspect_cohort(folder)
+    if problems:
+        more = f"; covid-ct cohort {folder} lists all {len(problems)} problems" if len(problems) > 1 else ""
+        raise UsageError(f"{folder / TABLE}: {problems[0]}{more}")
+    return studies
+
+
+def inspect_cohort(folder: Path) -> tuple[tuple[CohortStudy, ...], list[str]]:
+    """Read the table of a cohort and find all that is wrong with it, a line each.
+
+    No image is read. Studies are those of the rows without a problem of their own.
+
+    Raises
+    ------
+    UsageError
+        If the table cannot be read at all.
+    """
+    columns, rows = _read(folder / TABLE)
+    missing = [name for name in REQUIRED if name not in columns]
+    unknown = [name for name in columns if name not in (*REQUIRED, *OPTIONAL)]
+    problems = [f"the column {name} is missing" for name in missing]
+    problems += [f"unknown column {name}; known: {', '.join((*REQUIRED, *OPTIONAL))}" for name in unknown]
+    if missing:
+        return (), problems
+    studies = []
+    for number, row in enumerate(rows, start=2):
+        found = list(_wrong(row, folder))
+        problems += [f"row {number}: {problem}" for problem in found]
+        if not found:
+            studies.append(_study(row, folder))
+    if not rows:
+        problems.append("there are no studies")
+    return tuple(studies), problems + list(contradictions(studies))
+
+
+def contradictions(studies: Sequence[CohortStudy]) -> Iterator[str]:
+    """Find what is wrong among studies: the same twice, a patient in two splits, a split without a class."""
+    seen: set[Path] = set()
+    for study in studies:
+        if study.path in seen:
+            yield f"study {study.path.name} is there twice"
+        seen.add(study.path)
+    splits: dict[str, set[Split | None]] = {}
+    for study in studies:
+        splits.setdefault(study.patient, set()).add(study.split)
+    for patient, of_patient in splits.items():
+        if len(of_patient) > 1:
+            yield f"patient {patient} is in several splits: {', '.join(sorted(str(split) for split in of_patient))}"
+    stated = {study.split for study in studies}
+    if None in stated and len(stated) > 1:
+        yield "some studies have a split and others have none"
+    for split in stated:
+        labels = {study.label for study in studies if study.split == split}
+        if len(labels) == 1:
+            where = "the cohort" if split is None else f"the split {split}"
+            yield f"{where} has only {'positive' if labels == {1} else 'negative'} studies"
+
+
+def write_table(folder: Path, studies: Sequence[CohortStudy]) -> None:
+    """Write the table of a cohort; paths become relative to ``folder`` where they lie in it."""
+    with (folder / TABLE).open("w", encoding="utf-8", newline="") as file:
+        table = csv.writer(file, lineterminator="\n")
+        table.writerow((*REQUIRED, *OPTIONAL))
+        for each in studies:
+            values = (each.label, each.co_rads, each.split, each.site)
+            masks = (_relative(each.lungs, folder), _relative(each.lesions, folder))
+            cells = (each.patient, _relative(each.path, folder), *values, *masks)
+            table.writerow("" if cell is None else cell for cell in cells)
+
+
+def _read(path: Path) -> tuple[Sequence[str], list[dict[str, str]]]:
+    try:
+        with path.open(encoding="utf-8-sig", newline="") as file:
+            reader = csv.DictReader(file, restkey="")
+            rows = [{name: str(value or "").strip() for name, value in row.items()} for row in reader]
+            return tuple(reader.fieldnames or ()), rows
+    except OSError as error:
+        raise UsageError(f"cannot read {path}: a cohort is a folder with a table of this name") from error
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise UsageError(f"{path} is no CSV file in UTF-8") from error
+
+
+def _wrong(row: Mapping[str, str], folder: Path) -> Iterator[str]:
+    """Find what is wrong with one row."""
+    if "" in row:
+        yield "more cells than columns"
+    if not row["patient"]:
+        yield "no patient"
+    if row["label"] not in ("0", "1"):
+        yield f"label {row['label']!r} is not 0 or 1"
+    if row.get("co_rads", "") not in ("", "1", "2", "3", "4", "5"):
+        yield f"co_rads {row['co_rads']!r} is not 1 to 5"
+    if row.get("split", "") not in ("", *SPLITS):
+        yield f"split {row['split']!r} is not {', '.join(SPLITS)}"
+    study = folder / row["study"]
+    if not row["study"]:
+        yield "no study"
+    elif not study.exists():
+        yield f"the study {row['study']} does not exist"
+    elif study.is_dir() and not any(study.iterdir()):
+        yield f"the study {row['study']} is an empty folder"
+    elif study.is_file() and not study.name.endswith(_NIFTI):
+        yield f"the study {row['study']} is neither a folder nor a NIfTI file"
+    for mask in ("lungs", "lesions"):
+        if row.get(mask) and not ((folder / row[mask]).is_file() and row[mask].endswith(_NIFTI)):
+            yield f"the mask {row[mask]} is no NIfTI file that exists"
+
+
+def _study(row: Mapping[str, str], folder: Path) -> CohortStudy:
+    split = next((split for split in SPLITS if split == row.get("split")), None)
+    return CohortStudy(
+        row["patient"],
+        folder / row["study"],
+        int(row["label"]),
+        int(row["co_rads"]) if row.get("co_rads") else None,
+        split,
+        row.get("site") or None,
+        folder / row["lungs"] if row.get("lungs") else None,
+        folder / row["lesions"] if row.get("lesions") else None,
+    )
+
+
+def _relative(path: Path | None, folder: Path) -> str | None:
+    if path is None:
+        return None
+    return path.relative_to(folder).as_posix() if path.is_relative_to(folder) else str(path)
