@@ -14,7 +14,7 @@ from jinja2 import Environment, StrictUndefined
 from app.evaluation.calibration import Reliability
 from app.evaluation.classification import Classification, Difference, Row
 from app.evaluation.intervals import Estimate
-from app.evaluation.page import TEMPLATE
+from app.evaluation.page import CLASSIFICATION
 from app.evaluation.plots import draw_all
 from operators.software import NAME, RESEARCH_NOTICE, VERSION
 
@@ -54,7 +54,7 @@ def write_classification(
         for difference in differences:
             table.writerows(_difference_lines(difference))
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    page = environment.from_string(TEMPLATE).render(
+    page = environment.from_string(CLASSIFICATION).render(
         results=results,
         differences=differences,
         pictures=pictures,

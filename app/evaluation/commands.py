@@ -34,6 +34,20 @@ def add_evaluate_arguments(parser: argparse.ArgumentParser) -> None:
     add("--replicates", type=_count(100, 100_000), default=2000, metavar="N", help="of the bootstrap (default 2000)")
     add("--seed", type=int, default=0, help="of the bootstrap (default 0)")
     classification.set_defaults(command=evaluate_classification)
+    segmentation = parts.add_parser("segmentation", help="how well lungs and lesions are found, with intervals")
+    add = segmentation.add_argument
+    add("--cohort", type=Path, required=True, metavar="FOLDER", help="cohort with masks, see docs/training.md")
+    source = segmentation.add_mutually_exclusive_group()
+    source.add_argument(
+        "--predictions", type=Path, metavar="FOLDER", help="STUDY_lungs.nii.gz and STUDY_lesions.nii.gz"
+    )
+    source.add_argument(
+        "-m", "--model", type=Path, default=_ROOT / "models", help="folder of the models to run instead"
+    )
+    add("-o", "--output", type=Path, required=True, help="new folder for tables, a picture and a page")
+    add("--replicates", type=_count(100, 100_000), default=2000, metavar="N", help="of the bootstrap (default 2000)")
+    add("--seed", type=int, default=0, help="of the bootstrap (default 0)")
+    segmentation.set_defaults(command=evaluate_segmentation)
 
 
 def _count(lowest: int, highest: int) -> Callable[[str], int]:
@@ -90,10 +104,7 @@ def evaluate_classification(arguments: argparse.Namespace) -> None:
     UsageError
         If Jinja is not installed, the predictions are wrong or lack a class, or the folder cannot be written.
     """
-    try:
-        import jinja2  # noqa: F401
-    except ImportError as error:
-        raise UsageError("Jinja is needed for the page: pip install 'covid-ct-map[evaluation]'") from error
+    _need_jinja()
     from app.evaluation.classification import compare, evaluate_all
     from app.evaluation.classification_report import write_classification
     from app.evaluation.predictions import read_predictions
@@ -110,6 +121,39 @@ def evaluate_classification(arguments: argparse.Namespace) -> None:
     for result in results:
         tell(f"{result.model}: AUC {result.auc.text}, false positives at 95 % sensitivity {result.fpr_at_95.text}")
     print(arguments.output / "index.html")
+
+
+def evaluate_segmentation(arguments: argparse.Namespace) -> None:
+    """Judge masks and write ``segmentation.json``, ``segmentation.csv``, ``index.html`` and a picture.
+
+    Raises
+    ------
+    UsageError
+        If Jinja is not installed, cohort, masks or models cannot be used, or the folder cannot be written.
+    """
+    _need_jinja()
+    from app.cohort.table import read_cohort
+    from app.evaluation.segmentation import from_folder, score_cohort
+    from app.evaluation.segmentation_report import write_segmentation
+
+    studies = read_cohort(arguments.cohort)
+    if arguments.predictions is not None:
+        segment = from_folder(arguments.predictions)
+    else:
+        from app.evaluation.segmentation_model import from_models
+
+        segment = from_models(arguments.model)
+    with _new_folder(arguments.output) as folder:
+        scores = score_cohort(studies, segment, tell)
+        write_segmentation(scores, folder, replicates=arguments.replicates, seed=arguments.seed)
+    print(arguments.output / "index.html")
+
+
+def _need_jinja() -> None:
+    try:
+        import jinja2  # noqa: F401
+    except ImportError as error:
+        raise UsageError("Jinja is needed for the page: pip install 'covid-ct-map[evaluation]'") from error
 
 
 @contextmanager

@@ -1,11 +1,11 @@
-"""The page of an evaluation of classification, as a Jinja template."""
+"""The pages of evaluations, as Jinja templates."""
 
-TEMPLATE = """<!DOCTYPE html>
+_HEAD = """<!DOCTYPE html>
 <html lang="en">
 <head>
 <meta charset="utf-8">
 <meta name="viewport" content="width=device-width, initial-scale=1">
-<title>Evaluation of classification</title>
+<title>Evaluation</title>
 <style>
 body { font: 16px/1.5 Georgia, serif; color: #222; max-width: 62rem; margin: 2rem auto; padding: 0 1rem; }
 h1, h2 { line-height: 1.2; }
@@ -14,12 +14,17 @@ th, td { padding: .3rem .7rem; text-align: left; border-bottom: 1px solid #ddd; 
 th { border-bottom: 2px solid #888; }
 td.n { text-align: right; }
 figure { display: inline-block; width: min(30rem, 100%); margin: .5rem 0; }
+figure.wide { width: min(44rem, 100%); }
 figure img { width: 100%; }
 figcaption, .note { font: 13px/1.4 system-ui, sans-serif; color: #555; }
 .notice { border-left: 4px solid #c0562b; padding-left: .8rem; }
 </style>
 </head>
-<body>
+"""
+
+CLASSIFICATION = (
+    _HEAD
+    + """<body>
 {% macro rates(row) %}
 <td>{{ row.accuracy.text }}</td><td>{{ row.sensitivity.text }}</td><td>{{ row.specificity.text }}</td>
 {% endmacro %}
@@ -102,3 +107,36 @@ classification.json and classification.csv.</p>
 </body>
 </html>
 """
+)
+
+SEGMENTATION = (
+    _HEAD
+    + """<body>
+<h1>Evaluation of segmentation</h1>
+<p class="notice">{{ notice }} {{ software }}.</p>
+<p>On {{ content.studies }} studies of {{ content.patients }} patients.</p>
+<table>
+<tr><th>measure</th><th>mean</th></tr>
+{% for name, estimate in rows %}
+<tr><td>{{ name }}</td><td>{{ estimate.text }}</td></tr>
+{% endfor %}
+</table>
+<figure class="wide"><img src="dice.svg" alt="Dice of every study">
+<figcaption>Every study; the box holds the middle half.</figcaption></figure>
+<h2>Where to look first</h2>
+<p>The studies whose lesions agree least.</p>
+<table>
+<tr><th>study</th><th>lungs, Dice</th><th>lesions, Dice</th><th>involvement too high by</th></tr>
+{% for score in worst %}
+<tr><td>{{ score.study }}</td><td class="n">{{ "%.3f" | format(score.measures.lungs_dice) }}</td>
+<td class="n">{{ "%.3f" | format(score.measures.lesions_dice) }}</td>
+<td class="n">{{ "%+.2f" | format(score.measures.involvement_error) }}</td></tr>
+{% endfor %}
+</table>
+<p class="note">Means over the studies in which a measure is defined: the Dice of lesions that neither mask holds is
+not. Intervals: 95 %, percentiles of {{ content.replicates }} bootstrap replicates over patients. The figures of every
+study are in segmentation.csv, the means in segmentation.json.</p>
+</body>
+</html>
+"""
+)

@@ -22,16 +22,16 @@ _NEGATIVE, _POSITIVE = "#5b7fa6", "#c0562b"
 
 
 @contextmanager
-def _figure(folder: Path, name: str, wide: float = 4.6) -> Iterator[Axes]:
-    """Draw into axes and save them; the same drawing gives the same SVG."""
+def figure(folder: Path, name: str, wide: float = 4.6) -> Iterator[Axes]:
+    """Draw into axes and save them as SVG and PNG; the same drawing gives the same SVG."""
     with mpl.rc_context({"svg.hashsalt": name, "font.size": 9, "svg.fonttype": "none"}):
-        figure = Figure(figsize=(wide, 4.2), layout="constrained")
-        axes = figure.add_subplot()
+        drawing = Figure(figsize=(wide, 4.2), layout="constrained")
+        axes = drawing.add_subplot()
         yield axes
         for side in ("top", "right"):
             axes.spines[side].set_visible(False)
-        figure.savefig(folder / f"{name}.svg", metadata={"Date": None})
-        figure.savefig(folder / f"{name}.png", dpi=200)
+        drawing.savefig(folder / f"{name}.svg", metadata={"Date": None})
+        drawing.savefig(folder / f"{name}.png", dpi=200)
 
 
 def draw_all(results: Sequence[Classification], folder: Path) -> list[str]:
@@ -59,7 +59,7 @@ def _legend_above(axes: Axes) -> None:
 
 
 def _draw_roc(results: Sequence[Classification], folder: Path) -> None:
-    with _figure(folder, "roc") as axes:
+    with figure(folder, "roc") as axes:
         axes.plot([0, 1], [0, 1], color="0.75", linewidth=0.8)
         for result, colour in zip(results, _COLOURS * len(results), strict=False):
             curve = roc_curve(result.cohort.labels, result.cohort.probabilities)
@@ -84,7 +84,7 @@ def _draw_band(result: Classification, axes: Axes) -> None:
 
 
 def _draw_reliability(results: Sequence[Classification], folder: Path) -> None:
-    with _figure(folder, "reliability") as axes:
+    with figure(folder, "reliability") as axes:
         axes.plot([0, 1], [0, 1], color="0.75", linewidth=0.8)
         for result, colour in zip(results, _COLOURS * len(results), strict=False):
             found = result.calibration.before
@@ -96,7 +96,7 @@ def _draw_reliability(results: Sequence[Classification], folder: Path) -> None:
 
 
 def _draw_probabilities(result: Classification, folder: Path) -> None:
-    with _figure(folder, "probabilities") as axes:
+    with figure(folder, "probabilities") as axes:
         parts = [result.cohort.probabilities[result.cohort.labels == label] for label in (0, 1)]
         bins = np.linspace(0, 1, 21).tolist()
         axes.hist(parts, bins=bins, label=["negative", "positive"], color=[_NEGATIVE, _POSITIVE])
@@ -109,7 +109,7 @@ def _draw_probabilities(result: Classification, folder: Path) -> None:
 
 
 def _draw_involvement(result: Classification, folder: Path) -> None:
-    with _figure(folder, "involvement") as axes:
+    with figure(folder, "involvement") as axes:
         known = [each for each in result.cohort.predictions if each.involvement is not None]
         parts = [[each.involvement for each in known if each.label == label] for label in (0, 1)]
         axes.hist(parts, bins=20, label=["negative", "positive"], color=[_NEGATIVE, _POSITIVE])  # type: ignore[arg-type]

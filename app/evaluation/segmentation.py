@@ -1,0 +1,144 @@
+"""How well lungs and lesions are found, study by study and with intervals over patients."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from app.cohort.images import load_mask, load_study
+from app.cohort.table import CohortStudy
+from app.evaluation.intervals import Estimate, bootstrap, patient_weights
+from app.evaluation.overlap import dice, percent, surface_dice, volume_ml
+from app.evaluation.roc import FloatArray
+from app.outcome import UsageError
+from operators.findings import LesionType, Lung
+from operators.volume import CTVolume, Grid, LabelArray
+
+TOLERANCE_MM = 3.0
+MEASURES = {
+    "lungs_dice": "lungs, Dice",
+    "lungs_surface_dice": f"lungs, surface Dice at {TOLERANCE_MM:g} mm",
+    "lungs_error_ml": "lungs, volume too large by (ml)",
+    "lesions_dice": "lesions of all types, Dice",
+    "lesions_surface_dice": f"lesions of all types, surface Dice at {TOLERANCE_MM:g} mm",
+    "lesions_error_ml": "lesions, volume too large by (ml)",
+    **{f"{kind.name.lower()}_dice": f"{kind.name.lower().replace('_', ' ')}, Dice" for kind in LesionType},
+    "involvement_error": "involvement too high by (percentage points)",
+}
+"""Name and description of every measure; NaN where it is undefined, as the Dice of lesions that are not there."""
+
+
+class Masks(NamedTuple):
+    """Lungs and lesions of a study on the grid of its CT."""
+
+    lungs: LabelArray
+    lesions: LabelArray
+
+
+Segment = Callable[[CohortStudy, CTVolume], Masks]
+
+
+@dataclass(frozen=True, slots=True)
+class StudyScore:
+    """All measures of one study."""
+
+    patient: str
+    study: str
+    measures: Mapping[str, float]
+
+
+def score_cohort(
+    studies: Sequence[CohortStudy], segment: Segment, tell: Callable[[str], None] = lambda line: None
+) -> list[StudyScore]:
+    """Score the studies of a cohort whose masks are known, one after the other.
+
+    Parameters
+    ----------
+    studies : sequence of CohortStudy
+        Those with both masks are scored.
+    segment : callable
+        Gives the masks to be judged.
+    tell : callable
+        Receives a line for each study.
+
+    Raises
+    ------
+    UsageError
+        If no study has both masks, or an image cannot be read.
+    """
+    known = [study for study in studies if study.lungs and study.lesions]
+    if not known:
+        raise UsageError("no study of the cohort has masks of lungs and lesions to judge by")
+    scores = []
+    for number, study in enumerate(known, start=1):
+        volume = load_study(study)
+        truth = _truth(study, volume.grid)
+        measures = measure(truth, segment(study, volume), volume.grid.spacing)
+        scores.append(StudyScore(study.patient, study.path.name, measures))
+        found = ", ".join(f"{name} {measures[f'{name}_dice']:.3f}" for name in ("lungs", "lesions"))
+        tell(f"study {number} of {len(known)}: Dice of {found}")
+    return scores
+
+
+def measure(truth: Masks, found: Masks, spacing: tuple[float, float, float]) -> dict[str, float]:
+    """Return all :data:`MEASURES` of one study."""
+    values: dict[str, float] = {}
+    for name, own, other in (("lungs", truth.lungs, found.lungs), ("lesions", truth.lesions, found.lesions)):
+        values[f"{name}_dice"] = dice(own > 0, other > 0)
+        values[f"{name}_surface_dice"] = surface_dice(own > 0, other > 0, spacing, TOLERANCE_MM)
+        values[f"{name}_error_ml"] = volume_ml(other > 0, spacing) - volume_ml(own > 0, spacing)
+    for kind in LesionType:
+        values[f"{kind.name.lower()}_dice"] = dice(truth.lesions == kind, found.lesions == kind)
+    share, true_share = (percent(masks.lesions > 0, masks.lungs > 0) for masks in (found, truth))
+    values["involvement_error"] = share - true_share
+    return values
+
+
+def summarise_scores(scores: Sequence[StudyScore], *, replicates: int = 2000, seed: int = 0) -> dict[str, Estimate]:
+    """Return the mean of every measure over the studies in which it is defined, with intervals over patients."""
+    patients = [score.patient for score in scores]
+    weights = patient_weights(patients, np.zeros(len(scores)), replicates, seed)
+    return {name: _mean(np.array([score.measures[name] for score in scores]), weights) for name in MEASURES}
+
+
+def _mean(values: FloatArray, weights: FloatArray) -> Estimate:
+    defined = ~np.isnan(values)
+    kept = np.where(defined, values, 0.0)
+
+    def mean(counts: FloatArray) -> FloatArray:
+        with np.errstate(invalid="ignore"):
+            return np.asarray(counts @ kept / (counts @ defined))
+
+    return bootstrap(mean, weights)
+
+
+def from_folder(folder: Path) -> Segment:
+    """Take masks from ``STUDY_lungs.nii.gz`` and ``STUDY_lesions.nii.gz`` in a folder."""
+
+    def segment(study: CohortStudy, volume: CTVolume) -> Masks:
+        name = study.path.name.removesuffix(".gz").removesuffix(".nii")
+        paths = [folder / f"{name}_{part}.nii.gz" for part in ("lungs", "lesions")]
+        absent = next((path for path in paths if not path.is_file()), None)
+        if absent is not None:
+            raise UsageError(f"{folder} holds no {absent.name}")
+        return Masks(load_mask(paths[0], volume.grid, max(Lung)), load_mask(paths[1], volume.grid, max(LesionType)))
+
+    return segment
+
+
+def _truth(study: CohortStudy, grid: Grid) -> Masks:
+    lungs, lesions = study.lungs, study.lesions
+    assert lungs is not None  # noqa: S101 - only such studies are scored
+    assert lesions is not None  # noqa: S101
+    return Masks(load_mask(lungs, grid, max(Lung)), load_mask(lesions, grid, max(LesionType)))
+
+
+def lines(scores: Sequence[StudyScore]) -> Iterator[tuple[str, str, str, float | None]]:
+    """Return patient, study, measure and value of everything measured; None where it is undefined."""
+    for score in scores:
+        for name, value in score.measures.items():
+            yield score.patient, score.study, name, None if np.isnan(value) else value

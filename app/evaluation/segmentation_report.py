@@ -1,0 +1,71 @@
+"""What is written of an evaluation of segmentation: JSON, CSV, a picture, and a page to read."""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+
+import numpy as np
+from jinja2 import Environment, StrictUndefined
+
+from app.evaluation.page import SEGMENTATION
+from app.evaluation.plots import figure
+from app.evaluation.segmentation import MEASURES, StudyScore, lines, summarise_scores
+from operators.software import NAME, RESEARCH_NOTICE, VERSION
+
+_MOST_LISTED = 10
+
+
+def write_segmentation(scores: Sequence[StudyScore], folder: Path, *, replicates: int, seed: int) -> None:
+    """Write ``segmentation.json``, ``segmentation.csv``, ``index.html`` and ``dice``.
+
+    Parameters
+    ----------
+    scores : sequence of StudyScore
+        At least one.
+    folder : Path
+        Must exist.
+    replicates, seed : int
+        Of the bootstrap.
+    """
+    summary = summarise_scores(scores, replicates=replicates, seed=seed)
+    content = {
+        "software": {"name": NAME, "version": VERSION},
+        "notice": RESEARCH_NOTICE,
+        "replicates": replicates,
+        "studies": len(scores),
+        "patients": len({score.patient for score in scores}),
+        "means": {name: asdict(estimate) for name, estimate in summary.items()},
+    }
+    (folder / "segmentation.json").write_text(json.dumps(content, indent=2) + "\n", "utf-8")
+    with (folder / "segmentation.csv").open("w", encoding="utf-8", newline="") as file:
+        table = csv.writer(file, lineterminator="\n")
+        table.writerow(("patient", "study", "measure", "value"))
+        table.writerows(lines(scores))
+    _draw(scores, folder)
+    worst = sorted(scores, key=lambda score: np.nan_to_num(score.measures["lesions_dice"], nan=1.0))[:_MOST_LISTED]
+    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    page = environment.from_string(SEGMENTATION).render(
+        content=content,
+        rows=[(MEASURES[name], estimate) for name, estimate in summary.items()],
+        worst=worst,
+        notice=RESEARCH_NOTICE,
+        software=f"{NAME} {VERSION}",
+    )
+    (folder / "index.html").write_text(page + "\n", "utf-8")
+
+
+def _draw(scores: Sequence[StudyScore], folder: Path) -> None:
+    names = [name for name in MEASURES if name.endswith("_dice")]
+    values = [np.array([score.measures[name] for score in scores]) for name in names]
+    with figure(folder, "dice", wide=7.0) as axes:
+        axes.boxplot([each[~np.isnan(each)] for each in values], orientation="horizontal", widths=0.5)
+        for row, each in enumerate(values, start=1):
+            spread = np.linspace(-0.15, 0.15, len(each))  # so that equal values do not hide each other
+            axes.plot(each, row + spread, ".", color="#1f5f8b", markersize=3)
+        axes.set_yticks(range(1, len(names) + 1), [MEASURES[name] for name in names])
+        axes.invert_yaxis()
+        axes.set(xlim=(-0.02, 1.02), xlabel="one dot for each study in which it is defined")

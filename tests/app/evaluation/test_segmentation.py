@@ -1,0 +1,190 @@
+"""Masks are judged against those of a cohort, by the command too."""
+
+from __future__ import annotations
+
+import csv
+import json
+import re
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import SimpleITK as sitk
+from scipy import ndimage
+
+from app.cli import main
+from app.cohort.images import load_mask, load_study
+from app.cohort.table import read_cohort
+from app.evaluation.segmentation import (
+    MEASURES,
+    Masks,
+    StudyScore,
+    from_folder,
+    measure,
+    score_cohort,
+    summarise_scores,
+)
+from app.outcome import UsageError
+from app.phantom import COARSE_MM
+from app.phantom.cohort import write_cohort
+
+SPACING = (3.0, 2.0, 2.0)
+
+
+@pytest.fixture(scope="module")
+def cohort(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("cohort") / "four"
+    write_cohort(folder, 4, seed=5, spacing=COARSE_MM)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def predictions(cohort: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The truth with every border a voxel farther out."""
+    folder = tmp_path_factory.mktemp("predictions")
+    for path in (cohort / "masks").iterdir():
+        image = sitk.ReadImage(str(path))
+        labels = sitk.GetArrayFromImage(image)
+        grown = np.where(labels == 0, ndimage.grey_dilation(labels, 3), labels)
+        changed = sitk.GetImageFromArray(grown.astype(np.uint8))
+        changed.CopyInformation(image)
+        sitk.WriteImage(changed, str(folder / path.name))
+    return folder
+
+
+def _random(seed: int) -> Masks:
+    rng = np.random.default_rng(seed)
+    lungs = rng.integers(0, 3, (6, 10, 12)).astype(np.uint8)
+    return Masks(lungs, np.where(lungs > 0, rng.integers(0, 5, lungs.shape), 0).astype(np.uint8))
+
+
+def test_measures_are_those_of_counts() -> None:
+    truth, found = _random(0), _random(1)
+    values = measure(truth, found, SPACING)
+    assert values.keys() == MEASURES.keys()
+    true, seen = truth.lesions > 0, found.lesions > 0
+    assert values["lesions_dice"] == pytest.approx(2 * (true & seen).sum() / (true.sum() + seen.sum()))
+    assert values["lungs_error_ml"] == pytest.approx(((found.lungs > 0).sum() - (truth.lungs > 0).sum()) * 0.012)
+    kind = (truth.lesions == 2), (found.lesions == 2)
+    assert values["consolidation_dice"] == pytest.approx(
+        2 * (kind[0] & kind[1]).sum() / (kind[0].sum() + kind[1].sum())
+    )
+    shares = [100 * (m.lesions > 0).sum() / (m.lungs > 0).sum() for m in (found, truth)]
+    assert values["involvement_error"] == pytest.approx(shares[0] - shares[1])
+
+
+def test_perfect_masks_are_perfect() -> None:
+    values = measure(_random(0), _random(0), SPACING)
+    assert all(value == (0.0 if "error" in name else 1.0) for name, value in values.items())
+
+
+def test_means_leave_out_what_is_undefined() -> None:
+    scores = [
+        StudyScore(str(k), str(k), dict.fromkeys(MEASURES, value)) for k, value in enumerate((0.5, float("nan"), 0.7))
+    ]
+    summary = summarise_scores(scores, replicates=500)
+    assert summary["lungs_dice"].value == pytest.approx(0.6)
+    assert (summary["lungs_dice"].low, summary["lungs_dice"].high) == (0.5, 0.7)
+    undefined = [StudyScore("a", "a", dict.fromkeys(MEASURES, float("nan")))]
+    assert summarise_scores(undefined, replicates=100)["lungs_dice"].text == "undefined"
+
+
+def test_the_cohort_is_scored_in_its_geometry(cohort: Path, predictions: Path) -> None:
+    told: list[str] = []
+    scores = score_cohort(read_cohort(cohort), from_folder(predictions), told.append)
+    assert len(scores) == len(told) == 4
+    for score in scores:
+        assert 0.5 < score.measures["lungs_dice"] < 1.0
+        assert score.measures["lungs_error_ml"] > 0
+    truth = score_cohort(read_cohort(cohort), from_folder(cohort / "masks"))
+    assert all(score.measures["lungs_surface_dice"] == 1.0 for score in truth)
+
+
+def test_images_in_another_order_of_axes_are_the_same(cohort: Path, tmp_path: Path) -> None:
+    study = read_cohort(cohort)[0]
+    assert study.lungs is not None
+    grid = load_study(study).grid
+    turned = tmp_path / "turned.nii.gz"
+    sitk.WriteImage(sitk.DICOMOrient(sitk.ReadImage(str(study.lungs)), "RSA"), str(turned))
+    np.testing.assert_array_equal(load_mask(turned, grid, 2), load_mask(study.lungs, grid, 2))
+
+
+def test_a_ct_as_nifti_is_that_of_dicom(cohort: Path, tmp_path: Path) -> None:
+    study = read_cohort(cohort)[0]
+    volume = load_study(study)
+    image = sitk.GetImageFromArray(volume.hu)
+    image.SetSpacing(volume.grid.spacing[::-1])
+    image.SetOrigin(volume.grid.affine[:3, 3].tolist())
+    path = tmp_path / "ct.nii.gz"
+    sitk.WriteImage(image, str(path))
+    again = load_study(type(study)("p", path, 0))
+    np.testing.assert_array_equal(again.hu, volume.hu)
+    np.testing.assert_allclose(again.grid.affine, volume.grid.affine, atol=1e-4)
+
+
+def test_masks_that_cannot_be_are_refused(cohort: Path, tmp_path: Path) -> None:
+    first, *_ = read_cohort(cohort)
+    grid = load_study(first).grid
+    assert first.lungs is not None
+    image = sitk.ReadImage(str(first.lungs))
+    image.SetOrigin([value + 1.0 for value in image.GetOrigin()])
+    sitk.WriteImage(image, str(tmp_path / "moved.nii.gz"))
+    with pytest.raises(UsageError, match=r"moved\.nii\.gz does not lie on the grid"):
+        load_mask(tmp_path / "moved.nii.gz", grid, 2)
+    with pytest.raises(UsageError, match="other labels than 0 to 1"):
+        load_mask(first.lungs, grid, 1)
+    (tmp_path / "broken.nii.gz").write_bytes(b"no image")
+    with pytest.raises(UsageError, match=r"cannot read broken\.nii\.gz"):
+        load_mask(tmp_path / "broken.nii.gz", grid, 2)
+    with pytest.raises(UsageError, match=r"holds no p000_lungs\.nii\.gz"):
+        score_cohort([first], from_folder(tmp_path))
+
+
+def test_the_command_writes_what_it_measured(
+    cohort: Path, predictions: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    output = tmp_path / "out"
+    command = ["evaluate", "segmentation", "--cohort", str(cohort), "--predictions", str(predictions)]
+    assert main([*command, "-o", str(output), "--replicates", "200"]) == 0
+    assert capsys.readouterr().out == f"{output / 'index.html'}\n"
+    scores = score_cohort(read_cohort(cohort), from_folder(predictions))
+    means = json.loads((output / "segmentation.json").read_text("utf-8"))["means"]
+    expected = np.mean([score.measures["lungs_dice"] for score in scores])
+    assert means["lungs_dice"]["value"] == pytest.approx(expected)
+    with (output / "segmentation.csv").open(encoding="utf-8") as file:
+        rows = {(row["study"], row["measure"]): row["value"] for row in csv.DictReader(file)}
+    assert float(rows["p001", "lungs_dice"]) == pytest.approx(scores[1].measures["lungs_dice"])
+    page = (output / "index.html").read_text("utf-8")
+    assert f"{expected:.2f} [" in page
+    assert "Research use only" in page
+    for name in re.findall(r'src="([^"]+)"', page):
+        assert (output / name).is_file()
+
+
+def test_what_cannot_be_judged_is_one_line_and_leaves_nothing(
+    cohort: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    bare = tmp_path / "bare"
+    shutil.copytree(cohort, bare)
+    table = bare / "cohort.csv"
+    table.write_text(re.sub(r",masks/\S+", ",,", table.read_text("utf-8")), "utf-8")
+    command = ["evaluate", "segmentation", "-o", str(tmp_path / "out")]
+    for more, says in (
+        (["--cohort", str(tmp_path)], "a cohort is a folder with a table"),
+        (["--cohort", str(bare), "--predictions", str(tmp_path)], "no study of the cohort has masks"),
+        (["--cohort", str(cohort), "-m", str(tmp_path)], "model lungs: cannot read"),
+    ):
+        assert main([*command, *more]) == 64
+        line = capsys.readouterr().err
+        assert line.count("\n") == 1
+        assert says in line
+        assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.slow
+def test_the_shipped_models_find_the_lungs_of_phantoms(cohort: Path, tmp_path: Path) -> None:
+    output = tmp_path / "out"
+    assert main(["evaluate", "segmentation", "--cohort", str(cohort), "-o", str(output)]) == 0
+    means = json.loads((output / "segmentation.json").read_text("utf-8"))["means"]
+    assert means["lungs_dice"]["value"] > 0.9
