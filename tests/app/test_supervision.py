@@ -191,7 +191,8 @@ import app.cli, app.study
 
 def slow(*_):
     print("slow", file=sys.stderr, flush=True)
-    time.sleep(60)
+    for _ in range(600):
+        time.sleep(0.1)
 
 app.study._studies = slow
 sys.exit(app.cli.entry())
