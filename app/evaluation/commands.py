@@ -48,6 +48,12 @@ def add_evaluate_arguments(parser: argparse.ArgumentParser) -> None:
     add("--replicates", type=_count(100, 100_000), default=2000, metavar="N", help="of the bootstrap (default 2000)")
     add("--seed", type=int, default=0, help="of the bootstrap (default 0)")
     segmentation.set_defaults(command=evaluate_segmentation)
+    compute = parts.add_parser("compute", help="what each model costs here, beside the paper's figures")
+    add = compute.add_argument
+    add("-i", "--input", type=Path, metavar="FOLDER", help="folder with a chest CT (default: a phantom)")
+    add("-m", "--model", type=Path, default=_ROOT / "models", help="folder of the models")
+    add("-o", "--output", type=Path, required=True, help="new folder for the table")
+    compute.set_defaults(command=evaluate_compute)
 
 
 def _count(lowest: int, highest: int) -> Callable[[str], int]:
@@ -147,6 +153,35 @@ def evaluate_segmentation(arguments: argparse.Namespace) -> None:
         scores = score_cohort(studies, segment, tell)
         write_segmentation(scores, folder, replicates=arguments.replicates, seed=arguments.seed)
     print(arguments.output / "index.html")
+
+
+def evaluate_compute(arguments: argparse.Namespace) -> None:
+    """Measure what each model costs and write ``compute.json`` and ``compute.md``.
+
+    Raises
+    ------
+    InputRefused
+        If the folder holds no chest CT.
+    RunFailed
+        If a model is missing or altered.
+    UsageError
+        If the folder for the table cannot be written.
+    """
+    from app.application import Models
+    from app.evaluation.compute import measure_costs, write_costs
+    from app.phantom import make_phantom
+    from app.training_data import bare_volume
+    from operators.series_loader import load_ct_series
+
+    if arguments.input is not None:
+        volume = load_ct_series(arguments.input)
+    else:
+        phantom = make_phantom()
+        volume = bare_volume(phantom.hu, phantom.spacing)
+    with _new_folder(arguments.output) as folder:
+        costs = measure_costs(volume, Models.load(arguments.model), tell=tell)
+        write_costs(costs, volume, "auto", folder)
+    print((arguments.output / "compute.md").read_text("utf-8"), end="")
 
 
 def _need_jinja() -> None:
