@@ -31,8 +31,7 @@ def add_evaluate_arguments(parser: argparse.ArgumentParser) -> None:
     add = classification.add_argument
     add("--predictions", type=Path, required=True, metavar="FILE", help="CSV file, see docs/evaluation.md")
     add("-o", "--output", type=Path, required=True, help="new folder for tables, pictures and a page")
-    add("--replicates", type=_count(100, 100_000), default=2000, metavar="N", help="of the bootstrap (default 2000)")
-    add("--seed", type=int, default=0, help="of the bootstrap (default 0)")
+    _add_bootstrap(classification)
     classification.set_defaults(command=evaluate_classification)
     segmentation = parts.add_parser("segmentation", help="how well lungs and lesions are found, with intervals")
     add = segmentation.add_argument
@@ -45,8 +44,7 @@ def add_evaluate_arguments(parser: argparse.ArgumentParser) -> None:
         "-m", "--model", type=Path, default=_ROOT / "models", help="folder of the models to run instead"
     )
     add("-o", "--output", type=Path, required=True, help="new folder for tables, a picture and a page")
-    add("--replicates", type=_count(100, 100_000), default=2000, metavar="N", help="of the bootstrap (default 2000)")
-    add("--seed", type=int, default=0, help="of the bootstrap (default 0)")
+    _add_bootstrap(segmentation)
     segmentation.set_defaults(command=evaluate_segmentation)
     compute = parts.add_parser("compute", help="what each model costs here, beside the paper's figures")
     add = compute.add_argument
@@ -54,6 +52,12 @@ def add_evaluate_arguments(parser: argparse.ArgumentParser) -> None:
     add("-m", "--model", type=Path, default=_ROOT / "models", help="folder of the models")
     add("-o", "--output", type=Path, required=True, help="new folder for the table")
     compute.set_defaults(command=evaluate_compute)
+
+
+def _add_bootstrap(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("--replicates", type=_count(100, 100_000), default=2000, metavar="N", help="of the bootstrap (default 2000)")
+    add("--seed", type=int, default=0, help="of the bootstrap (default 0)")
 
 
 def _count(lowest: int, highest: int) -> Callable[[str], int]:

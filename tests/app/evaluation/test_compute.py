@@ -17,14 +17,8 @@ from app.cli import main
 from app.evaluation.compute import Cost, _peak_memory, measure_costs
 from app.training_data import bare_volume
 from operators.volume import CTVolume
-from tests.app.tiny_run import SPACING, write_lungs, write_models
-
-
-@pytest.fixture(scope="module")
-def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("models")
-    write_models(folder)
-    return folder
+from tests.app.test_application import models  # noqa: F401 - a fixture
+from tests.app.tiny_run import SPACING, write_lungs
 
 
 @pytest.fixture(scope="module")
@@ -57,7 +51,10 @@ def _counted(*networks: nn.Module) -> Iterator[list[float]]:
 
 
 @pytest.fixture(scope="module")
-def measured(models: Path, volume: CTVolume) -> tuple[dict[str, Cost], float]:
+def measured(
+    models: Path,  # noqa: F811
+    volume: CTVolume,
+) -> tuple[dict[str, Cost], float]:
     """Costs by stage, and the operations of the segmentation networks counted by hand."""
     loaded = Models.load(models)
     with _counted(loaded.lungs, loaded.lesions, loaded.involvement) as total:
@@ -92,7 +89,11 @@ def test_growth_of_memory_is_seen() -> None:
 
 
 @pytest.mark.slow
-def test_the_command_writes_the_table(models: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_command_writes_the_table(
+    models: Path,  # noqa: F811
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
     write_lungs(tmp_path / "in")
     output = tmp_path / "out"
     assert main(["evaluate", "compute", "-i", str(tmp_path / "in"), "-m", str(models), "-o", str(output)]) == 0
