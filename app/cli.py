@@ -23,7 +23,7 @@ from app.evaluation.commands import add_evaluate_arguments
 from app.outcome import ExitStatus, Interrupted, RunFailed, UsageError
 from app.package.commands import add_package_commands
 from app.publish import tidier
-from app.supervision import STOPPING, supervised
+from app.supervision import STOPPING, leave, supervised
 from app.training import add_train_arguments
 from operators.refusal import InputRefused
 from operators.software import NAME, RESEARCH_NOTICE, VERSION
@@ -65,7 +65,7 @@ def _execute(arguments: argparse.Namespace) -> int:
             arguments.command(arguments)
     except Interrupted as interrupt:
         tell("interrupted")
-        _leave(interrupt.exit_status)
+        leave(interrupt.exit_status)  # the threads of the graph cannot be stopped
     except Exception as error:  # the last resort: one line instead of a traceback, which may quote headers
         if _DEBUG:
             traceback.print_exc()
@@ -349,10 +349,3 @@ def _watch(stop: threading.Event) -> None:
         if received is not None:
             _thread.interrupt_main(signal.Signals(received.si_signo))
             return
-
-
-def _leave(status: int) -> NoReturn:
-    """End the process at once: the threads of the graph cannot be stopped."""
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(status)

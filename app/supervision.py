@@ -52,7 +52,7 @@ def supervised(work: Callable[[], int], tidy: Callable[[], None]) -> int:
     if child == 0:
         signal.pthread_sigmask(signal.SIG_SETMASK, mask)
         _die_with(parent)
-        _end(work())
+        leave(work())
     status, asked = _wait(child)
     if status < 0:
         tidy()
@@ -69,7 +69,8 @@ def _die_with(parent: int) -> None:
         os._exit(ExitStatus.FAILED)
 
 
-def _end(status: int) -> NoReturn:
+def leave(status: int) -> NoReturn:
+    """End the process at once, whatever threads and libraries still do."""
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(status)

@@ -13,7 +13,7 @@ import numpy as np
 from app.evaluation.calibration import Reliability, reliability, scaled, temperature
 from app.evaluation.intervals import Estimate, bootstrap, patient_weights, percentile_interval, wilson
 from app.evaluation.predictions import SUBGROUPS, Cohort, Prediction
-from app.evaluation.roc import FloatArray, area, delong_p_value, fpr_at_tpr, roc_curve
+from app.evaluation.roc import FloatArray, area, delong_p_value, first_reaching, fpr_at_tpr, roc_curve
 
 SENSITIVITY = 0.95
 _RANGES: Mapping[str, tuple[float, ...]] = {
@@ -172,7 +172,7 @@ def _thresholds(test: Cohort, validation: Cohort) -> list[tuple[str, float, str]
     chosen, origin = (validation, "validation") if usable else (test, "the same cases")
     curve = roc_curve(chosen.labels, chosen.probabilities)
     youden = int(np.argmax(curve.tpr - curve.fpr))
-    sensitive = int(np.argmax(curve.tpr >= SENSITIVITY - 1e-12))
+    sensitive = int(first_reaching(curve, SENSITIVITY))
     finite = np.minimum(curve.thresholds, 1.0)
     return [
         ("0.5", 0.5, "beforehand"),

@@ -9,12 +9,10 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, StrictUndefined
-
 from app.evaluation.calibration import Reliability
 from app.evaluation.classification import Classification, Difference, Row
 from app.evaluation.intervals import Estimate
-from app.evaluation.page import CLASSIFICATION
+from app.evaluation.page import CLASSIFICATION, render
 from app.evaluation.plots import draw_all
 from operators.software import NAME, RESEARCH_NOTICE, VERSION
 
@@ -53,8 +51,8 @@ def write_classification(
             table.writerows(_lines(result))
         for difference in differences:
             table.writerows(_difference_lines(difference))
-    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    page = environment.from_string(CLASSIFICATION).render(
+    page = render(
+        CLASSIFICATION,
         results=results,
         differences=differences,
         pictures=pictures,
@@ -62,7 +60,7 @@ def write_classification(
         notice=RESEARCH_NOTICE,
         software=f"{NAME} {VERSION}",
     )
-    (folder / "index.html").write_text(page + "\n", "utf-8")
+    (folder / "index.html").write_text(page, "utf-8")
 
 
 def _as_json(result: Classification) -> dict[str, Any]:

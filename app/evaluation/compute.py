@@ -140,16 +140,17 @@ def write_costs(costs: list[Cost], volume: CTVolume, precision: Precision, folde
         "precision": resolve(precision),
         "ct": f"{size} voxels of {spacing} mm (z, y, x)",
     }
+    total = _total(costs)
     content = {
         "software": {"name": NAME, "version": VERSION},
         "notice": RESEARCH_NOTICE,
         "machine": machine,
         "stages": [asdict(cost) for cost in costs],
-        "total": asdict(_total(costs)),
+        "total": asdict(total),
         "paper": PAPER,
     }
     (folder / "compute.json").write_text(json.dumps(content, indent=2) + "\n", "utf-8")
-    rows = [_row(cost) for cost in (*costs, _total(costs))]
+    rows = [_row(cost) for cost in (*costs, total)]
     paper = (PAPER["parameters"] / 1e6, PAPER["gflop"], PAPER["memory_gb"], PAPER["seconds"])
     lines = [
         "# What it costs",

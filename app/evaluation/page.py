@@ -1,5 +1,7 @@
 """The pages of evaluations, as Jinja templates."""
 
+from jinja2 import Environment, StrictUndefined
+
 _HEAD = """<!DOCTYPE html>
 <html lang="en">
 <head>
@@ -140,3 +142,9 @@ study are in segmentation.csv, the means in segmentation.json.</p>
 </html>
 """
 )
+
+
+def render(template: str, **values: object) -> str:
+    """Fill a template; text from tables is escaped."""
+    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    return environment.from_string(template).render(values) + "\n"

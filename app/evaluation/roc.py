@@ -63,8 +63,13 @@ def area(curve: Curve) -> FloatArray:
 
 def fpr_at_tpr(curve: Curve, tpr: float = 0.95) -> FloatArray:
     """Return the rate of false positives at the first threshold whose rate of true positives is at least ``tpr``."""
-    reached = np.argmax(curve.tpr >= tpr - 1e-12, axis=-1)
-    return np.asarray(np.take_along_axis(curve.fpr, np.expand_dims(reached, -1), axis=-1)[..., 0])
+    reached = np.expand_dims(first_reaching(curve, tpr), -1)
+    return np.asarray(np.take_along_axis(curve.fpr, reached, axis=-1)[..., 0])
+
+
+def first_reaching(curve: Curve, tpr: float) -> npt.NDArray[np.intp]:
+    """Return the index of the first threshold whose rate of true positives is at least ``tpr``, but for rounding."""
+    return np.asarray(np.argmax(curve.tpr >= tpr - 1e-12, axis=-1))
 
 
 def auc(labels: npt.ArrayLike, scores: npt.ArrayLike) -> float:

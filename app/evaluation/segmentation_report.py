@@ -9,9 +9,8 @@ from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
-from jinja2 import Environment, StrictUndefined
 
-from app.evaluation.page import SEGMENTATION
+from app.evaluation.page import SEGMENTATION, render
 from app.evaluation.plots import figure
 from app.evaluation.segmentation import MEASURES, StudyScore, lines, summarise_scores
 from operators.software import NAME, RESEARCH_NOTICE, VERSION
@@ -47,15 +46,15 @@ def write_segmentation(scores: Sequence[StudyScore], folder: Path, *, replicates
         table.writerows(lines(scores))
     _draw(scores, folder)
     worst = sorted(scores, key=lambda score: np.nan_to_num(score.measures["lesions_dice"], nan=1.0))[:_MOST_LISTED]
-    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    page = environment.from_string(SEGMENTATION).render(
+    page = render(
+        SEGMENTATION,
         content=content,
         rows=[(MEASURES[name], estimate) for name, estimate in summary.items()],
         worst=worst,
         notice=RESEARCH_NOTICE,
         software=f"{NAME} {VERSION}",
     )
-    (folder / "index.html").write_text(page + "\n", "utf-8")
+    (folder / "index.html").write_text(page, "utf-8")
 
 
 def _draw(scores: Sequence[StudyScore], folder: Path) -> None:

@@ -7,12 +7,12 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from app.outcome import UsageError
 from app.package.manifests import Manifest, as_text, load_package_configuration, manifests
+from app.package.tree import copy_file
 
 EXPORT = Path("/var/run/holoscan/export")
 _VARIABLES = {"app.json": "HOLOSCAN_APP_MANIFEST_PATH", "pkg.json": "HOLOSCAN_PKG_MANIFEST_PATH"}
@@ -93,7 +93,7 @@ def _folder(variable: str) -> Callable[[Path, Mapping[str, str]], None]:
         source = Path(environment[variable])
         for path in sorted(source.rglob("*")):
             if path.is_file() and "__pycache__" not in path.parts:
-                _copy(path, target / path.relative_to(source))
+                copy_file(path, target / path.relative_to(source))
 
     return copy
 
@@ -101,12 +101,7 @@ def _folder(variable: str) -> Callable[[Path, Mapping[str, str]], None]:
 def _configuration(target: Path, environment: Mapping[str, str]) -> None:
     for variable in ("HOLOSCAN_CONFIG_PATH", *_VARIABLES.values()):
         source = Path(environment[variable])
-        _copy(source, target / source.name)
-
-
-def _copy(source: Path, target: Path) -> None:
-    target.parent.mkdir(parents=True, exist_ok=True)
-    shutil.copyfile(source, target)  # modes and owners are those of the one who extracts
+        copy_file(source, target / source.name)
 
 
 _PARTS = {

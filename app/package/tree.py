@@ -48,7 +48,7 @@ def write_tree(checkout: Path, root: Path) -> None:
         _write_models(checkout, _below(root, manifests.MODELS))
         _write_documents(checkout, _below(root, manifests.DOCS))
         work = _below(root, manifests.WORKING_DIRECTORY)
-        _copy(checkout / "app.yaml", work / "app.yaml")
+        copy_file(checkout / "app.yaml", work / "app.yaml")
         for name in (manifests.INPUT, manifests.OUTPUT):
             (work / name).mkdir()
     except OSError as error:
@@ -59,8 +59,8 @@ def _write_application(checkout: Path, folder: Path, project: Path) -> None:
     """Write the three packages, what starts them, and what the MONAI Deploy packager is to install for them."""
     for package in _CODE:
         for source in sorted((checkout / package).rglob("*.py")):
-            _copy(source, folder / source.relative_to(checkout))
-    _copy(checkout / "app" / "__main__.py", folder / "__main__.py")
+            copy_file(source, folder / source.relative_to(checkout))
+    copy_file(checkout / "app" / "__main__.py", folder / "__main__.py")
     dependencies = tomllib.loads(project.read_text("utf-8"))["project"]["dependencies"]
     pins = dict(_pin(line) for line in (checkout / "constraints.txt").read_text("utf-8").splitlines())
     pinned = [dependency if "==" in dependency else pins[dependency.lower()] for dependency in dependencies]
@@ -74,7 +74,7 @@ def _pin(line: str) -> tuple[str, str]:
 def _write_models(checkout: Path, folder: Path) -> None:
     for task in TASKS:
         for name in (WEIGHTS, METADATA, _CARD):
-            _copy(checkout / "models" / task / name, folder / task / name)
+            copy_file(checkout / "models" / task / name, folder / task / name)
 
 
 def _write_documents(checkout: Path, folder: Path) -> None:
@@ -83,7 +83,7 @@ def _write_documents(checkout: Path, folder: Path) -> None:
         paths = sorted(source.rglob("*")) if source.is_dir() else [source]
         for path in paths:
             if path.is_file():
-                _copy(path, folder / path.relative_to(checkout))
+                copy_file(path, folder / path.relative_to(checkout))
 
 
 def _below(root: Path, absolute: Path) -> Path:
@@ -95,6 +95,7 @@ def _write(path: Path, text: str) -> None:
     path.write_text(text, "utf-8")
 
 
-def _copy(source: Path, target: Path) -> None:
+def copy_file(source: Path, target: Path) -> None:
+    """Copy a file's content; mode and owner are those of the one who copies."""
     target.parent.mkdir(parents=True, exist_ok=True)
     shutil.copyfile(source, target)
