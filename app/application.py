@@ -22,12 +22,11 @@ from monai.deploy.core import (
 from app.outcome import RunFailed
 from app.settings import Settings
 from models.classifier.network import Classifier
-from models.involvement.network import involvement_network
-from models.lesions.network import lesion_network
+from models.involvement.network import InvolvementNetwork
+from models.lesions.network import LesionNetwork
 from models.lungs.network import DeepMedic
-from models.record import TASKS, ModelUnavailable
-from models.store import load_weights
-from models.unet import UNet
+from models.record import ModelUnavailable
+from models.store import load_network
 from operators.classification import ClassificationOperator
 from operators.content_check import ContentCheckOperator
 from operators.explanation import ExplanationOperator
@@ -57,8 +56,8 @@ class Models:
     """The networks with their weights, and the identity of these."""
 
     lungs: DeepMedic
-    lesions: UNet
-    involvement: UNet
+    lesions: LesionNetwork
+    involvement: InvolvementNetwork
     classifier: Classifier
     records: ModelSet
 
@@ -69,14 +68,19 @@ class Models:
         Raises
         ------
         RunFailed
-            If a model is missing, incomplete or altered.
+            If a model is missing, incomplete or altered, or cannot be explained.
         """
-        networks = DeepMedic(), lesion_network(), involvement_network(), Classifier()
         try:
-            records = [load_weights(folder / task, network) for task, network in zip(TASKS, networks, strict=True)]
+            lungs, of_lungs = load_network(folder / "lungs", DeepMedic)
+            lesions, of_lesions = load_network(folder / "lesions", LesionNetwork)
+            involvement, of_involvement = load_network(folder / "involvement", InvolvementNetwork)
+            classifier, of_classifier = load_network(folder / "classifier", Classifier)
         except ModelUnavailable as error:
             raise RunFailed(str(error)) from error
-        return cls(*networks, ModelSet(*records))
+        if classifier.encoder.side_branch is None:
+            raise RunFailed("model classifier: it has no side branch, which the heatmaps are made of")
+        records = ModelSet(of_lungs, of_lesions, of_involvement, of_classifier)
+        return cls(lungs, lesions, involvement, classifier, records)
 
 
 class StudyFindings(NamedTuple):

@@ -4,27 +4,25 @@ from __future__ import annotations
 
 import _thread
 import argparse
-import logging
 import os
 import signal
 import sys
 import tempfile
 import threading
 import traceback
-import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
 from typing import NoReturn
 
-from app.console import tell
+from app.console import quieten, tell
 from app.evaluation.commands import add_evaluate_arguments
 from app.outcome import ExitStatus, Interrupted, RunFailed, UsageError
 from app.package.commands import add_package_commands
 from app.publish import tidier
 from app.supervision import STOPPING, leave, supervised
-from app.training import add_train_arguments
+from app.training.commands import add_ablation_arguments, add_train_arguments
 from operators.refusal import InputRefused
 from operators.software import NAME, RESEARCH_NOTICE, VERSION
 
@@ -109,14 +107,25 @@ def _parser() -> argparse.ArgumentParser:
         "--coarse", action="store_true", help="voxels of 6 x 2.8 x 2.8 mm instead of 3 x 1.4 x 1.4, to try things out"
     )
     phantom.set_defaults(command=_phantom)
-    cohort = commands.add_parser("cohort", help="check the table of a cohort and say what it holds")
+    cohort = commands.add_parser("cohort", help="check the table of a cohort, say what it holds, and divide it")
     cohort.add_argument("folder", metavar="FOLDER", type=Path, help="folder with cohort.csv")
+    cohort.add_argument(
+        "--split",
+        type=float,
+        nargs=3,
+        metavar=("TRAIN", "VALIDATION", "TEST"),
+        help="divide the patients in these proportions, and write it into the table",
+    )
+    cohort.add_argument("--seed", type=int, default=0, help="another seed, other splits (default 0)")
     cohort.set_defaults(command=_cohort)
     picture = commands.add_parser("picture", help="turn a secondary capture into a PNG file")
     picture.add_argument("source", metavar="FILE", type=Path, help="DICOM file of the folder sc/")
     picture.add_argument("target", metavar="PNG", type=Path, help="picture to write")
     picture.set_defaults(command=_picture)
-    add_train_arguments(commands.add_parser("train", help="train a model on a hospital's or a public data set"))
+    add_train_arguments(commands.add_parser("train", help="train a model on a hospital's or a public cohort"))
+    add_ablation_arguments(
+        commands.add_parser("ablation", help="train and compare the rows of the paper's ablation, and baselines")
+    )
     add_evaluate_arguments(
         commands.add_parser("evaluate", help="judge explanations or predictions on data whose truth is known")
     )
@@ -200,7 +209,7 @@ def _run(arguments: argparse.Namespace) -> None:
         rules=load_rules(arguments.config),
     )
     if not _DEBUG:
-        _quieten()
+        quieten()
     results = run_folder(request, tell)
     if len(results) == 1:
         tell(f"{results[0].message}; {len(results[0].files)} files and result.json in {request.output}")
@@ -221,7 +230,7 @@ def _choose_work_folder(given: str | None) -> None:
 def _inspect(arguments: argparse.Namespace) -> None:
     folder = _folder(arguments.folder, "folder", os.R_OK | os.X_OK)
     if not _DEBUG:
-        _quieten()
+        quieten()
     from app.inspection import inspect_folder
     from app.settings import load_rules, load_settings
 
@@ -229,6 +238,7 @@ def _inspect(arguments: argparse.Namespace) -> None:
 
 
 def _cohort(arguments: argparse.Namespace) -> None:
+    from app.cohort.splits import split_table
     from app.cohort.summary import summarise
     from app.cohort.table import TABLE, inspect_cohort
 
@@ -237,6 +247,8 @@ def _cohort(arguments: argparse.Namespace) -> None:
         tell(f"{TABLE}: {problem}")
     if problems:
         raise UsageError(f"{arguments.folder / TABLE} has {len(problems)} problem(s)")
+    if arguments.split is not None:
+        studies = split_table(arguments.folder, studies, arguments.split, arguments.seed)
     print(summarise(studies))
 
 
@@ -277,13 +289,6 @@ def _folder(path: str, what: str, mode: int) -> Path:
     if not os.access(folder, mode):
         raise UsageError(f"no permission to use the {what} {path}")
     return folder
-
-
-def _quieten() -> None:
-    """Silence the libraries of this process: their messages quote header values, and with them the patient."""
-    os.environ["HOLOSCAN_LOG_LEVEL"] = "OFF"
-    logging.disable(logging.CRITICAL)
-    warnings.showwarning = lambda *_, **__: None  # a filter would not do: libraries change the filters
 
 
 def _verdict(error: Exception) -> tuple[ExitStatus, str]:

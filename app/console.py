@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import logging
+import os
 import sys
+import warnings
 from contextlib import suppress
 
 
@@ -10,3 +13,10 @@ def tell(line: str) -> None:
     """Write a line to standard error, at once."""
     with suppress(OSError):  # nobody listens any more: no reason to stop
         print(line, file=sys.stderr, flush=True)
+
+
+def quieten() -> None:
+    """Silence the libraries of this process: their messages quote header values, and with them the patient."""
+    os.environ["HOLOSCAN_LOG_LEVEL"] = "OFF"
+    logging.disable(logging.CRITICAL)
+    warnings.showwarning = lambda *_, **__: None  # a filter would not do: libraries change the filters

@@ -7,7 +7,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import fields
 from pathlib import Path
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import AliasChoices, BaseModel, ConfigDict, Field
 
@@ -38,11 +38,12 @@ class Software(_Part):
 
 
 class Model(_Part):
-    """Identity of the weights of one model."""
+    """Identity of one model: its weights, and what its network is built with."""
 
     name: str
     version: str
     sha256: Sha256
+    settings: dict[str, Any]
 
 
 class OutputFile(_Part):
@@ -74,7 +75,7 @@ class _Result(_Part):
     message: str
     notice: str = RESEARCH_NOTICE
     software: Software = Software()
-    settings: dict[str, bool | float | int | str]
+    settings: dict[str, bool | float | int | str | None]
     notification: Notification = Field(
         validation_alias=AliasChoices(_MERCURE, "notification"), serialization_alias=_MERCURE
     )
@@ -242,7 +243,7 @@ class CompletedResult(_Result):
 
 def _model(models: ModelSet, task: str) -> Model:
     record = getattr(models, task)
-    return Model(name=record.name, version=record.version, sha256=record.sha256)
+    return Model(name=record.name, version=record.version, sha256=record.sha256, settings=json.loads(record.settings))
 
 
 def list_files(folder: Path) -> list[OutputFile]:

@@ -35,8 +35,9 @@ class Settings(BaseSettings):
     """Where the gaps between slices are not uniform, the greatest one that is interpolated."""
     threshold: float = Field(0.5, gt=0.0, lt=1.0)
     """Probability of COVID-19 at and above which the study is called positive."""
-    in_plane: int = Field(256, ge=32, le=1024)
-    """Rows and columns of the slices that the classifier sees (paper, section 3: in-plane resolution)."""
+    in_plane: int | None = Field(None, ge=32, le=1024)
+    """Rows and columns of the slices that the classifier sees (paper, section 3: in-plane resolution); by default what
+    it learned from."""
     target: Literal["positive", "negative", "decision"] = "positive"
     """Class whose logit is explained; ``decision`` is the class decided for."""
     gate_share: float = Field(1.0, ge=0.5, le=1.0)

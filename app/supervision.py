@@ -51,7 +51,7 @@ def supervised(work: Callable[[], int], tidy: Callable[[], None]) -> int:
     child = os.fork()
     if child == 0:
         signal.pthread_sigmask(signal.SIG_SETMASK, mask)
-        _die_with(parent)
+        die_with(parent)
         leave(work())
     status, asked = _wait(child)
     if status < 0:
@@ -62,8 +62,8 @@ def supervised(work: Callable[[], int], tidy: Callable[[], None]) -> int:
     return status
 
 
-def _die_with(parent: int) -> None:
-    """Have this process killed when its parent ends: nobody would be left to wait for it."""
+def die_with(parent: int) -> None:
+    """Have this process killed when its parent, with this number, ends: nobody would be left to wait for it."""
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     if os.getppid() != parent:
         os._exit(ExitStatus.FAILED)

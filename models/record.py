@@ -29,11 +29,15 @@ class ModelRecord:
         Version of the weights.
     sha256 : str
         SHA-256 of the weight file, hexadecimal.
+    settings : str
+        What the network is built with, such as its working resolution: a JSON object with sorted keys. Other settings,
+        other results, hence part of the identity.
     """
 
     name: str
     version: str
     sha256: str
+    settings: str = "{}"
 
 
 def read_model(folder: Path) -> tuple[ModelRecord, bytes]:
@@ -58,7 +62,8 @@ def read_model(folder: Path) -> tuple[ModelRecord, bytes]:
     """
     try:
         metadata = json.loads((folder / METADATA).read_text("utf-8"))
-        record = ModelRecord(metadata["name"], metadata["version"], metadata["weights_sha256"])
+        identity = metadata["name"], metadata["version"], metadata["weights_sha256"]
+        record = ModelRecord(*identity, json.dumps(dict(metadata.get("network_settings", {})), sort_keys=True))
         content = (folder / WEIGHTS).read_bytes()
     except OSError as error:
         raise ModelUnavailable(f"model {folder.name}: cannot read {error.filename}") from error

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 from safetensors.torch import load, save
@@ -12,39 +14,48 @@ from torch import nn
 
 from models.record import METADATA, WEIGHTS, ModelRecord, ModelUnavailable, read_model
 
+Network = TypeVar("Network", bound=nn.Module)
 
-def load_weights(folder: Path, network: nn.Module) -> ModelRecord:
-    """Fill ``network`` with the weights of a model folder, in float32, and set it to evaluation.
+
+def load_network(folder: Path, build: Callable[..., Network]) -> tuple[Network, ModelRecord]:
+    """Build a network as its metadata say, fill it with its weights in float32, and set it to evaluation.
 
     Parameters
     ----------
     folder : Path
         Holds ``weights.safetensors`` (float16 or float32) and ``metadata.json``.
-    network : nn.Module
-        Receives the weights; names and shapes must agree exactly.
+    build : callable
+        Class of the network; called with the settings of the metadata as keywords.
 
     Returns
     -------
+    nn.Module
+        Ready for inference, on the CPU.
     ModelRecord
         What was loaded.
 
     Raises
     ------
     ModelUnavailable
-        If a file is missing, the hash differs from the metadata, or the tensors do not fit.
+        If a file is missing, the hash differs from the metadata, or settings or tensors do not fit.
     """
     record, content = read_model(folder)
     try:
-        state = {name: tensor.float() for name, tensor in load(content).items()}
-        network.load_state_dict(state)
+        network = build(**json.loads(record.settings))
+        network.load_state_dict({name: tensor.float() for name, tensor in load(content).items()})
     except Exception as error:  # safetensors and torch raise their own kinds
         raise ModelUnavailable(f"model {folder.name}: the weights do not fit the network") from error
-    network.eval()
-    return record
+    return network.eval(), record
 
 
-def save_weights(folder: Path, network: nn.Module, metadata: dict[str, object]) -> ModelRecord:
-    """Write a model folder: float16 weights and metadata with their hash.
+def save_weights(
+    folder: Path,
+    network: nn.Module,
+    metadata: Mapping[str, object],
+    settings: Mapping[str, object] | None = None,
+    dtype: torch.dtype = torch.float16,
+) -> ModelRecord:
+    """Write a model folder: weights and metadata with their hash.
 
     Parameters
     ----------
@@ -52,15 +63,18 @@ def save_weights(folder: Path, network: nn.Module, metadata: dict[str, object]) 
         Made where absent.
     network : nn.Module
         Whose weights to write.
-    metadata : dict
-        At least ``name`` and ``version``; ``weights_sha256`` is filled in.
+    metadata : mapping
+        At least ``name`` and ``version``; ``network_settings`` and ``weights_sha256`` are filled in.
+    settings : mapping, optional
+        What the network was built with, where that is not the default.
+    dtype : torch.dtype
+        Of the weights on disk; what is no floating point number stays as it is.
     """
-    content = save(
-        {name: tensor.detach().to(torch.float16).contiguous() for name, tensor in network.state_dict().items()}
-    )
+    state = network.state_dict()
+    content = save({name: tensor.detach().to(dtype).contiguous() for name, tensor in state.items()})
     sha256 = hashlib.sha256(content).hexdigest()
     folder.mkdir(parents=True, exist_ok=True)
     (folder / WEIGHTS).write_bytes(content)
-    text = json.dumps({**metadata, "weights_sha256": sha256}, indent=2, ensure_ascii=False)
-    (folder / METADATA).write_text(text + "\n", "utf-8")
-    return ModelRecord(str(metadata["name"]), str(metadata["version"]), sha256)
+    filled = {**metadata, "network_settings": dict(settings or {}), "weights_sha256": sha256}
+    (folder / METADATA).write_text(json.dumps(filled, indent=2, ensure_ascii=False) + "\n", "utf-8")
+    return read_model(folder)[0]

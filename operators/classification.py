@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from monai.deploy.core import ExecutionContext, Fragment, InputContext, Operator, OperatorSpec, OutputContext
 
-from models.classifier.network import Classifier
+from models.classifier.network import IN_PLANE, Classifier
 from operators.findings import Classification, Lesions, Lungs
 from operators.journal import Journal
 from operators.orientation import standard_lesions, standard_lungs, standard_volume
@@ -21,7 +21,6 @@ from operators.volume import CTVolume, FloatArray, Grid
 
 HU_RANGE = (-1000.0, 400.0)
 SLICE_MM = 3.0
-IN_PLANE = 256
 HALF_COVERED = 0.5
 CHUNK = 4
 """Slices that the network sees at a time: bounds the memory, does not change the result."""
@@ -98,18 +97,20 @@ def classify(
     network: Classifier,
     threshold: float,
     *,
-    in_plane: int = IN_PLANE,
+    in_plane: int | None = None,
 ) -> Classification:
     """Classify a volume.
 
     Parameters
     ----------
-    volume, lungs, lesions, in_plane
+    volume, lungs, lesions
         As for :func:`classifier_input`.
     network : Classifier
         On any device.
     threshold : float
         Positive at or above this probability, 0 to 1.
+    in_plane : int, optional
+        As for :func:`classifier_input`; by default what the network learned from.
 
     Raises
     ------
@@ -118,7 +119,7 @@ def classify(
     ValueError
         If the masks are on another grid, or the network gives no probability.
     """
-    inputs, grid = classifier_input(volume, lungs, lesions, in_plane)
+    inputs, grid = classifier_input(volume, lungs, lesions, in_plane or network.in_plane)
     logits = network.aggregate(network.describe(as_tensor(inputs, network), chunk=CHUNK)).double().cpu()
     negative, positive = logits.tolist()
     return Classification(inputs, grid, (negative, positive), float(logits.softmax(0)[1]), threshold)
@@ -142,7 +143,7 @@ class ClassificationOperator(Operator):
         journal: Journal,
         network: Classifier,
         threshold: float,
-        in_plane: int = IN_PLANE,
+        in_plane: int | None = None,
         **kwargs: Any,
     ) -> None:
         self._journal = journal

@@ -114,8 +114,8 @@ def derived_uid(volume: CTVolume, provenance: Provenance, kind: str) -> UID:
 
 
 def model_uid(model: ModelRecord) -> UID:
-    """Device UID of a model; changes whenever its weights change."""
-    return _uid("model", model.name, model.version, model.sha256)
+    """Device UID of a model; changes whenever its weights or settings change."""
+    return _uid("model", *astuple(model))
 
 
 def source_headers(volume: CTVolume) -> list[Dataset]:

@@ -12,9 +12,8 @@ import torch
 from monai.deploy.core import ExecutionContext, Fragment, InputContext, Operator, OperatorSpec, OutputContext
 from scipy import ndimage
 
-from models.involvement.network import MARGIN_MM, PIXEL_MM, normalise, predict
+from models.involvement.network import MARGIN_MM, InvolvementNetwork, normalise, predict
 from models.precision import Precision, autocast
-from models.unet import UNet
 from operators.findings import Involvement, Lungs
 from operators.journal import Journal
 from operators.lesion_segmentation import around_lungs, remove_specks
@@ -23,7 +22,9 @@ from operators.resampling import resample
 from operators.volume import BoolArray, CTVolume
 
 
-def segment_involvement(volume: CTVolume, lungs: Lungs, network: UNet, precision: Precision = "auto") -> Involvement:
+def segment_involvement(
+    volume: CTVolume, lungs: Lungs, network: InvolvementNetwork, precision: Precision = "auto"
+) -> Involvement:
     """Mark affected lung in every axial slice.
 
     The network works on slices at its own pixel size, cropped to the bounding box of the lungs, blanked away from
@@ -35,7 +36,7 @@ def segment_involvement(volume: CTVolume, lungs: Lungs, network: UNet, precision
         The CT.
     lungs : Lungs
         On the grid of the CT, not empty.
-    network : UNet
+    network : InvolvementNetwork
         2DS, in evaluation mode.
     precision : {"auto", "float32", "bfloat16"}
         Arithmetic of the network.
@@ -51,8 +52,9 @@ def segment_involvement(volume: CTVolume, lungs: Lungs, network: UNet, precision
     box = around_lungs(upright_lungs, MARGIN_MM)
     hu, lung = upright.hu[box], upright_lungs.mask[box]
     _, dy, dx = upright.grid.spacing
-    shape = (hu.shape[0], max(1, round(hu.shape[1] * dy / PIXEL_MM)), max(1, round(hu.shape[2] * dx / PIXEL_MM)))
-    near = _near(resample(lung.astype(np.float32), shape) >= 0.5)
+    pixel = network.pixel_mm
+    shape = (hu.shape[0], max(1, round(hu.shape[1] * dy / pixel)), max(1, round(hu.shape[2] * dx / pixel)))
+    near = near_lungs(resample(lung.astype(np.float32), shape) >= 0.5, pixel)
     present = np.flatnonzero(near.any(axis=(1, 2)))
     image = normalise(torch.from_numpy(resample(hu, shape)), torch.from_numpy(near))
     probability = np.zeros(shape, np.float32)
@@ -63,9 +65,9 @@ def segment_involvement(volume: CTVolume, lungs: Lungs, network: UNet, precision
     return involvement_on(volume.grid, Involvement(mask, upright.grid))
 
 
-def _near(lung: BoolArray) -> BoolArray:
-    """Mark what lies within :data:`MARGIN_MM` of lung in the same slice."""
-    far = MARGIN_MM / PIXEL_MM
+def near_lungs(lung: BoolArray, pixel_mm: float) -> BoolArray:
+    """Mark what lies within :data:`MARGIN_MM` of lung in the same slice; ``lung`` (slices, rows, columns)."""
+    far = MARGIN_MM / pixel_mm
     return np.stack([ndimage.distance_transform_edt(~plane) <= far if plane.any() else plane for plane in lung])
 
 
@@ -77,7 +79,7 @@ class InvolvementOperator(Operator):
         fragment: Fragment,
         *args: Any,
         journal: Journal,
-        network: UNet,
+        network: InvolvementNetwork,
         precision: Precision = "auto",
         **kwargs: Any,
     ) -> None:

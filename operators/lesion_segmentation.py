@@ -12,10 +12,9 @@ import torch
 from monai.deploy.core import ExecutionContext, Fragment, InputContext, Operator, OperatorSpec, OutputContext
 from scipy import ndimage
 
-from models.lesions.network import SPACING, predict
+from models.lesions.network import LesionNetwork, predict
 from models.morphology import bounding_box, distance_to
 from models.precision import Precision, autocast
-from models.unet import UNet
 from operators.findings import Lesions, LesionType, Lungs
 from operators.journal import Journal
 from operators.orientation import lesions_on, standard_lungs, standard_volume
@@ -40,7 +39,7 @@ def around_lungs(lungs: Lungs, margin_mm: float) -> tuple[slice, slice, slice]:
     return z, y, x
 
 
-def segment_lesions(volume: CTVolume, lungs: Lungs, network: UNet, precision: Precision = "auto") -> Lesions:
+def segment_lesions(volume: CTVolume, lungs: Lungs, network: LesionNetwork, precision: Precision = "auto") -> Lesions:
     """Segment ground glass, consolidation, crazy paving and the combined pattern inside the lungs.
 
     The network works at its own resolution in the bounding box of the lungs. Probabilities are interpolated to
@@ -53,8 +52,8 @@ def segment_lesions(volume: CTVolume, lungs: Lungs, network: UNet, precision: Pr
         The CT.
     lungs : Lungs
         On the grid of the CT, not empty.
-    network : UNet
-        Of five classes, in evaluation mode.
+    network : LesionNetwork
+        In evaluation mode.
     precision : {"auto", "float32", "bfloat16"}
         Arithmetic of the network.
 
@@ -68,7 +67,7 @@ def segment_lesions(volume: CTVolume, lungs: Lungs, network: UNet, precision: Pr
     upright, upright_lungs = standard_volume(volume), standard_lungs(lungs)
     box = around_lungs(upright_lungs, MARGIN_MM)
     hu = upright.hu[box]
-    shape = shape_at(Grid(hu.shape, upright.grid.affine), SPACING)
+    shape = shape_at(Grid(hu.shape, upright.grid.affine), network.spacing)
     with autocast(precision):
         probability = predict(network, torch.from_numpy(resample(hu, shape))).numpy()
     affected = (resample(1.0 - probability[0], hu.shape) >= 0.5) & upright_lungs.mask[box]
@@ -108,7 +107,7 @@ class LesionSegmentationOperator(Operator):
         fragment: Fragment,
         *args: Any,
         journal: Journal,
-        network: UNet,
+        network: LesionNetwork,
         precision: Precision = "auto",
         **kwargs: Any,
     ) -> None:

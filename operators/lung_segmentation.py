@@ -23,8 +23,6 @@ from operators.refusal import InputRefused, ReasonCode
 from operators.resampling import resample, shape_at
 from operators.volume import BoolArray, CTVolume, FloatArray, Grid, LabelArray, plane_areas
 
-SPACING = (3.0, 2.0, 2.0)
-"""Working resolution in mm along z, y, x."""
 LUNG_PROBABILITY = 0.45
 """Lung at or above; where over- and under-segmentation of the training volumes balance."""
 MAX_OUTSIDE = 0.05
@@ -38,7 +36,7 @@ MIN_SHARE = 0.08
 def segment_lungs(volume: CTVolume, network: DeepMedic, precision: Precision = "auto") -> Lungs:
     """Segment both lungs, without trachea and main bronchi, with disease of any density.
 
-    The network works at :data:`SPACING`; its probability is interpolated to the grid of the CT and cut at
+    The network works at its own resolution; its probability is interpolated to the grid of the CT and cut at
     :data:`LUNG_PROBABILITY`. What lies outside the body is left out. Kept are the largest component and, where there
     is one of lung size, the second; holes are filled. Left and right are told apart in the patient coordinate system.
 
@@ -57,7 +55,7 @@ def segment_lungs(volume: CTVolume, network: DeepMedic, precision: Precision = "
         NO_LUNGS if nothing of the size of a lung is found.
     """
     upright = standard_volume(volume)
-    grid = upright.grid.resampled(shape_at(upright.grid, SPACING))
+    grid = upright.grid.resampled(shape_at(upright.grid, network.spacing))
     with autocast(precision):
         hu = resample(upright.hu, grid.shape)
         probability = predict(network, torch.from_numpy(hu)).numpy()

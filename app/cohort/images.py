@@ -2,19 +2,26 @@
 
 from __future__ import annotations
 
+import zlib
 from pathlib import Path
+from typing import Any
 
+import nibabel as nib
 import numpy as np
 import numpy.typing as npt
-import SimpleITK as sitk
+from nibabel.filebasedimages import ImageFileError
+from nibabel.orientations import axcodes2ornt, io_orientation, ornt_transform
+from nibabel.spatialimages import HeaderDataError
 from pydicom import Dataset
 
 from app.cohort.table import CohortStudy
 from app.outcome import UsageError
 from operators.refusal import InputRefused
 from operators.series_loader import load_ct_series
-from operators.volume import CTVolume, Grid, LabelArray
+from operators.volume import CTVolume, FloatArray, Grid, LabelArray
 
+_RAS_TO_LPS = np.diag([-1.0, -1.0, 1.0, 1.0])
+"""From the frame of NIfTI to that of DICOM."""
 _SAME_PLACE = 0.01
 """How far corners may lie apart in mm that count as the same."""
 
@@ -31,11 +38,22 @@ def load_study(study: CohortStudy) -> CTVolume:
         if study.path.is_dir():
             return load_ct_series(study.path)
         hu, grid = _read(study.path)
-        return CTVolume(hu.astype(np.float32), grid, (Dataset(),) * grid.shape[0])
+        return without_headers(hu.astype(np.float32), grid)
     except InputRefused as refusal:
         raise UsageError(f"study {study.path.name}: {refusal.code}: {refusal.message}") from refusal
     except ValueError as error:
         raise UsageError(f"study {study.path.name}: {error}") from error
+
+
+def without_headers(hu: FloatArray, grid: Grid) -> CTVolume:
+    """Return a volume of which nothing is known but its voxels and their places."""
+    return CTVolume(hu, grid, (Dataset(),) * grid.shape[0])
+
+
+def bare_volume(hu: FloatArray, spacing: tuple[float, float, float]) -> CTVolume:
+    """Return an axial volume without headers; ``hu`` (z, y, x) from feet to head, ``spacing`` likewise in mm."""
+    affine = np.diag([*spacing, 1.0])[[2, 1, 0, 3]]  # columns z, y, x; rows x, y, z
+    return without_headers(hu, Grid(hu.shape, affine))
 
 
 def load_mask(path: Path, grid: Grid, highest: int) -> LabelArray:
@@ -68,19 +86,26 @@ def load_mask(path: Path, grid: Grid, highest: int) -> LabelArray:
 
 
 def _read(path: Path) -> tuple[npt.NDArray[np.generic], Grid]:
-    """Read an image with axes z, y, x to the head, to the back and to the left, whatever its own order is."""
+    """Read an image with axes z, y, x to the head, to the back and to the left, whatever its own order is.
+
+    Not by SimpleITK, which silently reads 0 where a voxel is not a number.
+    """
     try:
-        image = sitk.DICOMOrient(sitk.ReadImage(str(path)), "LPS")  # type: ignore[no-untyped-call]
-    except RuntimeError as error:
+        image: Any = nib.load(path)
+        wanted = axcodes2ornt(("L", "P", "S"))  # type: ignore[no-untyped-call]
+        turn = ornt_transform(io_orientation(image.affine), wanted)  # type: ignore[no-untyped-call]
+        turned = image.as_reoriented(turn)
+        voxels = np.asanyarray(turned.dataobj)
+    except (ImageFileError, HeaderDataError, OSError, EOFError, ValueError, TypeError, zlib.error) as error:
         raise UsageError(f"cannot read {path.name} as NIfTI") from error
-    if image.GetDimension() != 3:
-        raise UsageError(f"{path.name} is not three-dimensional")
-    columns = np.array(image.GetDirection()).reshape(3, 3) * image.GetSpacing()
-    affine = np.eye(4)
-    affine[:3, :3], affine[:3, 3] = columns[:, ::-1], image.GetOrigin()
-    voxels = sitk.GetArrayFromImage(image)
-    slices, rows, columns_ = voxels.shape
-    return voxels, Grid((slices, rows, columns_), affine)
+    if voxels.ndim != 3 or voxels.dtype.kind not in "iuf":
+        raise UsageError(f"{path.name} is not a three-dimensional image of numbers")
+    affine = (_RAS_TO_LPS @ turned.affine)[:, [2, 1, 0, 3]]
+    z, y, x = voxels.shape[::-1]
+    try:
+        return np.ascontiguousarray(voxels.transpose()), Grid((z, y, x), affine)
+    except ValueError as error:
+        raise UsageError(f"the geometry of {path.name} cannot be used: {error}") from error
 
 
 def _corners(grid: Grid) -> npt.NDArray[np.float64]:

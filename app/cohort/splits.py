@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 from itertools import pairwise
+from pathlib import Path
 
 import numpy as np
 
-from app.cohort.table import SPLITS, CohortStudy, Split, contradictions
+from app.cohort.table import SPLITS, TABLE, CohortStudy, Split, contradictions, write_table
 from app.outcome import UsageError
 
 SHARES = (0.7, 0.15, 0.15)
@@ -52,6 +53,37 @@ def split_cohort(
     wrong = list(contradictions(divided)) + [f"the split {split} is empty" for split in _empty(divided, shares)]
     if wrong:
         raise UsageError(f"the cohort cannot be split: {wrong[0]}")
+    return divided
+
+
+def split_table(
+    folder: Path, studies: Sequence[CohortStudy], proportions: Sequence[float], seed: int = 0
+) -> tuple[CohortStudy, ...]:
+    """Divide a cohort whose table has no splits, and write them into it.
+
+    Parameters
+    ----------
+    folder : Path
+        Of the cohort.
+    studies : sequence of CohortStudy
+        All of the table.
+    proportions : sequence of float
+        Of train, validation and test.
+    seed : int
+        Another seed, other splits.
+
+    Raises
+    ------
+    UsageError
+        If the table has splits, the proportions make no sense, or a split would lack a class.
+    """
+    if any(study.split is not None for study in studies):
+        raise UsageError(f"{folder / TABLE} has splits already; what was trained with them is bound to them")
+    if min(proportions) < 0 or proportions[0] <= 0:
+        raise UsageError("the proportions of the splits must not be negative, nor that of train zero")
+    train, validation, test = (value / sum(proportions) for value in proportions)
+    divided = split_cohort(studies, (train, validation, test), seed)
+    write_table(folder, divided)
     return divided
 
 

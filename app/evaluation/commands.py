@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import argparse
+import os
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from itertools import pairwise
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from app.console import tell
+from app.console import quieten, tell
 from app.outcome import UsageError
+
+if TYPE_CHECKING:
+    from app.evaluation.predictions import Prediction
 
 _ROOT = Path(__file__).resolve().parent.parent.parent
 
@@ -23,15 +27,22 @@ def add_evaluate_arguments(parser: argparse.ArgumentParser) -> None:
     add("-o", "--output", type=Path, required=True, help="new folder for tables and pictures")
     add("-m", "--model", type=Path, default=_ROOT / "models", help="folder of the models")
     add("--phantoms", type=_count(0, 100), default=4, metavar="N", help="synthetic studies (default 4)")
-    add("--slices", type=Path, metavar="FILE", help="NPZ file of annotated slices, as covid-ct train takes them")
+    add("--slices", type=Path, metavar="FILE", help="NPZ file of annotated slices, see docs/evaluation.md")
     add("--studies", type=_count(1, 100), default=4, metavar="N", help="studies of that file (default 4)")
     add("--in-plane", type=_count(32, 1024), default=256, metavar="N", help="size of the phantoms (default 256)")
     explanation.set_defaults(command=evaluate_explanation)
     classification = parts.add_parser("classification", help="how well positive is told from negative, with intervals")
     add = classification.add_argument
-    add("--predictions", type=Path, required=True, metavar="FILE", help="CSV file, see docs/evaluation.md")
+    predicted = classification.add_mutually_exclusive_group(required=True)
+    predicted.add_argument("--predictions", type=Path, metavar="FILE", help="CSV file, see docs/evaluation.md")
+    predicted.add_argument(
+        "--cohort", type=Path, metavar="FOLDER", help="cohort with splits to predict, see docs/training.md"
+    )
+    add("-m", "--model", type=Path, default=_ROOT / "models", help="folder of the models that predict a cohort")
+    add("--cache", type=Path, metavar="FOLDER", help="for the prepared studies of a cohort")
+    add("--prepare-workers", type=_count(1, 256), metavar="N", help="processes that prepare them (default: all cores)")
     add("-o", "--output", type=Path, required=True, help="new folder for tables, pictures and a page")
-    _add_bootstrap(classification)
+    add_bootstrap_arguments(classification)
     classification.set_defaults(command=evaluate_classification)
     segmentation = parts.add_parser("segmentation", help="how well lungs and lesions are found, with intervals")
     add = segmentation.add_argument
@@ -44,7 +55,7 @@ def add_evaluate_arguments(parser: argparse.ArgumentParser) -> None:
         "-m", "--model", type=Path, default=_ROOT / "models", help="folder of the models to run instead"
     )
     add("-o", "--output", type=Path, required=True, help="new folder for tables, a picture and a page")
-    _add_bootstrap(segmentation)
+    add_bootstrap_arguments(segmentation)
     segmentation.set_defaults(command=evaluate_segmentation)
     compute = parts.add_parser("compute", help="what each model costs here, beside the paper's figures")
     add = compute.add_argument
@@ -54,7 +65,8 @@ def add_evaluate_arguments(parser: argparse.ArgumentParser) -> None:
     compute.set_defaults(command=evaluate_compute)
 
 
-def _add_bootstrap(parser: argparse.ArgumentParser) -> None:
+def add_bootstrap_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the arguments of the bootstrap."""
     add = parser.add_argument
     add("--replicates", type=_count(100, 100_000), default=2000, metavar="N", help="of the bootstrap (default 2000)")
     add("--seed", type=int, default=0, help="of the bootstrap (default 0)")
@@ -82,20 +94,21 @@ def evaluate_explanation(arguments: argparse.Namespace) -> None:
         import captum  # noqa: F401
     except ImportError as error:
         raise UsageError("captum is needed to compare with: pip install 'covid-ct-map[evaluation]'") from error
-    from app.evaluation.explanation_cases import phantom_cases, read_slices, slice_cases
+    from app.cohort.slices import read_slices
+    from app.evaluation.explanation_cases import phantom_cases, slice_cases
     from app.evaluation.explanation_quality import evaluate
     from app.evaluation.explanation_report import write_report
     from models.classifier.network import Classifier
     from models.record import ModelUnavailable
-    from models.store import load_weights
+    from models.store import load_network
 
-    output, network = arguments.output, Classifier()
+    output = arguments.output
     try:
-        load_weights(arguments.model / "classifier", network)
+        network, _ = load_network(arguments.model / "classifier", Classifier)
     except ModelUnavailable as error:
         raise UsageError(str(error)) from error
     slices = None if arguments.slices is None else read_slices(arguments.slices)
-    with _new_folder(output) as results:
+    with new_folder(output) as results:
         cases = [phantom_cases(arguments.phantoms, arguments.in_plane)]
         if slices is not None:
             cases.append(slice_cases(slices, arguments.studies))
@@ -109,28 +122,76 @@ def evaluate_explanation(arguments: argparse.Namespace) -> None:
 def evaluate_classification(arguments: argparse.Namespace) -> None:
     """Judge predictions and write ``classification.json``, ``classification.csv``, ``index.html`` and pictures.
 
+    Predictions made here are written too, as ``predictions.csv``.
+
     Raises
     ------
     UsageError
-        If Jinja is not installed, the predictions are wrong or lack a class, or the folder cannot be written.
+        If Jinja is not installed, the predictions are wrong or lack a class, cohort or models cannot be used, or the
+        folder cannot be written.
+    RunFailed
+        If the cache cannot be written.
     """
-    _need_jinja()
-    from app.evaluation.classification import compare, evaluate_all
-    from app.evaluation.classification_report import write_classification
+    need_jinja()
     from app.evaluation.predictions import read_predictions
 
-    predictions = read_predictions(arguments.predictions)
-    with _new_folder(arguments.output) as folder:
-        try:
-            chance = {"replicates": arguments.replicates, "seed": arguments.seed}
-            results = evaluate_all(predictions, **chance)
-            differences = [compare(first, second, **chance) for first, second in pairwise(results)]
-        except ValueError as error:
-            raise UsageError(f"{arguments.predictions}: {error}") from error
-        write_classification(results, differences, folder, replicates=arguments.replicates)
+    with new_folder(arguments.output) as folder:
+        made = arguments.predictions is None
+        predictions = _predictions(arguments) if made else read_predictions(arguments.predictions)
+        write_judgement(predictions, folder, made=made, replicates=arguments.replicates, seed=arguments.seed)
+    print(arguments.output / "index.html")
+
+
+def _predictions(arguments: argparse.Namespace) -> Sequence[Prediction]:
+    """Predict the cohort that is asked for."""
+    from app.cohort.table import read_cohort
+    from app.evaluation.cohort_predictions import predict_cohort
+
+    if arguments.cache is None:
+        raise UsageError("--cohort needs --cache FOLDER for the prepared studies")
+    if os.environ.get("COVID_CT_DEBUG") != "1":
+        quieten()
+    studies = read_cohort(arguments.cohort)
+    return predict_cohort(studies, arguments.model, arguments.cache, workers=arguments.prepare_workers, tell=tell)
+
+
+def write_judgement(
+    predictions: Sequence[Prediction],
+    folder: Path,
+    *,
+    made: bool,
+    replicates: int,
+    seed: int,
+    pairs: Sequence[tuple[str, str]] | None = None,
+) -> None:
+    """Judge predictions, write all there is to say of them, and tell the most important.
+
+    Parameters
+    ----------
+    predictions : sequence of Prediction
+    folder : Path
+        Must exist.
+    made : bool
+        Whether they were made here, and are to be written.
+    replicates, seed, pairs
+        As for :func:`app.evaluation.protocol.judge`.
+
+    Raises
+    ------
+    UsageError
+        If they lack a class.
+    """
+    from app.evaluation.predictions import write_predictions
+    from app.evaluation.protocol import judge
+
+    try:
+        results = judge(predictions, folder, pairs=pairs, replicates=replicates, seed=seed)
+    except ValueError as error:
+        raise UsageError(f"the predictions cannot be judged: {error}") from error
+    if made:
+        write_predictions(folder / "predictions.csv", predictions)
     for result in results:
         tell(f"{result.model}: AUC {result.auc.text}, false positives at 95 % sensitivity {result.fpr_at_95.text}")
-    print(arguments.output / "index.html")
 
 
 def evaluate_segmentation(arguments: argparse.Namespace) -> None:
@@ -141,7 +202,7 @@ def evaluate_segmentation(arguments: argparse.Namespace) -> None:
     UsageError
         If Jinja is not installed, cohort, masks or models cannot be used, or the folder cannot be written.
     """
-    _need_jinja()
+    need_jinja()
     from app.cohort.table import read_cohort
     from app.evaluation.segmentation import from_folder, score_cohort
     from app.evaluation.segmentation_report import write_segmentation
@@ -153,7 +214,7 @@ def evaluate_segmentation(arguments: argparse.Namespace) -> None:
         from app.evaluation.segmentation_model import from_models
 
         segment = from_models(arguments.model)
-    with _new_folder(arguments.output) as folder:
+    with new_folder(arguments.output) as folder:
         scores = score_cohort(studies, segment, tell)
         write_segmentation(scores, folder, replicates=arguments.replicates, seed=arguments.seed)
     print(arguments.output / "index.html")
@@ -172,9 +233,9 @@ def evaluate_compute(arguments: argparse.Namespace) -> None:
         If the folder for the table cannot be written.
     """
     from app.application import Models
+    from app.cohort.images import bare_volume
     from app.evaluation.compute import measure_costs, write_costs
     from app.phantom import make_phantom
-    from app.training_data import bare_volume
     from operators.series_loader import load_ct_series
 
     if arguments.input is not None:
@@ -182,13 +243,20 @@ def evaluate_compute(arguments: argparse.Namespace) -> None:
     else:
         phantom = make_phantom()
         volume = bare_volume(phantom.hu, phantom.spacing)
-    with _new_folder(arguments.output) as folder:
+    with new_folder(arguments.output) as folder:
         costs = measure_costs(volume, Models.load(arguments.model), tell=tell)
         write_costs(costs, volume, "auto", folder)
     print((arguments.output / "compute.md").read_text("utf-8"), end="")
 
 
-def _need_jinja() -> None:
+def need_jinja() -> None:
+    """Make sure that Jinja is installed.
+
+    Raises
+    ------
+    UsageError
+        If it is not.
+    """
     try:
         import jinja2  # noqa: F401
     except ImportError as error:
@@ -196,7 +264,7 @@ def _need_jinja() -> None:
 
 
 @contextmanager
-def _new_folder(output: Path) -> Iterator[Path]:
+def new_folder(output: Path) -> Iterator[Path]:
     """Give a folder to write into, which takes its place when the block ends well, and else goes away.
 
     Raises

@@ -2,20 +2,16 @@
 
 from __future__ import annotations
 
-import zipfile
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Literal
 
 import numpy as np
-import numpy.typing as npt
 from scipy import ndimage
 
-from app.outcome import UsageError
+from app.cohort.images import bare_volume
+from app.cohort.slices import AnnotatedSlices, to_hounsfield
 from app.phantom import make_phantom
-from app.training_data import bare_volume, load_annotated_slices
-from models.involvement.training import AnnotatedSlices, to_hounsfield
 from operators.classification import HU_RANGE, classifier_input
 from operators.findings import Lesions, Lungs
 from operators.volume import BoolArray, FloatArray
@@ -25,8 +21,6 @@ FIRST_SEED = 101
 """Of the phantoms: not those of the tests and the demo."""
 MOST_SLICES = 100
 """Of a real study; where it has more, evenly spaced ones."""
-_SMALLEST = 16
-"""Rows and columns of annotated slices."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -79,34 +73,11 @@ def phantom_cases(count: int, in_plane: int) -> Iterator[Case]:
         yield from _both_masks(f"phantom {number + 1}", inputs[:, 0], inside[:, 1] > 0, inputs[:, 1] > 0)
 
 
-def read_slices(path: Path) -> tuple[AnnotatedSlices, npt.NDArray[np.integer]]:
-    """Read annotated slices, as ``covid-ct train`` takes them, and of which study each is.
-
-    An array ``volume_guess`` in the file says the latter; without it all are one study.
-
-    Raises
-    ------
-    UsageError
-        If the file cannot be read, or is not as documented.
-    """
-    try:
-        slices = load_annotated_slices(path)
-        with np.load(path, allow_pickle=False) as data:
-            study = data["volume_guess"] if "volume_guess" in data else np.zeros(len(slices.ct), np.uint8)
-    except (OSError, EOFError, KeyError, TypeError, ValueError, zipfile.BadZipFile) as error:
-        raise UsageError(f"{path} holds no annotated slices; see docs/training.md") from error
-    ct = slices.ct
-    if ct.ndim != 3 or ct.dtype != np.uint8 or min(ct.shape[1:]) < _SMALLEST or study.shape != ct.shape[:1]:
-        raise UsageError(f"the arrays in {path} are not as documented in docs/training.md")
-    return slices, study
-
-
-def slice_cases(file: tuple[AnnotatedSlices, npt.NDArray[np.integer]], count: int) -> Iterator[Case]:
-    """Take the first studies of what :func:`read_slices` returned, each with both kinds of mask."""
-    slices, study = file
+def slice_cases(slices: AnnotatedSlices, count: int) -> Iterator[Case]:
+    """Take the first studies of annotated slices, each with both kinds of mask."""
     low, high = HU_RANGE
-    for number, name in enumerate(np.unique(study)[:count]):
-        places = np.flatnonzero(study == name)
+    for number, name in enumerate(np.unique(slices.study)[:count]):
+        places = np.flatnonzero(slices.study == name)
         places = places[:: -(-places.size // MOST_SLICES)]
         ct, lungs, lesions = slices.ct[places], slices.lungs[places], slices.infection[places]
         hu = np.stack([to_hounsfield(*each) for each in zip(ct, lungs, lesions, strict=True)])

@@ -84,6 +84,19 @@ class Cohort:
         return Cohort.of(each for each in self.predictions if condition(each))
 
 
+def write_predictions(path: Path, predictions: Iterable[Prediction]) -> None:
+    """Write predictions as :func:`read_predictions` reads them."""
+    columns = ("patient", "study", "label", "probability", "split", "model", "co_rads", "involvement", *SUBGROUPS)
+    with path.open("w", encoding="utf-8", newline="") as file:
+        table = csv.writer(file, lineterminator="\n")
+        table.writerow(columns)
+        for each in predictions:
+            known = (each.patient, each.study, each.label, f"{each.probability:.9g}", each.split, each.model)
+            groups = (each.groups.get(name) for name in SUBGROUPS)
+            cells = (*known, each.co_rads, each.involvement, *groups)
+            table.writerow("" if cell is None else cell for cell in cells)
+
+
 def read_predictions(path: Path) -> tuple[Prediction, ...]:
     """Read predictions.
 

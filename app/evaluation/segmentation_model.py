@@ -7,10 +7,10 @@ from pathlib import Path
 from app.cohort.table import CohortStudy
 from app.evaluation.segmentation import Masks, Segment
 from app.outcome import UsageError
-from models.lesions.network import lesion_network
+from models.lesions.network import LesionNetwork
 from models.lungs.network import DeepMedic
 from models.record import ModelUnavailable
-from models.store import load_weights
+from models.store import load_network
 from models.threads import use_granted_cores
 from operators.lesion_segmentation import segment_lesions
 from operators.lung_segmentation import segment_lungs
@@ -26,10 +26,9 @@ def from_models(folder: Path) -> Segment:
     UsageError
         If a model is missing or altered, or, when asked, finds no lungs.
     """
-    lungs_network, lesions_network = DeepMedic(), lesion_network()
     try:
-        load_weights(folder / "lungs", lungs_network)
-        load_weights(folder / "lesions", lesions_network)
+        lungs_network, _ = load_network(folder / "lungs", DeepMedic)
+        lesions_network, _ = load_network(folder / "lesions", LesionNetwork)
     except ModelUnavailable as error:
         raise UsageError(str(error)) from error
     use_granted_cores()

@@ -15,8 +15,8 @@ from app.cohort.table import CohortStudy, write_table
 from app.outcome import UsageError
 from app.phantom import Phantom, make_phantom, origin_of
 from app.phantom.dicom import write_ct_series
-from models.training.patterns import covid_like, other_pneumonia
-from models.training.synthesis import Pattern, insert_lesions
+from app.phantom.insertion import Pattern, insert_lesions
+from app.phantom.patterns import covid_like, other_pneumonia
 from operators.volume import LabelArray
 
 TRUTH = "truth.csv"

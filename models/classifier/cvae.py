@@ -87,14 +87,16 @@ class CVAE(nn.Module):
     prior : {"y", "xy", "standard_normal"}
         What the prior p(z | .) sees. The paper writes (x, y) for both distributions; with shared inputs the
         divergence can fall to zero without anything being learned, so the default is the label alone.
+    side_branch : bool
+        As of :class:`~models.classifier.network.GatedEncoder`.
     """
 
-    def __init__(self, size: int = 128, prior: PriorInputs = "y") -> None:
+    def __init__(self, size: int = 128, prior: PriorInputs = "y", side_branch: bool = True) -> None:
         super().__init__()
         if size < REDUCTION or size % REDUCTION:
             raise ValueError(f"size must be a positive multiple of {REDUCTION}")
         self.prior_inputs: PriorInputs = prior
-        self.encoder = GatedEncoder()
+        self.encoder = GatedEncoder(side_branch)
         self.project = nn.Linear(ENCODER_FEATURES * (size // REDUCTION) ** 2, EMBEDDING)
         self.embed_label = nn.Linear(CLASSES, EMBEDDING)
         self.merge = nn.Linear(2 * EMBEDDING, EMBEDDING)
@@ -111,6 +113,12 @@ class CVAE(nn.Module):
         gated = torch.sigmoid(self.context(merged)) * merged
         conditional = Gaussian(*self.conditional(gated).chunk(2, dim=1))
         return conditional, self._prior_of(conditional, label if self.prior_inputs == "y" else gated)
+
+    def label_prior(self, labels: Tensor) -> Gaussian:
+        """Prior of z for integer labels (n,), where it sees the label alone."""
+        assert self.prior is not None  # noqa: S101 - such is this prior
+        label = self.embed_label(F.one_hot(labels, CLASSES).to(self.embed_label.weight.dtype))
+        return Gaussian(*self.prior(label).chunk(2, dim=1))
 
     def _prior_of(self, conditional: Gaussian, inputs: Tensor) -> Gaussian:
         if self.prior is None:

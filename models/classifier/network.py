@@ -17,6 +17,8 @@ ENCODER_FEATURES = 64
 DESCRIPTOR_FEATURES = 512
 CLUSTERS = 64
 CLASSES = 2
+IN_PLANE = 256
+"""Usual size in pixels of the larger side of the slices."""
 
 
 class Branch(nn.Module):
@@ -43,16 +45,22 @@ class GatedEncoder(nn.Module):
     """Global branch (CT) gated by the side branch (lesion mask): ReLU of the element-wise product.
 
     Paper, section 4.2. This is what the representation learning hands to the classifier; 47,104 parameters.
+
+    Parameters
+    ----------
+    side_branch : bool
+        False leaves the side branch and its gate out, as in the paper's ablation: ReLU of the global branch.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, side_branch: bool = True) -> None:
         super().__init__()
         self.global_branch = Branch()
-        self.side_branch = Branch()
+        self.side_branch = Branch() if side_branch else None
 
     def forward(self, slices: Tensor) -> Tensor:
         """Map slices (n, 2, H, W) in [0, 1], CT and lesion mask, to gated features (n, 64, H // 4, W // 4)."""
-        return F.relu(self.global_branch(slices[:, :1]) * self.side_branch(slices[:, 1:]))
+        features: Tensor = self.global_branch(slices[:, :1])
+        return F.relu(features if self.side_branch is None else features * self.side_branch(slices[:, 1:]))
 
 
 class SpatialPyramidPooling(nn.Module):
@@ -99,11 +107,19 @@ class Classifier(nn.Module):
     The weights are shared over the slices, any slice size of at least 4 x 4 and any number of slices will do,
     and neither their order nor their chunking matters. A batch of studies is a loop over studies: their
     descriptors are independent, and only :meth:`aggregate` sees a whole study.
+
+    Parameters
+    ----------
+    in_plane : int
+        Size in pixels of the larger side of the slices that it learns from, and is to see.
+    side_branch : bool
+        As of :class:`GatedEncoder`.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, in_plane: int = IN_PLANE, side_branch: bool = True) -> None:
         super().__init__()
-        self.encoder = GatedEncoder()
+        self.in_plane = int(in_plane)
+        self.encoder = GatedEncoder(side_branch)
         self.pyramid = SpatialPyramidPooling()
         self.descriptor = nn.Linear(ENCODER_FEATURES * sum(grid**2 for grid in PYRAMID), DESCRIPTOR_FEATURES)
         self.aggregation = NetVLAD()
@@ -133,4 +149,6 @@ class Classifier(nn.Module):
 
     def forward(self, slices: Tensor) -> Tensor:
         """Map the slices (n, 2, H, W) of one study to its logits (2,): negative, positive."""
-        return self.aggregate(self.describe(slices))
+        descriptors = self.describe(slices)
+        with torch.autocast(slices.device.type, enabled=False):  # norms and sums over a study need full precision
+            return self.aggregate(descriptors.to(self.output.weight.dtype))

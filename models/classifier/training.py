@@ -1,4 +1,4 @@
-"""Training of the autoencoder and of the classifier.
+"""Training recipes of the autoencoder and of the classifier.
 
 Source: Berenguer et al. 2020, arXiv:2011.11719, section 5 (implementation details): Adam, focal loss, weight decay
 and early stopping. What the paper leaves open is a setting.
@@ -6,214 +6,231 @@ and early stopping. What the paper leaves open is a setting.
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Protocol
+from collections.abc import Mapping, Sequence
+from typing import Literal
 
+import numpy as np
 import torch
 import torch.nn.functional as F
-from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt
-from safetensors.torch import save
+from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt
 from torch import Tensor, nn
-from torch.utils.data import DataLoader
 
 from models.classifier.cvae import CVAE, PriorInputs
-from models.classifier.losses import CLASS_WEIGHTS, GAMMA, ClassFocalLoss
-from models.classifier.network import Classifier
+from models.classifier.losses import ClassFocalLoss
+from models.classifier.network import CLASSES, Classifier
+from models.classifier.studies import PreparedStudy
+from models.training.recipe import Item, Objective, Recipe, epoch_order
+from models.training.settings import TrainingSettings
 
-Study = tuple[Tensor, int]
-"""Slices (n, 2, H, W), float32 in [0, 1] (CT, lesion mask), and label: 0 negative, 1 positive."""
-State = dict[str, Tensor]
 HALF_COVERED = 0.5
+_SHOWN = 4
+"""Slices in a picture of reconstructions."""
 
 
-class Studies(Protocol):
-    """Studies by index; each is asked for when it is needed, so they may be read lazily."""
-
-    def __len__(self) -> int:
-        """Count the studies."""
-        ...
-
-    def __getitem__(self, index: int, /) -> Study:
-        """Return one study."""
-        ...
-
-
-class TrainingSettings(BaseModel):
-    """What both trainings share."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    epochs: PositiveInt = 200
-    learning_rate: PositiveFloat
-    weight_decay: float = Field(default=0.0, ge=0.0)
-    studies_per_step: PositiveInt = Field(
-        default=4, description="gradients are averaged over these, one study at a time"
-    )
-    slices_per_study: PositiveInt | None = Field(
-        default=None, description="random subset at each step; all where absent"
-    )
-    bfloat16: bool = Field(default=False, description="convolutions in bfloat16 (automatic mixed precision)")
-    seed: int = 0
-
-
-class CVAESettings(TrainingSettings):
-    """Training of the autoencoder; the defaults for epochs and rate are the paper's."""
-
-    learning_rate: PositiveFloat = 5e-3
-    slices_per_study: PositiveInt | None = 16
-    size: PositiveInt = Field(default=128, description="rows and columns of its slices")
-    prior: PriorInputs = "y"
-    sigma: PositiveFloat = Field(default=1.0, description="fixed standard deviation of the generative distribution")
-
-
-class ClassifierSettings(TrainingSettings):
-    """Training of the classifier; the defaults for epochs, rate, decay and focal loss are the paper's."""
-
-    learning_rate: PositiveFloat = 1e-5
-    weight_decay: float = Field(default=1e-5, ge=0.0)
-    patience: PositiveInt = Field(default=20, description="epochs without a better validation loss before stopping")
-    class_weights: tuple[float, float] = CLASS_WEIGHTS
-    gamma: float = Field(default=GAMMA, ge=0.0)
-    validation_chunk: PositiveInt = 16
-
-
-@dataclass(frozen=True, slots=True)
-class Progress:
-    """State of a training after an epoch, counted from 1; losses are means over studies."""
-
-    epoch: int
-    epochs: int
-    training_loss: float
-    validation_loss: float | None = None
-    best: bool = True
-
-
-Report = Callable[[Progress], None]
-
-
-def train_cvae(
-    studies: Studies,
-    settings: CVAESettings,
-    *,
-    device: str = "cpu",
-    report: Report = lambda progress: None,
-    checkpoints: Path | None = None,
-) -> State:
-    """Train the autoencoder and return the state of its gated encoder.
+class StudySettings(TrainingSettings):
+    """Training on whole studies; an epoch is a pass over all of them.
 
     Parameters
     ----------
-    studies : Studies
-        Their slices are resized to the autoencoder's fixed size here.
+    in_plane : int
+        Size in pixels of the larger side of the slices.
+    slices_per_study : int, optional
+        A random subset at each step; None takes all.
+    """
+
+    in_plane: int = Field(ge=32, le=1024)
+    slices_per_study: PositiveInt | None
+
+
+class CVAESettings(StudySettings):
+    """Training of the autoencoder.
+
+    Parameters
+    ----------
+    size : int
+        Rows and columns of the slices that it sees, a multiple of 8.
+    prior : {"y", "xy", "standard_normal"}
+        Inputs of the prior.
+    sigma : float
+        Fixed standard deviation of the generative distribution.
+    side_branch : bool
+        False leaves the side branch out.
+    """
+
+    size: PositiveInt = Field(multiple_of=8)
+    prior: PriorInputs
+    sigma: PositiveFloat
+    side_branch: bool
+
+
+class FocalSettings(StudySettings):
+    """Training of any classifier of studies with the focal loss.
+
+    Parameters
+    ----------
+    class_weights : tuple of float
+        Lambda for negative and positive.
+    gamma : float
+        Exponent.
+    """
+
+    class_weights: tuple[PositiveFloat, PositiveFloat]
+    gamma: NonNegativeFloat
+
+
+class ClassifierSettings(FocalSettings):
+    """Training of the classifier.
+
+    Parameters
+    ----------
+    initial : {"cvae", "random"}
+        Where the weights of the encoder come from.
+    side_branch : bool
+        False leaves the side branch out.
+    """
+
+    initial: Literal["cvae", "random"]
+    side_branch: bool
+
+
+class CVAEObjective(Objective):
+    """Negative variational lower bound of slices with the label of their study."""
+
+    def __init__(self, network: CVAE, sigma: float) -> None:
+        super().__init__(network)
+        self._sigma = sigma
+
+    def forward(self, *item: Tensor) -> Tensor:
+        """Loss of slices (n, 2, size, size) with labels (n,)."""
+        slices, labels = item
+        loss: Tensor = self.network(slices, labels).loss(slices[:, :1], self._sigma)
+        return loss
+
+
+class ClassifierObjective(Objective):
+    """Focal loss of one study."""
+
+    def __init__(self, network: nn.Module, settings: FocalSettings) -> None:
+        super().__init__(network)
+        self._focal = ClassFocalLoss(settings.class_weights, settings.gamma)
+
+    def forward(self, *item: Tensor) -> Tensor:
+        """Loss of slices (n, channels, H, W) with a label (1,)."""
+        slices, label = item
+        loss: Tensor = self._focal(self.network(slices).float()[None], label)
+        return loss
+
+
+class StudyRecipe(Recipe):
+    """Studies in a new order in each epoch, of each a random subset of its slices.
+
+    Parameters
+    ----------
+    objective : Objective
+    settings : StudySettings
+    training, validation : sequence of PreparedStudy
+        Disjoint by patient.
+    channels : int
+        2 for CT and lesion mask, 3 with the lung mask.
+    """
+
+    def __init__(
+        self,
+        objective: Objective,
+        settings: StudySettings,
+        training: Sequence[PreparedStudy],
+        validation: Sequence[PreparedStudy],
+        channels: int = 2,
+    ) -> None:
+        super().__init__(objective, -(-len(training) // settings.batch), len(validation))
+        self._studies, self._training, self._validation = settings, training, validation
+        self._channels = channels
+
+    def __getitem__(self, number: int, /) -> Item:
+        """Read a training study and draw its slices."""
+        seed = self._studies.seed
+        index = epoch_order(seed, number, len(self._training), self.steps * self._studies.batch)
+        slices, label = self._read(self._training[index])
+        count = self._studies.slices_per_study
+        if count is not None and len(slices) > count:
+            slices = slices[np.random.default_rng((seed, number)).permutation(len(slices))[:count]]
+        return slices, label
+
+    def validation_item(self, index: int) -> Item:
+        """Read a validation study with all its slices."""
+        return self._read(self._validation[index])
+
+    def _read(self, study: PreparedStudy) -> tuple[Tensor, Tensor]:
+        return study.slices()[:, : self._channels], torch.tensor([study.label])
+
+
+class CVAERecipe(StudyRecipe):
+    """Slices of studies at the autoencoder's fixed size.
+
+    Parameters
+    ----------
+    network : CVAE
     settings : CVAESettings
-        All choices.
-    device : str
-        Where to train.
-    report : callable
-        Told after each epoch.
-    checkpoints : Path, optional
-        Folder that receives ``encoder.safetensors`` after each epoch.
-
-    Returns
-    -------
-    dict of str to Tensor
-        State of a :class:`~models.classifier.network.GatedEncoder`, on the CPU.
-
-    Raises
-    ------
-    ValueError
-        If there are no studies.
-    FloatingPointError
-        If the loss is no longer finite.
+    training, validation : sequence of PreparedStudy
     """
-    with _seeded(settings.seed):
-        cvae = CVAE(settings.size, settings.prior).to(device).train()
-        optimizer = torch.optim.Adam(cvae.parameters(), lr=settings.learning_rate, weight_decay=settings.weight_decay)
 
-        def loss_of(slices: Tensor, label: Tensor) -> Tensor:
-            slices = resized_slices(slices, settings.size)
-            with torch.autocast(slices.device.type, torch.bfloat16, enabled=settings.bfloat16):
-                reconstruction = cvae(slices, label.expand(len(slices)))
-            loss: Tensor = reconstruction.loss(slices[:, :1], settings.sigma)
-            return loss
+    def __init__(
+        self,
+        network: CVAE,
+        settings: CVAESettings,
+        training: Sequence[PreparedStudy],
+        validation: Sequence[PreparedStudy],
+    ) -> None:
+        super().__init__(CVAEObjective(network, settings.sigma), settings, training, validation)
+        self._size = settings.size
 
-        for epoch in range(1, settings.epochs + 1):
-            loss = _train_epoch(studies, loss_of, optimizer, settings, device)
-            _save(checkpoints, "encoder", cvae.encoder)
-            report(Progress(epoch, settings.epochs, loss))
-    return _state(cvae.encoder)
+    def __getitem__(self, number: int, /) -> Item:
+        """Read a training study and draw its slices."""
+        return self._fitted(*super().__getitem__(number))
+
+    def validation_item(self, index: int) -> Item:
+        """Read a validation study with all its slices."""
+        return self._fitted(*super().validation_item(index))
+
+    def _fitted(self, slices: Tensor, label: Tensor) -> Item:
+        return resized_slices(slices, self._size), label.expand(len(slices))
+
+    def pictures(self, network: nn.Module) -> Mapping[str, Tensor]:
+        """Draw slices of the first validation study above their reconstructions, and what the label alone gives."""
+        assert isinstance(network, CVAE)  # noqa: S101 - of this recipe
+        slices, labels = self.validation_item(0)
+        chosen = torch.linspace(0, len(slices) - 1, _SHOWN + 2).long()[1:-1]
+        device = next(network.parameters()).device
+        slices, labels = slices[chosen].to(device), labels[chosen].to(device)
+        pictures = {"reconstructions": _mosaic(slices[:, :1], network(slices, labels).image)}
+        if network.prior_inputs == "y":
+            every = torch.arange(CLASSES, device=device).repeat_interleave(_SHOWN)
+            drawn = network.decoder(network.label_prior(every).sample())
+            pictures["from_label"] = _mosaic(*drawn.split(_SHOWN))
+        return pictures
 
 
-def train_classifier(
-    training: Studies,
-    validation: Studies,
-    encoder_state: State | None,
+def classifier_recipe(
+    network: Classifier,
     settings: ClassifierSettings,
-    *,
-    device: str = "cpu",
-    report: Report = lambda progress: None,
-    checkpoints: Path | None = None,
-) -> State:
-    """Train the classifier and return the weights of its best validation loss.
+    training: Sequence[PreparedStudy],
+    validation: Sequence[PreparedStudy],
+) -> StudyRecipe:
+    """Return the recipe of the classifier, which learns from CT and lesion mask."""
+    return StudyRecipe(ClassifierObjective(network, settings), settings, training, validation)
 
-    Parameters
-    ----------
-    training, validation : Studies
-        Disjoint by patient. Validation sees all slices of each study.
-    encoder_state : dict of str to Tensor, or None
-        What :func:`train_cvae` returned; None starts from random weights.
-    settings : ClassifierSettings
-        All choices.
-    device : str
-        Where to train.
-    report : callable
-        Told after each epoch.
-    checkpoints : Path, optional
-        Folder that receives ``classifier.safetensors`` after each better epoch.
 
-    Returns
-    -------
-    dict of str to Tensor
-        State of a :class:`~models.classifier.network.Classifier`, on the CPU.
+def start_from_cvae(classifier: Classifier, cvae: CVAE) -> None:
+    """Give the classifier the encoder of an autoencoder, tensor by tensor (paper, section 4.2).
 
     Raises
     ------
     ValueError
-        If either set is empty.
-    FloatingPointError
-        If a loss is no longer finite.
+        If one of them has a side branch and the other has none.
     """
-    with _seeded(settings.seed):
-        network = Classifier()
-        if encoder_state is not None:
-            network.encoder.load_state_dict(encoder_state)
-        network.to(device)
-        focal = ClassFocalLoss(settings.class_weights, settings.gamma)
-        optimizer = torch.optim.Adam(
-            network.parameters(), lr=settings.learning_rate, weight_decay=settings.weight_decay
-        )
-
-        def loss_of(slices: Tensor, label: Tensor, chunk: int | None = None) -> Tensor:
-            with torch.autocast(slices.device.type, torch.bfloat16, enabled=settings.bfloat16):
-                descriptors = network.describe(slices, chunk=chunk)
-            loss: Tensor = focal(network.aggregate(descriptors.float())[None], label)
-            return loss
-
-        best_loss, best_epoch, best_state = float("inf"), 0, _state(network)
-        for epoch in range(1, settings.epochs + 1):
-            training_loss = _train_epoch(training, loss_of, optimizer, settings, device)
-            validation_loss = _validate(validation, loss_of, settings, device)
-            if validation_loss < best_loss:
-                best_loss, best_epoch, best_state = validation_loss, epoch, _state(network)
-                _save(checkpoints, "classifier", network)
-            report(Progress(epoch, settings.epochs, training_loss, validation_loss, epoch == best_epoch))
-            if epoch - best_epoch >= settings.patience:
-                break
-    return best_state
+    if (classifier.encoder.side_branch is None) != (cvae.encoder.side_branch is None):
+        raise ValueError("the classifier and its autoencoder must both have a side branch, or neither")
+    classifier.encoder.load_state_dict(cvae.encoder.state_dict())
 
 
 def resized_slices(slices: Tensor, size: int) -> Tensor:
@@ -224,78 +241,6 @@ def resized_slices(slices: Tensor, size: int) -> Tensor:
     return torch.stack([resized[:, 0], (resized[:, 1] >= HALF_COVERED).to(slices.dtype)], dim=1)
 
 
-def _train_epoch(
-    studies: Studies,
-    loss_of: Callable[[Tensor, Tensor], Tensor],
-    optimizer: torch.optim.Optimizer,
-    settings: TrainingSettings,
-    device: str,
-) -> float:
-    """Pass once over the shuffled studies; return the mean loss."""
-    if not len(studies):
-        raise ValueError("no studies to train on")
-    # A generator of its own for the loader: its workers must not change the order of the draws elsewhere.
-    loader: DataLoader[Study] = DataLoader(
-        studies,  # type: ignore[arg-type]
-        batch_size=settings.studies_per_step,
-        shuffle=True,
-        collate_fn=list,
-        generator=torch.Generator().manual_seed(int(torch.randint(2**31, ()))),
-    )
-    total = 0.0
-    for group in loader:
-        optimizer.zero_grad()
-        for slices, label in group:
-            loss = loss_of(_subset(slices, settings.slices_per_study).to(device), torch.tensor([label], device=device))
-            total += _finite(loss)
-            (loss / len(group)).backward()  # type: ignore[no-untyped-call]
-        optimizer.step()
-    return total / len(studies)
-
-
-def _validate(
-    studies: Studies, loss_of: Callable[[Tensor, Tensor, int], Tensor], settings: ClassifierSettings, device: str
-) -> float:
-    if not len(studies):
-        raise ValueError("no studies to validate with")
-    total = 0.0
-    with torch.inference_mode():
-        for slices, label in (studies[index] for index in range(len(studies))):
-            label_tensor = torch.tensor([label], device=device)
-            total += _finite(loss_of(slices.to(device), label_tensor, settings.validation_chunk))
-    return total / len(studies)
-
-
-def _subset(slices: Tensor, count: int | None) -> Tensor:
-    if count is None or len(slices) <= count:
-        return slices
-    return slices[torch.randperm(len(slices))[:count]]
-
-
-def _finite(loss: Tensor) -> float:
-    value = float(loss.detach())
-    if not math.isfinite(value):
-        raise FloatingPointError("the training loss is no longer finite: lower the learning rate")
-    return value
-
-
-@contextmanager
-def _seeded(seed: int) -> Iterator[None]:
-    """Seed the block and leave the random state outside it as it was."""
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
-        yield
-
-
-def _state(module: nn.Module) -> State:
-    return {name: tensor.detach().cpu().clone() for name, tensor in module.state_dict().items()}
-
-
-def _save(folder: Path | None, name: str, module: nn.Module) -> None:
-    """Write the state as safetensors; the file of that name is whole at any moment."""
-    if folder is None:
-        return
-    folder.mkdir(parents=True, exist_ok=True)
-    partial = folder / f"{name}.safetensors.part"
-    partial.write_bytes(save(_state(module)))
-    partial.replace(folder / f"{name}.safetensors")
+def _mosaic(*rows: Tensor) -> Tensor:
+    """Put images (n, 1, size, size) beside each other, and the rows below each other."""
+    return torch.cat([torch.cat(list(row[:, 0]), dim=1) for row in rows]).float().clamp(0.0, 1.0).cpu()

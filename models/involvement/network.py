@@ -12,16 +12,25 @@ WIDTHS = ((16, 16), (32, 32), (64, 64), (128, 128), (256, 256))
 PATCH = (128, 128)
 """Rows and columns of a patch."""
 PIXEL_MM = 1.5
-"""Working resolution in the axial plane."""
+"""Usual working resolution in the axial plane."""
 MARGIN_MM = 15.0
 """What lies farther from the lungs within a slice is blanked: the network sees lung and pleura, not the body."""
 HU_RANGE = (-1000.0, 400.0)
 """Hounsfield units are clipped to this range and rescaled to [0, 1]."""
 
 
-def involvement_network() -> UNet:
-    """Return the network with random weights: five levels, 16 features on the first."""
-    return UNet(2, WIDTHS, classes=1)
+class InvolvementNetwork(UNet):
+    """2D U-Net of five levels with 16 features on the first.
+
+    Parameters
+    ----------
+    pixel_mm : float
+        Working resolution in the axial plane.
+    """
+
+    def __init__(self, pixel_mm: float = PIXEL_MM) -> None:
+        super().__init__(2, WIDTHS, classes=1)
+        self.pixel_mm = float(pixel_mm)
 
 
 def normalise(hu: Tensor, near_lungs: Tensor) -> Tensor:
@@ -31,15 +40,15 @@ def normalise(hu: Tensor, near_lungs: Tensor) -> Tensor:
 
 
 @torch.inference_mode()
-def predict(network: UNet, image: Tensor, batch: int = 16) -> Tensor:
+def predict(network: InvolvementNetwork, image: Tensor, batch: int = 16) -> Tensor:
     """Return the probability of affected lung in each pixel.
 
     Parameters
     ----------
-    network : UNet
+    network : InvolvementNetwork
         In evaluation mode.
     image : Tensor, shape (slices, rows, columns)
-        From :func:`normalise`, at :data:`PIXEL_MM`, cropped to the bounding box of the lungs.
+        From :func:`normalise`, at the network's pixel size, cropped to the bounding box of the lungs.
     batch : int
         Patches at a time.
 

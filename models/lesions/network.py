@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from monai.inferers.inferer import SlidingWindowInferer
 from torch import Tensor
@@ -12,16 +14,30 @@ WIDTHS = ((32, 64), (64, 128), (128, 256), (256, 512))
 CLASSES = 5
 """Background, ground-glass opacity, consolidation, crazy paving, combined pattern."""
 PATCH = (24, 96, 96)
-"""Block in voxels (z, y, x), in training and in inference alike: the instance norms depend on it."""
+"""Usual block in voxels (z, y, x)."""
 SPACING = (3.0, 1.5, 1.5)
-"""Working resolution in mm along z, y, x."""
+"""Usual working resolution in mm along z, y, x."""
 HU_RANGE = (-1000.0, 400.0)
 """Hounsfield units are clipped to this range and rescaled to [0, 1]."""
 
 
-def lesion_network() -> UNet:
-    """Return the network with random weights: four levels, 32 features on the first, 16.3 M parameters."""
-    return UNet(3, WIDTHS, CLASSES)
+class LesionNetwork(UNet):
+    """3D U-Net of four levels with 32 features on the first and 16.3 M parameters.
+
+    Parameters
+    ----------
+    spacing : sequence of float
+        Working resolution in mm along z, y, x.
+    patch : sequence of int
+        Block in voxels (z, y, x), multiples of 8, in training and in inference alike: the instance norms depend on it.
+    """
+
+    def __init__(self, spacing: Sequence[float] = SPACING, patch: Sequence[int] = PATCH) -> None:
+        super().__init__(3, WIDTHS, CLASSES)
+        z, y, x = map(float, spacing)
+        self.spacing = (z, y, x)
+        depth, rows, columns = map(int, patch)
+        self.patch = (depth, rows, columns)
 
 
 def normalise(hu: Tensor) -> Tensor:
@@ -31,20 +47,22 @@ def normalise(hu: Tensor) -> Tensor:
 
 
 @torch.inference_mode()
-def predict(network: UNet, hu: Tensor) -> Tensor:
+def predict(network: LesionNetwork, hu: Tensor) -> Tensor:
     """Return the probability of each class in each voxel.
 
     Parameters
     ----------
-    network : UNet
+    network : LesionNetwork
         In evaluation mode.
     hu : Tensor, shape (z, y, x)
-        Hounsfield units at :data:`SPACING`, cropped to the bounding box of the lungs.
+        Hounsfield units at the network's spacing, cropped to the bounding box of the lungs.
 
     Returns
     -------
     Tensor of float32, shape (5, z, y, x)
     """
-    inferer = SlidingWindowInferer(PATCH, sw_batch_size=1, overlap=0.25, mode="gaussian", padding_mode="constant")
+    inferer = SlidingWindowInferer(
+        network.patch, sw_batch_size=1, overlap=0.25, mode="gaussian", padding_mode="constant"
+    )
     logits = torch.as_tensor(inferer(normalise(hu)[None, None], network)).float()
     return torch.softmax(logits, dim=1)[0]

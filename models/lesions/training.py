@@ -2,85 +2,122 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from pathlib import Path
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import torch
 from monai.losses.dice import GeneralizedWassersteinDiceLoss
+from pydantic import field_validator
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from models.lesions.network import PATCH, SPACING, normalise
-from models.training.loop import LoopSettings, fit
-from models.training.source import Augmentation, PatchSize, SeededStream, Source, draw_patch
-from models.unet import UNet
+from models.lesions.network import CLASSES, LesionNetwork, normalise
+from models.training.patches import PatchRecipe, cut_patch, draw_centre
+from models.training.recipe import Item, Objective
+from models.training.settings import PatchSettings
+from models.training.volumes import HU, LESIONS, LUNGS, Volume
 
-DEFAULTS = LoopSettings(steps=560, learning_rate=1e-3)
-REAL_WEIGHT = 4
-"""How often a patient's volume is drawn for each time that one with inserted lesions is."""
-DISTANCES = np.array(
-    [
-        [0.0, 1.0, 1.0, 1.0, 1.0],
-        [1.0, 0.0, 0.6, 0.6, 0.4],
-        [1.0, 0.6, 0.0, 0.6, 0.4],
-        [1.0, 0.6, 0.6, 0.0, 0.4],
-        [1.0, 0.4, 0.4, 0.4, 0.0],
-    ]
-)
-"""Wasserstein distance between classes (Fidon et al. 2017): any lesion is far from background, the combined pattern
-is nearer to each single pattern than those are to each other."""
+KINDS = {**{f"lesion_{kind}": 0.67 / (CLASSES - 1) for kind in range(1, CLASSES)}, "lung": 0.33}
+"""How often a patch lies at a lesion of each type, or anywhere in the lungs."""
+JITTER_MM = 35.0
+"""By how much the middle of a patch lies off its voxel at most, along each axis."""
+Row = tuple[float, float, float, float, float]
 
 
-class LesionPatches(SeededStream):
-    """Single patches of :data:`PATCH` voxels, two thirds of them centred on a lesion where there is one."""
+class LesionSettings(PatchSettings):
+    """Training of the lesion network.
 
-    def __init__(self, sources: Sequence[Source], seed: int) -> None:
-        super().__init__(seed)
-        self._sources = sources
-        self._lung = [np.argwhere(s.lungs > 0)[::50] for s in sources]
-        self._lesion = [[np.argwhere(s.lesions == k)[::20] for k in range(1, 5)] for s in sources]
-
-    def draw(self, rng: np.random.Generator) -> tuple[Tensor, ...]:
-        """Return an image (1, 1, z, y, x), its labels (1, 1, z, y, x) and its lungs (1, 1, z, y, x)."""
-        k = int(rng.integers(len(self._sources)))
-        kinds = [points for points in self._lesion[k] if len(points)]
-        lesion = bool(kinds) and rng.random() < 0.67
-        centres = kinds[rng.integers(len(kinds))] if lesion else self._lung[k]
-        centre = centres[rng.integers(len(centres))] + rng.uniform(-25, 25, 3)
-        hu, lungs, labels = draw_patch(self._sources[k], centre, PatchSize(PATCH, SPACING), Augmentation(), rng)
-        return normalise(hu)[None, None], labels[None, None], (lungs > 0)[None, None]
-
-
-_wasserstein = GeneralizedWassersteinDiceLoss(DISTANCES, weighting_mode="default")
-
-
-def _loss(network: nn.Module, batch: tuple[Tensor, ...]) -> Tensor:
-    """Generalised Wasserstein Dice and cross-entropy inside the lungs (beyond, the lung mask decides).
-
-    A second cross-entropy, among the lesion types alone, keeps rare types from drowning in ground glass.
+    Parameters
+    ----------
+    spacing : tuple of float
+        Working resolution in mm along z, y, x.
+    patch : tuple of int
+        Voxels (z, y, x), multiples of 8.
+    distances : 5 x 5 float
+        Wasserstein distance between the classes (Fidon et al. 2017), background first.
+    entropy : bool
+        Add cross-entropy inside the lungs, and one among the lesion types alone.
     """
-    image, labels, lungs = batch
-    logits: Tensor = network(image).float()
-    inside = lungs[:, 0].reshape(-1)
-    flat = logits.movedim(1, -1).reshape(-1, logits.shape[1])[inside]
-    target = labels.reshape(-1)[inside]
-    if len(target) == 0:
-        return logits.sum() * 0.0
-    entropy = F.cross_entropy(flat, target)
-    wasserstein = torch.as_tensor(_wasserstein(flat.T[None], target[None, None]))
-    affected = target > 0
-    types = F.cross_entropy(flat[affected, 1:], target[affected] - 1) if affected.any() else 0.0
-    loss: Tensor = entropy + wasserstein + types
-    return loss
+
+    spacing: tuple[float, float, float]
+    patch: tuple[int, int, int]
+    distances: tuple[Row, Row, Row, Row, Row]
+    entropy: bool
+
+    @field_validator("patch")
+    @classmethod
+    def _multiples(cls, patch: tuple[int, int, int]) -> tuple[int, int, int]:
+        if any(size < 8 or size % 8 for size in patch):
+            raise ValueError("three multiples of 8 are needed")
+        return patch
+
+    @field_validator("distances")
+    @classmethod
+    def _metric(cls, distances: tuple[Row, ...]) -> tuple[Row, ...]:
+        matrix = np.array(distances)
+        if (matrix != matrix.T).any() or matrix.diagonal().any() or (matrix < 0).any():
+            raise ValueError("distances must be symmetric, not negative, and zero on the diagonal")
+        return distances
 
 
-def train(
-    network: UNet,
-    sources: Sequence[Source],
-    tell: Callable[[str], None],
-    settings: LoopSettings = DEFAULTS,
-    checkpoint: Path | None = None,
-) -> UNet:
-    """Train the lesion network on sources with lung and lesion masks; return the averaged network."""
-    return fit(network, LesionPatches(sources, settings.seed), _loss, settings, tell, checkpoint)
+class LesionObjective(Objective):
+    """Generalised Wasserstein Dice inside the lungs (beyond, the lung mask decides), with or without cross-entropy.
+
+    The second cross-entropy, among the lesion types alone, keeps rare types from drowning in ground glass.
+    """
+
+    def __init__(self, network: nn.Module, settings: LesionSettings) -> None:
+        super().__init__(network)
+        self._entropy = settings.entropy
+        self._wasserstein = GeneralizedWassersteinDiceLoss(np.array(settings.distances), weighting_mode="default")
+
+    def forward(self, *item: Tensor) -> Tensor:
+        """Loss of intensities (1, 1, z, y, x) for labels and lungs of the same shape."""
+        image, labels, lungs = item
+        logits: Tensor = self.network(image).float()
+        inside = lungs[:, 0].reshape(-1)
+        flat = logits.movedim(1, -1).reshape(-1, logits.shape[1])[inside]
+        target = labels.reshape(-1)[inside]
+        if len(target) == 0:
+            return logits.sum() * 0.0
+        loss = torch.as_tensor(self._wasserstein(flat.T[None], target[None, None]))
+        if self._entropy:
+            affected = target > 0
+            loss = loss + F.cross_entropy(flat, target)
+            loss = loss + (F.cross_entropy(flat[affected, 1:], target[affected] - 1) if affected.any() else 0.0)
+        return loss
+
+
+class LesionRecipe(PatchRecipe):
+    """Patches in the lungs, most of them at lesions.
+
+    Parameters
+    ----------
+    network : LesionNetwork
+    settings : LesionSettings
+    training, validation : sequence of Volume
+        With ``lungs`` and ``lesions``, at the working resolution.
+    """
+
+    def __init__(
+        self, network: LesionNetwork, settings: LesionSettings, training: Sequence[Volume], validation: Sequence[Volume]
+    ) -> None:
+        super().__init__(LesionObjective(network, settings), settings, training, validation)
+        self._settings = settings
+
+    def patch(self, volumes: Sequence[Volume], rng: np.random.Generator, vary: bool) -> Item:
+        """Return intensities, labels and lungs, each (1, 1, z, y, x)."""
+        jitter = [JITTER_MM / step for step in self._settings.spacing]
+        volume, centre = draw_centre(volumes, KINDS, jitter, rng)
+        patch = cut_patch(volume, centre, self._settings.patch, (HU, LESIONS, LUNGS), rng if vary else None)
+        return normalise(patch[HU])[None], patch[LESIONS].long()[None], (patch[LUNGS] > 0)[None]
+
+    def pictures(self, network: nn.Module) -> Mapping[str, Tensor]:
+        """Draw CT, lesions and what is found of the slice with most lesion of the first validation patch."""
+        image, labels, lungs = self.validation_item(0)
+        logits = network(image.to(next(network.parameters()).device)).float().cpu()
+        found = logits.argmax(1)[0] * lungs[0, 0]
+        middle = int((labels[0, 0] > 0).sum((1, 2)).argmax())
+        shades = CLASSES - 1.0
+        shown = {"ct": image[0, 0], "lesions": labels[0, 0] / shades, "found": found / shades}
+        return {name: volume[middle] for name, volume in shown.items()}

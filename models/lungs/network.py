@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -10,6 +12,8 @@ COARSE = 3
 """Subsampling factor of the second pathway along every axis."""
 HALO = (15, 30, 30)
 """Context in voxels (z, y, x) that the valid convolutions consume on each side of a block."""
+SPACING = (3.0, 2.0, 2.0)
+"""Usual working resolution in mm along z, y, x."""
 HU_RANGE = (-1100.0, 100.0)
 """Hounsfield units are clipped to this range and rescaled to [0, 1]."""
 _FINE_HALO = (5, 10, 10)
@@ -29,10 +33,19 @@ class DeepMedic(nn.Module):
     """Two pathways, one at full and one at a third of the resolution, and a 1x1x1 head.
 
     The coarse pathway sees the mean of 3 x 3 x 3 voxels, so that noise does not alias.
+
+    Parameters
+    ----------
+    spacing : sequence of float
+        Working resolution in mm along z, y, x.
+    dropout : float
+        Of the features of the head, in training.
     """
 
-    def __init__(self, dropout: float = 0.5) -> None:
+    def __init__(self, spacing: Sequence[float] = SPACING, dropout: float = 0.5) -> None:
         super().__init__()
+        z, y, x = map(float, spacing)
+        self.spacing = (z, y, x)
         self.fine = _pathway()
         self.coarse = _pathway()
         self.head = nn.Sequential(

@@ -74,11 +74,14 @@ def explain(
     Raises
     ------
     ValueError
-        If there is no such class or share, no slice of at least 4 x 4, or the inputs leave [0, 1]: the rule of the
-        first layer holds only there.
+        If the network has no side branch, there is no such class or share, no slice of at least 4 x 4, or the inputs
+        leave [0, 1]: the rule of the first layer holds only there.
     FloatingPointError
         If a relevance is not finite.
     """
+    encoder = network.encoder
+    if encoder.side_branch is None:
+        raise ValueError("without a side branch there is nothing to explain on the mask")
     if target not in (0, 1) or not 0.5 <= gate_share <= 1.0:
         raise ValueError("the class is 0 or 1, the gate share from 0.5 to 1")
     if inputs.ndim != 4 or inputs.shape[1] != len(CHANNELS) or not len(inputs) or min(inputs.shape[2:]) < 4:
@@ -92,7 +95,6 @@ def explain(
     ledger["gate"] = _total(relevance)
     relevance = rules.pyramid(relevance, network.pyramid.grids, ENCODER_FEATURES)
     heatmaps = torch.empty_like(inputs)
-    encoder = network.encoder
     branches = [BranchRules(branch, inputs.shape[2:]) for branch in (encoder.global_branch, encoder.side_branch)]
     parts = (torch.split(tensor, chunk) for tensor in (inputs, places, relevance, heatmaps))
     for images, winners, received, heatmap in zip(*parts, strict=True):

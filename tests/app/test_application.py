@@ -109,7 +109,8 @@ def test_the_result_is_what_the_graph_measured(finished: tuple[Path, str], model
     assert result["decision"] == ("positive" if result["probability"] >= 0.5 else "negative")
     for task, model in result["models"].items():
         weights = (models / task / "weights.safetensors").read_bytes()
-        assert model == {"name": f"test {task}", "version": "0", "sha256": hashlib.sha256(weights).hexdigest()}
+        sha256 = hashlib.sha256(weights).hexdigest()
+        assert model == {"name": f"test {task}", "version": "0", "sha256": sha256, "settings": {}}
 
 
 def test_the_segmentation_has_the_volumes_of_the_result(finished: tuple[Path, str]) -> None:

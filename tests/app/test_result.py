@@ -82,7 +82,7 @@ def test_a_completed_result_says_everything(volume: CTVolume, tmp_path: Path) ->
             "studies": "each",
             "max_gap_mm": 5.0,
             "threshold": 0.5,
-            "in_plane": 256,
+            "in_plane": None,
             "target": "positive",
             "gate_share": 1.0,
             "residual_limit": 0.75,
@@ -99,7 +99,7 @@ def test_a_completed_result_says_everything(volume: CTVolume, tmp_path: Path) ->
         "study_uid": volume.study_uid,
         "series_uid": volume.series_uid,
         "models": {
-            task: {"name": f"model {digit}", "version": "1.0", "sha256": digit * 64}
+            task: {"name": f"model {digit}", "version": "1.0", "sha256": digit * 64, "settings": {}}
             for task, digit in zip(("lungs", "lesions", "involvement", "classifier"), "1234", strict=True)
         },
         "probability": 0.75,

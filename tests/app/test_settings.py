@@ -16,7 +16,7 @@ def test_defaults_are_those_of_the_paper() -> None:
         "studies": "each",
         "max_gap_mm": 5.0,
         "threshold": 0.5,
-        "in_plane": 256,
+        "in_plane": None,
         "target": "positive",
         "gate_share": 1.0,
         "residual_limit": 0.75,

@@ -13,8 +13,8 @@ import torch
 from app.settings import load_settings
 from app.study import Request, run_folder
 from models.classifier.network import Classifier
-from models.involvement.network import involvement_network
-from models.lesions.network import lesion_network
+from models.involvement.network import InvolvementNetwork
+from models.lesions.network import LesionNetwork
 from models.lungs.network import DeepMedic
 from models.store import save_weights
 from operators.selection_rules import ANY_SERIES
@@ -25,7 +25,7 @@ SPACING = (3.0, 6.0, 6.0)
 _SETTINGS = ["in_plane=32", "precision=float32"]
 
 
-def _threshold_network() -> DeepMedic:
+def threshold_network() -> DeepMedic:
     """DeepMedic whose weights hand the voxel itself through to the end: lung is what is below -380 HU."""
     network = DeepMedic()
     with torch.no_grad():
@@ -45,9 +45,9 @@ def write_models(folder: Path) -> None:
     """Write weights of all networks, those of the lungs by hand and the others at random."""
     torch.manual_seed(0)
     networks = {
-        "lungs": _threshold_network(),
-        "lesions": lesion_network(),
-        "involvement": involvement_network(),
+        "lungs": threshold_network(),
+        "lesions": LesionNetwork(),
+        "involvement": InvolvementNetwork(),
         "classifier": Classifier(),
     }
     for task, network in networks.items():

@@ -22,7 +22,7 @@ import torch
 from app.evaluation.explanation_cases import phantom_cases
 from models.classifier.network import Classifier
 from models.relevance.explain import explain
-from models.store import load_weights
+from models.store import load_network
 from operators.classification import CHUNK
 from tests.bench.loading import peak_kib
 
@@ -39,8 +39,8 @@ def slices() -> np.ndarray:
 
 def measure(file: Path) -> dict[str, float]:
     """Measure in this process, on the slices in ``file``."""
-    network, inputs = Classifier(), torch.from_numpy(np.load(file))
-    load_weights(MODELS / "classifier", network)
+    network, _ = load_network(MODELS / "classifier", Classifier)
+    inputs = torch.from_numpy(np.load(file))
     best = inputs.contiguous(memory_format=torch.channels_last)
 
     def forward(slices: torch.Tensor, chunk: int) -> None:

@@ -1,172 +1,193 @@
-"""Training of the autoencoder and of the classifier."""
+"""Recipes of the autoencoder and of the classifier."""
 
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from lightning_fabric import Fabric
 from pydantic import ValidationError
-from safetensors.torch import load_file
-from torch import Tensor
+from safetensors.torch import save_file
 
-from models.classifier.losses import ClassFocalLoss
-from models.classifier.network import Classifier, GatedEncoder
+from app.training.configuration import load_training_settings
+from app.training.tasks import TASKS
+from models.classifier.cvae import CVAE
+from models.classifier.network import Classifier
+from models.classifier.studies import CT, LABELS, LESION, LUNG, PreparedStudy
 from models.classifier.training import (
     ClassifierSettings,
+    CVAERecipe,
     CVAESettings,
-    Progress,
-    Study,
+    StudyRecipe,
+    classifier_recipe,
     resized_slices,
-    train_classifier,
-    train_cvae,
+    start_from_cvae,
 )
+from models.training.checkpoint import Checkpoint
+from models.training.loop import Trained, fit
+from models.training.recipe import Recipe
+
+CPU = {"workers": 0, "precision": "float32"}
 
 
-class Blobs:
-    """Studies whose positives hold a bright lesion; counts how often each is read."""
+def settings(task: str, **changes: Any) -> Any:
+    """Recommended settings with changes."""
+    recommended = load_training_settings(TASKS[task].settings, TASKS[task].recommended)
+    return recommended.model_validate(recommended.model_dump() | CPU | changes)
 
-    def __init__(self, count: int, seed: int, slices: int = 4) -> None:
-        self.reads = [0] * count
-        self._seed, self._slices = seed, slices
 
-    def __len__(self) -> int:
-        return len(self.reads)
-
-    def __getitem__(self, index: int, /) -> Study:
-        if not 0 <= index < len(self):
-            raise IndexError
-        self.reads[index] += 1
-        generator = torch.Generator().manual_seed(self._seed * 1000 + index)
-        slices = torch.zeros(self._slices, 2, 24, 24)
-        slices[:, 0, 4:20, 4:20] = 0.2 + 0.1 * torch.rand(self._slices, 16, 16, generator=generator)
+def studies(folder: Path, count: int, seed: int, slices: int = 4) -> list[PreparedStudy]:
+    """Write studies whose positives hold a bright lesion."""
+    folder.mkdir(exist_ok=True)
+    written = []
+    for index in range(count):
+        generator = torch.Generator().manual_seed(1000 * seed + index)
+        ct, labels = torch.zeros(slices, 24, 24), torch.zeros(slices, 24, 24, dtype=torch.uint8)
+        ct[:, 4:20, 4:20] = 0.2 + 0.1 * torch.rand(slices, 16, 16, generator=generator)
+        labels[:, 4:20, 4:20] = LUNG
         if index % 2:
-            slices[:, 0, 8:14, 8:14] = 0.8
-            slices[:, 1, 8:14, 8:14] = 1.0
-        return slices, index % 2
+            ct[:, 8:14, 8:14] = 0.8
+            labels[:, 8:14, 8:14] |= LESION
+        path = folder / f"{seed}-{index}.safetensors"
+        save_file({CT: ct.half(), LABELS: labels}, path)
+        written.append(PreparedStudy(path, index % 2))
+    return written
 
 
-def focal(state: dict[str, Tensor], studies: Blobs) -> float:
-    network, loss = Classifier(), ClassFocalLoss()
-    network.load_state_dict(state)
-    with torch.inference_mode():
-        terms = [
-            float(loss(network(studies[index][0])[None], torch.tensor([studies[index][1]])))
-            for index in range(len(studies))
-        ]
-    return sum(terms) / len(terms)
+def trained(recipe: Recipe, chosen: Any, folder: Path) -> Trained:
+    return fit(recipe, chosen, Fabric(accelerator="cpu", devices=1), Checkpoint(folder, "{}"))
 
 
-def test_the_paper_s_choices_are_the_defaults() -> None:
-    cvae, classifier = CVAESettings(), ClassifierSettings()
-    assert (cvae.epochs, cvae.learning_rate, cvae.prior, cvae.size) == (200, 5e-3, "y", 128)
-    assert (classifier.epochs, classifier.learning_rate, classifier.weight_decay) == (200, 1e-5, 1e-5)
-    assert (classifier.class_weights, classifier.gamma) == ((0.25, 0.35), 5.0)
+def classifier_on(folder: Path, chosen: ClassifierSettings, start: CVAE | None = None) -> StudyRecipe:
+    torch.manual_seed(0)
+    network = Classifier(chosen.in_plane, chosen.side_branch)
+    if start is not None:
+        start_from_cvae(network, start)
+    return classifier_recipe(network, chosen, studies(folder, 8, 1), studies(folder, 4, 2))
 
 
-@pytest.mark.parametrize("wrong", [{"epochs": 0}, {"learning_rate": -1.0}, {"patience": 0}, {"rate": 1e-3}])
+def test_the_paper_s_choices_are_recommended() -> None:
+    cvae, classifier = settings("cvae"), settings("classifier")
+    assert isinstance(cvae, CVAESettings)
+    assert isinstance(classifier, ClassifierSettings)
+    assert (cvae.optimiser, cvae.epochs, cvae.learning_rate, cvae.prior, cvae.size) == ("adam", 200, 5e-3, "y", 128)
+    assert (classifier.optimiser, classifier.epochs, classifier.learning_rate) == ("adam", 200, 1e-5)
+    assert (classifier.weight_decay, classifier.class_weights, classifier.gamma) == (1e-5, (0.25, 0.35), 5.0)
+    assert classifier.patience is not None
+    assert classifier.slices_per_study is None
+    assert classifier.initial == "cvae"
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"epochs": 0}, {"learning_rate": -1.0}, {"patience": 0}, {"rate": 1e-3}, {"in_plane": 8}]
+)
 def test_wrong_settings_are_refused(wrong: dict[str, float]) -> None:
     with pytest.raises(ValidationError):
-        ClassifierSettings(**wrong)  # type: ignore[arg-type]
+        settings("classifier", **wrong)
 
 
-def test_the_autoencoder_learns_and_gives_its_encoder(tmp_path: Path) -> None:
-    told: list[Progress] = []
-    settings = CVAESettings(epochs=8, size=16, slices_per_study=2, studies_per_step=2)
-    state = train_cvae(Blobs(6, 0), settings, report=told.append, checkpoints=tmp_path)
-    assert [progress.epoch for progress in told] == list(range(1, 9))
-    assert told[-1].training_loss < 0.7 * told[0].training_loss
-    GatedEncoder().load_state_dict(state)
-    saved = load_file(tmp_path / "encoder.safetensors")
-    assert all(torch.equal(saved[name], tensor) for name, tensor in state.items())
-    assert [path.name for path in tmp_path.iterdir()] == ["encoder.safetensors"]
+def test_slices_are_read_as_they_were_prepared(tmp_path: Path) -> None:
+    ct = torch.rand(3, 8, 8).half()
+    labels = torch.randint(0, 4, (3, 8, 8), dtype=torch.uint8)
+    save_file({CT: ct, LABELS: labels}, tmp_path / "s.safetensors")
+    slices = PreparedStudy(tmp_path / "s.safetensors", 1).slices()
+    assert slices.dtype == torch.float32
+    torch.testing.assert_close(slices[:, 0], ct.float(), rtol=0, atol=0)
+    naive = [[[[float(v & bit > 0) for v in row] for row in plane] for plane in labels.tolist()] for bit in (2, 1)]
+    torch.testing.assert_close(slices[:, 1:], torch.tensor(naive).transpose(0, 1), rtol=0, atol=0)
 
 
-def test_the_classifier_learns_to_tell_new_studies_apart() -> None:
-    settings = ClassifierSettings(epochs=10, learning_rate=1e-3, slices_per_study=2)
-    told: list[Progress] = []
-    state = train_classifier(Blobs(8, 1), Blobs(4, 2), None, settings, report=told.append)
-    network = Classifier()
-    network.load_state_dict(state)
-    test = Blobs(6, 3)
+def test_each_epoch_has_each_study_once_in_a_new_order(tmp_path: Path) -> None:
+    training = studies(tmp_path, 6, 1)
+    for index, study in enumerate(training):  # a mark by which an item tells where it is from
+        save_file({CT: torch.full((2, 24, 24), index / 8).half(), LABELS: torch.zeros(2, 24, 24).byte()}, study.path)
+    recipe = classifier_recipe(Classifier(), settings("classifier", batch=3), training, training)
+    assert recipe.steps == 2
+    orders = [[round(float(recipe[6 * epoch + k][0][0, 0, 0, 0]) * 8) for k in range(6)] for epoch in range(4)]
+    assert all(sorted(order) == list(range(6)) for order in orders)
+    assert len(set(map(tuple, orders))) > 1
+
+
+def test_a_last_step_that_is_not_full_takes_studies_again(tmp_path: Path) -> None:
+    training = studies(tmp_path, 5, 1)
+    recipe = classifier_recipe(Classifier(), settings("classifier", batch=2), training, training)
+    assert recipe.steps == 3
+    labels = [int(recipe[number][1]) for number in range(6)]
+    assert sum(labels) in (2, 3)
+
+
+def test_a_subset_of_slices_is_drawn_without_repetition(tmp_path: Path) -> None:
+    path = tmp_path / "s.safetensors"
+    ct = torch.arange(10.0)[:, None, None].expand(10, 8, 8) / 16
+    save_file({CT: ct.half().contiguous(), LABELS: torch.zeros(10, 8, 8).byte()}, path)
+    training = [PreparedStudy(path, 1)]
+    chosen = settings("classifier", batch=1, slices_per_study=4)
+    recipe = classifier_recipe(Classifier(), chosen, training, training)
+    drawn = [sorted((recipe[number][0][:, 0, 0, 0] * 16).tolist()) for number in range(8)]
+    assert all(len(set(each)) == 4 for each in drawn)
+    assert len(set(map(tuple, drawn))) > 3
+    assert len(recipe.validation_item(0)[0]) == 10
+
+
+def test_the_autoencoder_learns(tmp_path: Path) -> None:
+    chosen = settings("cvae", epochs=8, size=16, slices_per_study=2, batch=2)
+    torch.manual_seed(0)
+    recipe = CVAERecipe(CVAE(16), chosen, studies(tmp_path, 6, 0), studies(tmp_path, 4, 5))
+    history = trained(recipe, chosen, tmp_path / "state").history
+    assert history[-1]["training_loss"] < 0.7 * history[0]["training_loss"]
+    assert history[-1]["validation_loss"] < 0.8 * history[0]["validation_loss"]
+
+
+@pytest.mark.parametrize("prior", ["y", "xy", "standard_normal"])
+def test_pictures_show_slices_above_their_reconstructions(prior: str, tmp_path: Path) -> None:
+    chosen = settings("cvae", size=16, prior=prior)
+    network = CVAE(16, prior)  # type: ignore[arg-type]
+    recipe = CVAERecipe(network, chosen, studies(tmp_path, 2, 0), studies(tmp_path, 2, 5, slices=9))
+    pictures = recipe.pictures(network)
+    assert set(pictures) == {"reconstructions"} | ({"from_label"} if prior == "y" else set())
+    assert all(picture.shape == (32, 64) for picture in pictures.values())
+    originals = recipe.validation_item(0)[0][[1, 3, 4, 6], 0]
+    torch.testing.assert_close(pictures["reconstructions"][:16], torch.cat(list(originals), dim=1))
+
+
+@pytest.mark.parametrize("side_branch", [True, False])
+def test_the_classifier_learns_to_tell_new_studies_apart(side_branch: bool, tmp_path: Path) -> None:
+    chosen = settings("classifier", epochs=12, learning_rate=1e-3, slices_per_study=2, side_branch=side_branch)
+    result = trained(classifier_on(tmp_path, chosen), chosen, tmp_path / "state")
+    network = Classifier(side_branch=side_branch)
+    network.load_state_dict(result.weights)
     with torch.inference_mode():
-        called = [int(network(test[index][0]).argmax()) for index in range(6)]
+        called = [int(network(study.slices()[:, :2]).argmax()) for study in studies(tmp_path, 6, 3)]
     assert called == [0, 1, 0, 1, 0, 1]
-    assert told[-1].training_loss < 0.2 * told[0].training_loss
 
 
-def test_the_best_validation_weights_are_returned_and_saved(tmp_path: Path) -> None:
-    validation = Blobs(4, 2)
-    told: list[Progress] = []
-    settings = ClassifierSettings(epochs=6, learning_rate=5e-3, patience=6)  # a rate that overshoots
-    state = train_classifier(Blobs(4, 1), validation, None, settings, report=told.append, checkpoints=tmp_path)
-    losses = [progress.validation_loss for progress in told if progress.validation_loss is not None]
-    assert len(losses) == 6
-    assert focal(state, validation) == pytest.approx(min(losses), rel=1e-4)
-    assert [progress.best for progress in told] == [loss < min(losses[:i], default=9) for i, loss in enumerate(losses)]
-    saved = load_file(tmp_path / "classifier.safetensors")
-    assert all(torch.equal(saved[name], tensor) for name, tensor in state.items())
+def test_the_encoder_of_the_autoencoder_is_taken_over_exactly(tmp_path: Path) -> None:
+    torch.manual_seed(3)
+    cvae, network = CVAE(16), Classifier()
+    others = {name: value.clone() for name, value in network.state_dict().items() if not name.startswith("encoder.")}
+    start_from_cvae(network, cvae)
+    state = network.state_dict()
+    for name, tensor in cvae.encoder.state_dict().items():
+        torch.testing.assert_close(state[f"encoder.{name}"], tensor, rtol=0, atol=0)
+    assert len(cvae.encoder.state_dict()) == 12
+    assert all(torch.equal(state[name], value) for name, value in others.items())
 
 
-def test_training_stops_when_validation_no_longer_improves() -> None:
-    class Flipped(Blobs):
-        """Validation that says the opposite: it can only get worse."""
-
-        def __getitem__(self, index: int, /) -> Study:
-            slices, label = super().__getitem__(index)
-            return slices, 1 - label
-
-    told: list[Progress] = []
-    settings = ClassifierSettings(epochs=40, learning_rate=1e-3, patience=3)
-    train_classifier(Blobs(4, 1), Flipped(4, 1), None, settings, report=told.append)
-    best = max(progress.epoch for progress in told if progress.best)
-    assert told[-1].epoch == best + 3 < 40
+def test_an_encoder_of_another_kind_is_refused() -> None:
+    for one, other in ((True, False), (False, True)):
+        with pytest.raises(ValueError, match="side branch"):
+            start_from_cvae(Classifier(side_branch=one), CVAE(16, side_branch=other))
 
 
-def test_training_starts_from_the_given_encoder() -> None:
-    encoder = GatedEncoder().state_dict()
-    settings = ClassifierSettings(epochs=1, learning_rate=1e-9)
-    state = train_classifier(Blobs(2, 1), Blobs(2, 2), encoder, settings)
-    for name, tensor in encoder.items():
-        torch.testing.assert_close(state[f"encoder.{name}"], tensor, rtol=0, atol=1e-7)
-
-
-@pytest.mark.parametrize("bfloat16", [False, True])
-def test_the_seed_decides_everything_and_leaves_nothing_behind(bfloat16: bool) -> None:
-    cvae = CVAESettings(epochs=2, size=16, slices_per_study=2, bfloat16=bfloat16)
-    classifier = ClassifierSettings(epochs=2, slices_per_study=2, bfloat16=bfloat16)
-    outcomes: list[dict[str, Tensor]] = []
-    for _ in range(2):
-        torch.manual_seed(len(outcomes))
-        before = torch.random.get_rng_state()
-        encoder = train_cvae(Blobs(5, 0), cvae)
-        outcomes.append(train_classifier(Blobs(5, 0), Blobs(2, 1), encoder, classifier))
-        assert torch.equal(torch.random.get_rng_state(), before)
-    assert all(torch.equal(outcomes[0][name], outcomes[1][name]) for name in outcomes[0])
-
-
-def test_each_epoch_reads_each_study_once() -> None:
-    training, validation = Blobs(5, 1), Blobs(2, 2)
-    train_classifier(training, validation, None, ClassifierSettings(epochs=3, studies_per_step=2))
-    assert training.reads == [3] * 5
-    assert validation.reads == [3] * 2
-
-
-def test_no_studies_are_refused() -> None:
-    with pytest.raises(ValueError, match="no studies to train on"):
-        train_cvae(Blobs(0, 0), CVAESettings(size=16))
-    with pytest.raises(ValueError, match="no studies to validate with"):
-        train_classifier(Blobs(2, 0), Blobs(0, 0), None, ClassifierSettings())
-
-
-def test_a_loss_that_explodes_is_told() -> None:
-    class Broken(Blobs):
-        def __getitem__(self, index: int, /) -> Study:
-            slices, label = super().__getitem__(index)
-            return slices * float("inf"), label
-
-    with pytest.raises(FloatingPointError, match="no longer finite"):
-        train_cvae(Broken(2, 0), CVAESettings(size=16))
+def test_without_a_side_branch_the_mask_changes_nothing() -> None:
+    torch.manual_seed(0)
+    network, slices = Classifier(side_branch=False), torch.rand(3, 2, 24, 24)
+    other = slices.clone()
+    other[:, 1] = torch.rand(3, 24, 24)
+    torch.testing.assert_close(network(slices), network(other), rtol=0, atol=0)
+    assert sum(p.numel() for p in network.encoder.parameters()) == 23_552
 
 
 def test_resizing_averages_the_ct_and_keeps_the_mask_binary() -> None:

@@ -8,7 +8,11 @@ import torch
 from torch import nn
 
 from models.record import METADATA, WEIGHTS, ModelUnavailable
-from models.store import load_weights, save_weights
+from models.store import load_network, save_weights
+
+
+def _small() -> nn.Linear:
+    return nn.Linear(3, 2)
 
 
 def _saved(folder: Path) -> nn.Module:
@@ -20,8 +24,7 @@ def _saved(folder: Path) -> nn.Module:
 
 def test_weights_come_back_as_float16_rounds_them(tmp_path: Path) -> None:
     network = _saved(tmp_path)
-    other = nn.Linear(3, 2).train()
-    record = load_weights(tmp_path, other)
+    other, record = load_network(tmp_path, _small)
     assert (record.name, record.version, len(record.sha256)) == ("tiny", "1.2", 64)
     torch.testing.assert_close(other.weight, network.weight.half().float(), rtol=0, atol=0)
     assert other.weight.dtype == torch.float32
@@ -33,7 +36,7 @@ def test_a_missing_file_is_named(tmp_path: Path, name: str) -> None:
     _saved(tmp_path)
     (tmp_path / name).unlink()
     with pytest.raises(ModelUnavailable, match=name.split(".", maxsplit=1)[0]):
-        load_weights(tmp_path, nn.Linear(3, 2))
+        load_network(tmp_path, _small)
 
 
 def test_one_altered_bit_is_noticed(tmp_path: Path) -> None:
@@ -42,21 +45,38 @@ def test_one_altered_bit_is_noticed(tmp_path: Path) -> None:
     content[-1] ^= 1
     (tmp_path / WEIGHTS).write_bytes(content)
     with pytest.raises(ModelUnavailable, match="is not the file"):
-        load_weights(tmp_path, nn.Linear(3, 2))
+        load_network(tmp_path, _small)
 
 
-@pytest.mark.parametrize("text", ["{", "[]", "{}", '{"name": "x"}'])
+@pytest.mark.parametrize(
+    "text",
+    ["{", "[]", "{}", '{"name": "x"}', '{"name": "x", "version": "1", "weights_sha256": "", "network_settings": 3}'],
+)
 def test_damaged_metadata_is_one_clear_line(tmp_path: Path, text: str) -> None:
     _saved(tmp_path)
     (tmp_path / METADATA).write_text(text)
     with pytest.raises(ModelUnavailable, match="damaged"):
-        load_weights(tmp_path, nn.Linear(3, 2))
+        load_network(tmp_path, _small)
+
+
+def test_the_network_is_built_as_the_metadata_say(tmp_path: Path) -> None:
+    save_weights(tmp_path, nn.Linear(3, 5), {"name": "tiny", "version": "1.2"}, {"out_features": 5})
+    network, record = load_network(tmp_path, lambda out_features: nn.Linear(3, out_features))
+    assert network.out_features == 5
+    assert json.loads(record.settings) == {"out_features": 5}
+
+
+@pytest.mark.parametrize("settings", [{"unknown": 1}, {"out_features": 4}])
+def test_settings_that_do_not_fit_are_refused(tmp_path: Path, settings: dict[str, int]) -> None:
+    save_weights(tmp_path, nn.Linear(3, 5), {"name": "tiny", "version": "1.2"}, settings)
+    with pytest.raises(ModelUnavailable, match="do not fit"):
+        load_network(tmp_path, lambda out_features: nn.Linear(3, out_features))
 
 
 def test_weights_of_another_network_do_not_load(tmp_path: Path) -> None:
     _saved(tmp_path)
     with pytest.raises(ModelUnavailable, match="do not fit"):
-        load_weights(tmp_path, nn.Linear(4, 2))
+        load_network(tmp_path, lambda: nn.Linear(4, 2))
 
 
 def test_metadata_keep_what_they_said(tmp_path: Path) -> None:

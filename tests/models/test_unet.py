@@ -6,11 +6,11 @@ import pytest
 import torch
 
 from models.involvement.network import WIDTHS as WIDTHS_2D
-from models.involvement.network import involvement_network
+from models.involvement.network import InvolvementNetwork
 from models.involvement.network import normalise as normalise_2d
 from models.involvement.network import predict as predict_2d
 from models.lesions.network import WIDTHS as WIDTHS_3D
-from models.lesions.network import lesion_network
+from models.lesions.network import LesionNetwork
 from models.lesions.network import normalise as normalise_3d
 from models.lesions.network import predict as predict_3d
 from models.unet import UNet
@@ -25,14 +25,14 @@ def _convolution_weights(widths: tuple[tuple[int, int], ...], kernel: int, class
 
 
 def test_lesion_network_has_16_3_million_parameters() -> None:
-    network = lesion_network()
+    network = LesionNetwork()
     weights = sum(p.numel() for p in network.parameters() if p.dim() > 1)
     assert weights == _convolution_weights(WIDTHS_3D, 27, 5)
     assert round(sum(p.numel() for p in network.parameters()) / 1e6, 1) == 16.3
 
 
 def test_involvement_network_has_five_levels_and_16_features() -> None:
-    network = involvement_network()
+    network = InvolvementNetwork()
     assert network.factor == 2**4
     assert network.encoder[0][0].out_channels == 16
     assert sum(p.numel() for p in network.parameters() if p.dim() > 1) == _convolution_weights(WIDTHS_2D, 9, 1)
@@ -59,6 +59,7 @@ def test_images_of_a_batch_do_not_see_each_other() -> None:
 def test_lesion_probabilities_sum_to_one_for_any_size() -> None:
     torch.manual_seed(0)
     network = UNet(3, ((4, 4), (8, 8), (8, 8), (8, 8)), classes=5).eval()
+    network.patch = (24, 96, 96)
     got = predict_3d(network, torch.randn(9, 100, 50) * 300 - 500)
     assert got.shape == (5, 9, 100, 50)
     torch.testing.assert_close(got.sum(0), torch.ones(9, 100, 50), rtol=0, atol=1e-5)

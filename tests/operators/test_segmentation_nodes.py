@@ -24,6 +24,8 @@ LEFT, RIGHT = np.s_[4:26, 20:80, 76:130], np.s_[4:26, 20:80, 10:64]  # column in
 class _Air(nn.Module):
     """Logit of lung: below -500 HU."""
 
+    spacing = (3.0, 2.0, 2.0)
+
     def forward(self, x: Tensor) -> Tensor:
         z, y, x_ = (slice(h, -h) for h in HALO)
         return (0.5 - x[:, :, z, y, x_]) * 100
@@ -31,6 +33,8 @@ class _Air(nn.Module):
 
 class _ByDensity(nn.Module):
     """Ground glass from -650 HU, consolidation from -200 HU, as five logits."""
+
+    spacing, patch = (3.0, 1.5, 1.5), (24, 96, 96)
 
     def forward(self, x: Tensor) -> Tensor:
         hu = x * 1400 - 1000
@@ -41,6 +45,8 @@ class _ByDensity(nn.Module):
 
 class _Dense(nn.Module):
     """Logit of affected lung: above -650 HU."""
+
+    pixel_mm = 1.5
 
     def forward(self, x: Tensor) -> Tensor:
         return (x * 1400 - 350) / 5

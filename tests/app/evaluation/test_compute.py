@@ -14,8 +14,8 @@ from torch import Tensor, nn
 
 from app.application import Models
 from app.cli import main
+from app.cohort.images import bare_volume
 from app.evaluation.compute import Cost, _peak_memory, measure_costs
-from app.training_data import bare_volume
 from operators.volume import CTVolume
 from tests.app.test_application import models  # noqa: F401 - a fixture
 from tests.app.tiny_run import SPACING, write_lungs

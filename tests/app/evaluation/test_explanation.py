@@ -12,7 +12,8 @@ import pytest
 import torch
 
 from app.cli import main
-from app.evaluation.explanation_cases import MOST_SLICES, Case, every_second, phantom_cases, read_slices, slice_cases
+from app.cohort.slices import read_slices
+from app.evaluation.explanation_cases import MOST_SLICES, Case, every_second, phantom_cases, slice_cases
 from app.evaluation.explanation_quality import METHODS, Example, cascade, explanations, judge
 from app.outcome import ExitStatus, UsageError
 from models.classifier.network import Classifier
@@ -82,10 +83,10 @@ def test_a_long_study_is_thinned(tmp_path: Path) -> None:
 
 
 def test_a_study_without_lesions_or_without_healthy_lung_is_no_case(tmp_path: Path) -> None:
-    slices, study = read_slices(annotated(tmp_path / "slices.npz", 4, volume_guess=np.array([0, 1, 2, 2])))
+    slices = read_slices(annotated(tmp_path / "slices.npz", 4, volume_guess=np.array([0, 1, 2, 2])))
     slices.infection[0] = False
     slices.infection[1] = slices.lungs[1]
-    assert {case.name for case in slice_cases((slices, study), 3)} == {"slices 3"}
+    assert {case.name for case in slice_cases(slices, 3)} == {"slices 3"}
 
 
 def broken(path: Path, kind: str) -> None:
@@ -112,7 +113,7 @@ def broken(path: Path, kind: str) -> None:
 @pytest.mark.parametrize("kind", ["empty", "cut", "other arrays", "an array", "not packed", "flat", "too few studies"])
 def test_a_file_that_is_not_as_documented_is_refused(kind: str, tmp_path: Path) -> None:
     broken(tmp_path / "slices.npz", kind)
-    with pytest.raises(UsageError, match=r"docs/training\.md"):
+    with pytest.raises(UsageError, match=r"docs/evaluation\.md"):
         read_slices(tmp_path / "slices.npz")
 
 

@@ -1,15 +1,10 @@
-"""Lesion patterns of the training recipes."""
+"""Lesion patterns of diseases."""
 
 from __future__ import annotations
 
 import numpy as np
 
-from models.training.synthesis import Pattern
-
-MIXED = Pattern()
-"""Any mixture of types and sizes."""
-SEVERE = Pattern(count=(2, 6), radius=(20.0, 60.0), weights=(0.15, 0.6, 0.1, 0.15), subpleural=1.0)
-"""Large, mostly dense lesions at the pleura: lung that must still be found as lung."""
+from app.phantom.insertion import Pattern
 
 
 def covid_like(rng: np.random.Generator) -> Pattern:

@@ -1,0 +1,230 @@
+"""Studies prepared for training and evaluation, kept on disk until what they were made from changes."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import multiprocessing
+import os
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy.typing as npt
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save
+
+from app.cohort.table import CohortStudy
+from app.console import quieten
+from app.outcome import RunFailed, UsageError
+from app.supervision import die_with
+from models.threads import granted_cores
+
+Array = npt.NDArray[Any]
+VERSION = 2
+"""Of the preparation: another one, other files."""
+_MOST_TOLD = 5
+_QUIET = 5.0
+"""Seconds between lines of progress."""
+
+
+class Preparation(Protocol):
+    """How studies are prepared; small, for it is sent to other processes."""
+
+    @property
+    def made_with(self) -> Mapping[str, object]:
+        """What the result depends on beside the study: settings, and hashes of models."""
+        ...
+
+    @property
+    def name(self) -> str:
+        """Short name of a folder for the results."""
+        ...
+
+    def make(self, study: CohortStudy) -> tuple[dict[str, Array], dict[str, str]]:
+        """Prepare a study: arrays, and what else there is to say of it.
+
+        Raises
+        ------
+        UsageError
+            If it cannot be used.
+        """
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class _Job:
+    study: CohortStudy
+    target: Path
+    key: str
+
+
+def prepare(
+    studies: Sequence[CohortStudy],
+    preparation: Preparation,
+    cache: Path,
+    *,
+    workers: int | None = None,
+    tell: Callable[[str], None] = lambda line: None,
+) -> list[Path]:
+    """Prepare studies, unless the cache holds them made from the same.
+
+    A study is made again where its files, its masks, the settings or the models have changed. Every file is written
+    whole, so after an interruption the rest is made.
+
+    Parameters
+    ----------
+    studies : sequence of CohortStudy
+    preparation : Preparation
+    cache : Path
+        Folder, made where absent. Each preparation has a folder of its own in it, which may be deleted at any time.
+    workers : int, optional
+        Processes; by default one for each core.
+    tell : callable
+        Receives lines of progress.
+
+    Returns
+    -------
+    list of Path
+        A safetensors file for each study.
+
+    Raises
+    ------
+    UsageError
+        If studies cannot be used; the others are prepared before.
+    RunFailed
+        If the cache cannot be written, or a process died.
+    """
+    folder = cache / f"{preparation.name}-{_digest(preparation.made_with)[:8]}"
+    jobs = [_Job(study, folder / _file_name(study), _key(study, preparation)) for study in studies]
+    missing = [job for job in jobs if not _holds(job)]
+    if missing:
+        there = len(jobs) - len(missing)
+        tell(f"preparing {len(missing)} studies" + (f"; {there} are in the cache" if there else ""))
+        _make(folder)
+        _prepare(missing, preparation, min(workers or granted_cores(), len(missing)), tell)
+    return [job.target for job in jobs]
+
+
+def said_of(path: Path) -> dict[str, str]:
+    """Read what a prepared study says beside its arrays."""
+    with safe_open(path, framework="np") as file:
+        said: dict[str, str] = file.metadata()
+    return said
+
+
+def fingerprint(path: Path) -> str:
+    """Hash names, sizes and times of change of a file, or of all files below a folder."""
+    paths = sorted(path.rglob("*")) if path.is_dir() else [path]
+    lines = []
+    for each in paths:
+        if each.is_file():
+            status = each.stat()
+            lines.append(f"{each.relative_to(path.parent)} {status.st_size} {status.st_mtime_ns}")
+    return hashlib.sha256("\n".join(lines).encode()).hexdigest()
+
+
+def _key(study: CohortStudy, preparation: Preparation) -> str:
+    made_from = {
+        "version": VERSION,
+        "with": dict(preparation.made_with),
+        "study": fingerprint(study.path),
+        "lungs": None if study.lungs is None else fingerprint(study.lungs),
+        "lesions": None if study.lesions is None else fingerprint(study.lesions),
+    }
+    return json.dumps(made_from, sort_keys=True)
+
+
+def _digest(part: Mapping[str, object]) -> str:
+    return hashlib.sha256(json.dumps(dict(part), sort_keys=True).encode()).hexdigest()
+
+
+def _file_name(study: CohortStudy) -> str:
+    """Name a study: readable, and different for studies of one name in different places."""
+    place = hashlib.sha256(f"{study.patient}\n{study.path.as_posix()}".encode()).hexdigest()[:8]
+    return f"{study.path.name.removesuffix('.gz').removesuffix('.nii')}-{place}.safetensors"
+
+
+def _holds(job: _Job) -> bool:
+    try:
+        return said_of(job.target)["made_from"] == job.key
+    except (OSError, SafetensorError, KeyError, TypeError):  # absent, or not one of ours
+        return False
+
+
+def _make(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UsageError(f"cannot make the cache {folder}: {error.strerror}") from error
+
+
+def _prepare(jobs: Sequence[_Job], preparation: Preparation, workers: int, tell: Callable[[str], None]) -> None:
+    start = told = time.monotonic()
+    wrong, done = [], 0
+    try:
+        for number, problem in enumerate(_outcomes(jobs, preparation, workers), start=1):
+            if problem is None:
+                done += 1
+            else:
+                wrong.append(problem)
+                tell(problem)
+            now = time.monotonic()
+            if now - told > _QUIET or number == len(jobs):
+                told = now
+                left = (now - start) / number * (len(jobs) - number) / 60.0
+                tell(f"prepared {number} of {len(jobs)}, about {left:.0f} min left")
+    except OSError as error:
+        reason = f"{error.strerror}; {done} of {len(jobs)} studies are prepared: make room and run again to go on"
+        raise RunFailed(f"cannot write to the cache: {reason}") from error
+    except BrokenProcessPool as error:
+        raise RunFailed(
+            "a process died, as happens where memory runs out: run again with fewer --prepare-workers"
+        ) from error
+    if wrong:
+        more = f"; and {len(wrong) - _MOST_TOLD} more" if len(wrong) > _MOST_TOLD else ""
+        lines = "; ".join(wrong[:_MOST_TOLD])
+        raise UsageError(
+            f"{len(wrong)} of {len(jobs)} studies cannot be used, take them out of the table: {lines}{more}"
+        )
+
+
+def _outcomes(jobs: Sequence[_Job], preparation: Preparation, workers: int) -> Iterator[str | None]:
+    """Do the jobs; for each that is done give None, or why its study cannot be used."""
+    if workers == 1:
+        yield from (_do(job, preparation) for job in jobs)
+        return
+    threads = max(1, granted_cores() // workers)
+    pool = ProcessPoolExecutor(
+        workers, multiprocessing.get_context("spawn"), initializer=_begin, initargs=(os.getpid(), threads)
+    )
+    try:
+        for finished in as_completed([pool.submit(_do, job, preparation) for job in jobs]):
+            yield finished.result()
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def _begin(parent: int, threads: int) -> None:
+    die_with(parent)
+    quieten()
+    torch.set_num_threads(threads)
+
+
+def _do(job: _Job, preparation: Preparation) -> str | None:
+    try:
+        arrays, said = preparation.make(job.study)
+    except UsageError as error:
+        return str(error)
+    partial = job.target.with_suffix(f".part-{os.getpid()}")
+    try:
+        partial.write_bytes(save(arrays, {**said, "made_from": job.key}))
+        partial.replace(job.target)
+    finally:
+        partial.unlink(missing_ok=True)
+    return None

@@ -1,0 +1,222 @@
+"""What is made of a study before networks learn from it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+from scipy import ndimage
+
+from app.cohort.attributes import attributes_of
+from app.cohort.cache import Array
+from app.cohort.images import load_mask, load_study
+from app.cohort.table import CohortStudy
+from app.outcome import RunFailed, UsageError
+from models.classifier.studies import CT, LABELS, LESION, LUNG
+from models.involvement.network import InvolvementNetwork
+from models.lesions.network import LesionNetwork
+from models.lungs.network import DeepMedic
+from models.lungs.reference import AIR_HU, air_in_body
+from models.morphology import body_region
+from models.record import ModelUnavailable, read_model
+from models.store import load_network
+from models.training.volumes import HU, LESIONS, LUNGS, POINTS
+from operators.classification import classifier_input
+from operators.findings import Lesions, LesionType, Lungs
+from operators.involvement import segment_involvement
+from operators.lesion_segmentation import segment_lesions
+from operators.lung_segmentation import segment_lungs
+from operators.orientation import standard_lesions, standard_lungs, standard_volume
+from operators.refusal import InputRefused
+from operators.resampling import resample, shape_at
+from operators.volume import BoolArray, CTVolume, LabelArray
+
+POINTS_KEPT = 2000
+"""Voxels of each kind to centre patches on that are kept of a study, evenly over all."""
+SEGMENTING = ("lungs", "lesions", "involvement")
+"""The models whose findings the classifier learns from, or is judged beside."""
+
+
+@dataclass(frozen=True)
+class VolumePreparation:
+    """CT and masks at the working resolution of a segmentation network.
+
+    Parameters
+    ----------
+    spacing : tuple of float
+        In mm along z, y, x; None leaves the slices as they are.
+    masks : tuple of str
+        ``lungs``, and ``lesions`` where they are learned; a study must have them.
+    """
+
+    spacing: tuple[float | None, float, float]
+    masks: tuple[str, ...]
+
+    @property
+    def made_with(self) -> Mapping[str, object]:
+        """Resolution and masks."""
+        return {"spacing": list(self.spacing), "masks": list(self.masks)}
+
+    @property
+    def name(self) -> str:
+        """Say the resolution."""
+        return "volumes-" + "x".join("z" if step is None else f"{step:g}" for step in self.spacing)
+
+    def make(self, study: CohortStudy) -> tuple[dict[str, Array], dict[str, str]]:
+        """Prepare a study for :class:`~models.training.volumes.Volume`.
+
+        Raises
+        ------
+        UsageError
+            If it cannot be read or lacks a mask.
+        """
+        volume = load_study(study)
+        masks = {name: _mask(study, name, volume) for name in self.masks}
+        upright = standard_volume(volume)
+        z, y, x = self.spacing
+        grid = upright.grid.resampled(shape_at(upright.grid, (z or upright.grid.spacing[0], y, x)))
+        hu = np.rint(resample(upright.hu, grid.shape)).clip(-1024, 32767).astype(np.int16)
+        arrays: dict[str, Array] = {HU: hu}
+        if LUNGS in masks:
+            arrays[LUNGS] = _fit(standard_lungs(Lungs(masks[LUNGS], volume.grid)).labels, grid.shape)
+        if LESIONS in masks:
+            arrays[LESIONS] = _fit(standard_lesions(Lesions(masks[LESIONS], volume.grid)).labels, grid.shape)
+        arrays |= _points(arrays, grid.spacing)
+        return arrays, {}
+
+
+@dataclass(frozen=True)
+class SlicePreparation:
+    """What the classifier sees, found by the segmentation networks of a models folder as the application does.
+
+    Parameters
+    ----------
+    models : Path
+        Models folder.
+    hashes : tuple of str
+        Of its segmentation models; see :func:`slice_preparation`.
+    in_plane : int
+        Size in pixels of the larger side of the slices.
+    """
+
+    models: Path
+    hashes: tuple[str, ...]
+    in_plane: int
+
+    @property
+    def made_with(self) -> Mapping[str, object]:
+        """Models and size."""
+        return {"models": list(self.hashes), "in_plane": self.in_plane}
+
+    @property
+    def name(self) -> str:
+        """Say the size."""
+        return f"slices-{self.in_plane}"
+
+    def make(self, study: CohortStudy) -> tuple[dict[str, Array], dict[str, str]]:
+        """Prepare a study for :class:`~models.classifier.studies.PreparedStudy`; say its attributes and involvement.
+
+        Raises
+        ------
+        UsageError
+            If it cannot be read, or no lungs are found.
+        RunFailed
+            If a model is missing or altered.
+        """
+        volume = load_study(study)
+        lungs_network, lesions_network, involvement_network = _networks(self.models, self.hashes)
+        try:
+            lungs = segment_lungs(volume, lungs_network)
+        except InputRefused as refusal:
+            raise UsageError(f"study {study.path.name}: {refusal.code}: {refusal.message}") from refusal
+        lesions = segment_lesions(volume, lungs, lesions_network)
+        involvement = segment_involvement(volume, lungs, involvement_network)
+        inputs, grid = classifier_input(volume, lungs, lesions, self.in_plane)
+        all_lung = Lesions(lungs.mask.astype(np.uint8), volume.grid)
+        inside, _ = classifier_input(volume, lungs, all_lung, self.in_plane)
+        labels = LESION * (inputs[:, 1] > 0) + LUNG * (inside[:, 1] > 0)
+        percent = 100.0 * float(involvement.mask.sum() / lungs.mask.sum())
+        said = {
+            "attributes": json.dumps(attributes_of(volume.headers[0])),
+            "involvement": f"{percent:.4f}",
+            "spacing": json.dumps(grid.spacing),
+        }
+        return {CT: inputs[:, 0].astype(np.float16), LABELS: labels.astype(np.uint8)}, said
+
+
+def slice_preparation(models: Path, in_plane: int) -> SlicePreparation:
+    """Prepare with the segmentation models of a folder.
+
+    Raises
+    ------
+    ModelUnavailable
+        If one is missing or altered.
+    """
+    records = [read_model(models / task)[0] for task in SEGMENTING]
+    return SlicePreparation(models, tuple(f"{record.sha256} {record.settings}" for record in records), in_plane)
+
+
+@cache
+def _networks(models: Path, hashes: tuple[str, ...]) -> tuple[DeepMedic, LesionNetwork, InvolvementNetwork]:
+    """Load the segmentation networks once in a process."""
+    try:
+        return (
+            load_network(models / "lungs", DeepMedic)[0],
+            load_network(models / "lesions", LesionNetwork)[0],
+            load_network(models / "involvement", InvolvementNetwork)[0],
+        )
+    except ModelUnavailable as error:
+        raise RunFailed(str(error)) from error
+
+
+def _mask(study: CohortStudy, name: str, volume: CTVolume) -> LabelArray:
+    path = study.lungs if name == LUNGS else study.lesions
+    if path is None:
+        raise UsageError(f"study {study.path.name} has no mask of the {name}")
+    return load_mask(path, volume.grid, 2 if name == LUNGS else len(LesionType))
+
+
+def _fit(labels: LabelArray, shape: tuple[int, int, int]) -> LabelArray:
+    """Bring labels to another shape: each voxel has the label that covers half of it or more, and most of it."""
+    if labels.shape == shape:
+        return labels
+    best, result = np.full(shape, 0.0, np.float32), np.zeros(shape, np.uint8)
+    covered = resample((labels > 0).astype(np.float32), shape)
+    for label in np.unique(labels[labels > 0]).tolist():
+        share = resample((labels == label).astype(np.float32), shape)
+        result[share > best] = label
+        np.maximum(best, share, out=best)
+    result[covered < 0.5] = 0
+    return result
+
+
+def _points(arrays: Mapping[str, Array], spacing: tuple[float, float, float]) -> dict[str, Array]:
+    """Find the voxels to centre patches on, by kind."""
+    lungs = arrays[LUNGS] > 0
+    kinds: dict[str, Callable[[], BoolArray]] = {"lung": lambda: lungs}
+    if LESIONS in arrays:
+        lesions = arrays[LESIONS]
+        kinds["lesion"] = lambda: lesions > 0
+        kinds |= {f"lesion_{kind}": (lambda kind=kind: lesions == kind) for kind in LesionType}  # type: ignore[misc]
+    else:
+        kinds["surface"] = lambda: lungs & ~ndimage.binary_erosion(lungs)
+        kinds["other_air"] = lambda: _other_air(arrays[HU].astype(np.float32), lungs, spacing)
+        kinds["body"] = lambda: body_region(arrays[HU] > AIR_HU, opening=1)
+    return {f"{POINTS}{kind}": _some(mask()) for kind, mask in kinds.items()}
+
+
+def _other_air(hu: Array, lungs: BoolArray, spacing: tuple[float, float, float]) -> BoolArray:
+    """Mark air in the body that is not lung: airways and bowel."""
+    near_lungs = ndimage.binary_dilation(lungs, iterations=2)
+    return np.asarray(air_in_body(hu, spacing) & ~near_lungs)
+
+
+def _some(mask: BoolArray) -> Array:
+    """Return indices (n, 3) of at most :data:`POINTS_KEPT` voxels, evenly over the mask."""
+    flat = np.flatnonzero(mask)
+    chosen = flat[np.linspace(0, len(flat) - 1, min(len(flat), POINTS_KEPT)).astype(np.intp)] if len(flat) else flat
+    return np.stack(np.unravel_index(chosen, mask.shape), axis=1).astype(np.int32)

@@ -1,0 +1,124 @@
+"""Predictions of classifiers for the studies of a cohort."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import torch
+
+from app.cohort.cache import prepare, said_of
+from app.cohort.preparation import SEGMENTING, slice_preparation
+from app.cohort.table import CohortStudy
+from app.evaluation.predictions import Prediction
+from app.outcome import UsageError
+from app.training.output import refuse_known_patients
+from models.classifier.network import Classifier
+from models.classifier.studies import PreparedStudy
+from models.record import ModelUnavailable
+from models.store import load_network
+from models.threads import use_granted_cores
+
+CHUNK = 4
+"""Slices that the classifier sees at a time, as in the application."""
+
+
+def predict_cohort(
+    studies: Sequence[CohortStudy],
+    models: Path,
+    cache: Path,
+    *,
+    workers: int | None = None,
+    tell: Callable[[str], None] = lambda line: None,
+) -> list[Prediction]:
+    """Predict the validation and test studies of a cohort with the models of a folder, as the application does.
+
+    Parameters
+    ----------
+    studies : sequence of CohortStudy
+        With splits.
+    models : Path
+        Models folder.
+    cache : Path
+        For the prepared studies.
+    workers : int, optional
+        Processes that prepare them.
+    tell : callable
+        Receives lines of progress.
+
+    Raises
+    ------
+    UsageError
+        If models or studies cannot be used, there is no test study, or a model has learned from a test patient.
+    RunFailed
+        If the cache cannot be written, or a process died.
+    """
+    judged = held_out(studies)
+    test = [study for study in judged if study.split == "test"]
+    refuse_known_patients(models, (*SEGMENTING, "classifier"), test)
+    try:
+        network, record = load_network(models / "classifier", Classifier)
+        preparation = slice_preparation(models, network.in_plane)
+    except ModelUnavailable as error:
+        raise UsageError(str(error)) from error
+    paths = prepare(judged, preparation, cache, workers=workers, tell=tell)
+    use_granted_cores()
+
+    @torch.inference_mode()
+    def probability(path: Path) -> float:
+        slices = PreparedStudy(path, 0).slices()[:, :2]
+        logits = network.aggregate(network.describe(slices, chunk=CHUNK))
+        return float(logits.double().softmax(0)[1])
+
+    return predictions_of(f"{record.name} {record.version}", judged, paths, probability)
+
+
+def held_out(studies: Sequence[CohortStudy]) -> list[CohortStudy]:
+    """Return the validation and test studies.
+
+    Raises
+    ------
+    UsageError
+        If there is no test study.
+    """
+    judged = [study for study in studies if study.split in ("validation", "test")]
+    if not any(study.split == "test" for study in judged):
+        raise UsageError("the table has no test studies: covid-ct cohort FOLDER --split 70 15 15 makes splits")
+    return judged
+
+
+def predictions_of(
+    model: str, studies: Sequence[CohortStudy], paths: Sequence[Path], probability: Callable[[Path], float]
+) -> list[Prediction]:
+    """Predict prepared studies, and state what is known of them.
+
+    Parameters
+    ----------
+    model : str
+        Name for the tables.
+    studies : sequence of CohortStudy
+        Of the validation and test splits.
+    paths : sequence of Path
+        The same as prepared for the classifier.
+    probability : callable
+        Gives the probability of positive of a prepared study.
+    """
+    predictions = []
+    for study, path in zip(studies, paths, strict=True):
+        said = said_of(path)
+        groups = json.loads(said["attributes"]) | ({"site": study.site} if study.site else {})
+        predictions.append(
+            Prediction(
+                study.patient,
+                study.path.name,
+                study.label,
+                probability(path),
+                "test" if study.split == "test" else "validation",
+                model,
+                study.co_rads,
+                float(said["involvement"]),
+                groups,
+            )
+        )
+    return predictions

@@ -1,0 +1,219 @@
+"""The paper's ablation and the baselines that it is compared with, trained and judged on one split.
+
+Source: Berenguer et al. 2020, arXiv:2011.11719, section 5 (ablation) and related work.
+"""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import nn
+
+from app.cohort.cache import said_of
+from app.cohort.table import CohortStudy
+from app.evaluation.cohort_predictions import held_out, predictions_of
+from app.evaluation.predictions import Prediction
+from app.outcome import RunFailed
+from app.training.configuration import load_training_settings
+from app.training.data import prepared
+from app.training.output import RECORD
+from app.training.run import Devices, Training, run_training
+from app.training.tasks import TASKS, Prepared
+from models.baselines.infection_forest import InfectionForest, infection_features
+from models.classifier.studies import PreparedStudy
+from models.record import ModelUnavailable
+from models.store import load_network, save_weights
+from models.training.loop import Trained
+from models.training.settings import TrainingSettings
+
+Tell = Callable[[str], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One row of the table.
+
+    Parameters
+    ----------
+    title : str
+        As in the table.
+    task : str
+        What is trained; ``forest`` is no network.
+    changes : mapping
+        Settings that make the row what it is.
+    cvae : bool
+        Whether an autoencoder is trained first, whose encoder it starts from.
+    channels : int
+        Of the slices that it sees: 2 for CT and lesion mask, 3 with the lung mask.
+    """
+
+    title: str
+    task: str
+    changes: Mapping[str, object]
+    cvae: bool = False
+    channels: int = 2
+
+
+ROWS: Mapping[str, Row] = {
+    "plain": Row("CNN", "classifier", {"initial": "random", "side_branch": False}),
+    "cvae": Row("CNN + CVAE", "classifier", {"initial": "cvae", "side_branch": False}, cvae=True),
+    "full": Row("CNN + CVAE + side branch", "classifier", {"initial": "cvae", "side_branch": True}, cvae=True),
+    "covnet": Row("COVNet", "covnet", {}, channels=3),
+    "decovnet": Row("DeCoVNet-like", "decovnet", {}, channels=3),
+    "forest": Row("infection-size forest", "forest", {}, channels=3),
+}
+_STEPS = (("plain", "cvae"), ("cvae", "full"))
+
+
+def compared(rows: Sequence[str]) -> list[tuple[str, str]]:
+    """Return the titles of the rows to compare: each step of the ablation, and ours with each baseline."""
+    pairs = [pair for pair in _STEPS if set(pair) <= set(rows)]
+    if "full" in rows:
+        pairs += [(row, "full") for row in rows if ROWS[row].task != "classifier"]
+    return [(ROWS[first].title, ROWS[second].title) for first, second in pairs]
+
+
+@dataclass(frozen=True, slots=True)
+class Ablation:
+    """What is to be trained and judged, and how.
+
+    Parameters
+    ----------
+    studies : tuple of CohortStudy
+        With splits.
+    models : Path
+        Models folder that finds lungs and lesions.
+    cache : Path
+        For prepared studies and trained rows; a row that is there, made from the same, is not trained again.
+    settings : Path, optional
+        Folder with ``cvae.yaml``, ``classifier.yaml``, ``covnet.yaml`` and ``decovnet.yaml``, those of them that
+        differ from the recommended settings.
+    assignments : tuple of str
+        ``NAME=VALUE``, for all rows.
+    devices : Devices
+    workers : int, optional
+        Processes that prepare studies.
+    """
+
+    studies: tuple[CohortStudy, ...]
+    models: Path
+    cache: Path
+    settings: Path | None
+    assignments: tuple[str, ...]
+    devices: Devices
+    workers: int | None
+
+    def predict(self, name: str, tell: Tell) -> list[Prediction]:
+        """Train a row and predict the validation and test studies with it.
+
+        Raises
+        ------
+        UsageError
+            If settings, models or studies cannot be used.
+        RunFailed
+            If something cannot be written, or the training fails.
+        """
+        row = ROWS[name]
+        tell(f"{row.title}:")
+        judged = held_out(self.studies)
+        if row.task == "forest":
+            settings = self._settings("classifier", {})
+            probability = _forest(self._prepared("classifier", settings, "train", tell))
+        else:
+            cvae = self._autoencoder(name, row, tell) if row.cvae else None
+            settings = self._settings(row.task, row.changes)
+            probability = _network(row, self._trained(name, row.task, settings, cvae, tell))
+        task = TASKS["classifier" if row.task == "forest" else row.task]
+        made = self._made(judged, task.name, settings, tell)
+        return predictions_of(row.title, judged, [study.path for study in made], probability)
+
+    def _autoencoder(self, name: str, row: Row, tell: Tell) -> Path:
+        settings = self._settings("cvae", {"side_branch": row.changes["side_branch"]})
+        return self._trained(name, "cvae", settings, None, tell)
+
+    def _settings(self, task: str, changes: Mapping[str, object]) -> TrainingSettings:
+        chosen = None if self.settings is None else self.settings / f"{task}.yaml"
+        own = chosen if chosen is not None and chosen.exists() else None
+        assigned = [f"{key}={json.dumps(value)}" for key, value in changes.items()]
+        return load_training_settings(
+            TASKS[task].settings, TASKS[task].recommended, own, [*self.assignments, *assigned]
+        )
+
+    def _trained(self, name: str, task: str, settings: TrainingSettings, cvae: Path | None, tell: Tell) -> Path:
+        """Return the model folder of a trained row, from the cache where it is there, made from the same."""
+        training_studies, validation_studies = (
+            self._prepared(task, settings, split, tell) for split in ("train", "validation")
+        )
+        training = Training(task, settings, training_studies, validation_studies, self.cache / "trainings", cvae=cvae)
+        folder = self.cache / "ablation" / f"{name}-{training.name}"
+        if folder.exists():
+            tell(f"{task}: trained before")
+        else:
+            run_training(training, self.devices, _RowFolder(folder).write)
+        return folder
+
+    def _prepared(self, task: str, settings: TrainingSettings, split: str, tell: Tell) -> tuple[Prepared, ...]:
+        return self._made([study for study in self.studies if study.split == split], task, settings, tell)
+
+    def _made(
+        self, studies: Sequence[CohortStudy], task: str, settings: TrainingSettings, tell: Tell
+    ) -> tuple[Prepared, ...]:
+        options: dict[str, Any] = {"models": self.models, "workers": self.workers, "tell": tell}
+        return prepared(studies, TASKS[task], settings, self.cache, **options)
+
+
+@dataclass(frozen=True, slots=True)
+class _RowFolder:
+    """Keeps a trained row."""
+
+    folder: Path
+
+    def write(self, training: Training, network: nn.Module, trained: Trained, seconds: float) -> None:
+        try:
+            self.folder.parent.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryDirectory(dir=self.folder.parent) as scratch:
+                made = Path(scratch, "model")
+                said = {"name": f"covid-ct-{training.task}", "version": "ablation"}
+                save_weights(
+                    made, network, said, TASKS[training.task].built_with(training.settings), dtype=torch.float32
+                )
+                record = {"seconds": round(seconds), "history": trained.history}
+                (made / RECORD).write_text(json.dumps(record, indent=2) + "\n", "utf-8")
+                made.rename(self.folder)
+        except OSError as error:
+            raise RunFailed(f"cannot write to {self.folder}: {error.strerror}") from error
+
+
+def _network(row: Row, folder: Path) -> Callable[[Path], float]:
+    try:
+        network, _ = load_network(folder, TASKS[row.task].network)
+    except ModelUnavailable as error:
+        raise RunFailed(str(error)) from error
+
+    @torch.inference_mode()
+    def probability(path: Path) -> float:
+        logits = network(PreparedStudy(path, 0).slices()[:, : row.channels])
+        return float(logits.double().softmax(0)[1])
+
+    return probability
+
+
+def _forest(training: Sequence[Prepared]) -> Callable[[Path], float]:
+    def features(paths: Sequence[Path]) -> npt.NDArray[np.float64]:
+        rows = []
+        for path in paths:
+            z, y, x = json.loads(said_of(path)["spacing"])
+            rows.append(infection_features(PreparedStudy(path, 0).slices().numpy(), (z, y, x)))
+        return np.array(rows)
+
+    forest = InfectionForest()
+    forest.fit(features([study.path for study in training]), np.array([study.label for study in training]))
+    return lambda path: float(forest.probability(features([path]))[0])

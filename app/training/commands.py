@@ -1,0 +1,216 @@
+"""``covid-ct train``: from a cohort to a model folder."""
+
+from __future__ import annotations
+
+import argparse
+import os
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from app.console import quieten, tell
+from app.evaluation.commands import add_bootstrap_arguments, need_jinja, new_folder, write_judgement
+from app.outcome import UsageError
+
+if TYPE_CHECKING:
+    from app.cohort.table import CohortStudy
+    from app.training.tasks import Task
+    from models.training.settings import TrainingSettings
+
+MODELS = ("lungs", "lesions", "involvement", "cvae", "classifier")
+ROWS = ("plain", "cvae", "full", "covnet", "decovnet", "forest")
+"""Of the ablation: three of the paper, three to compare with."""
+NO_SPLITS = "the table has no splits: covid-ct cohort FOLDER --split 70 15 15 makes them"
+SHIPPED = Path(__file__).resolve().parent.parent.parent / "models"
+
+
+def add_train_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the arguments of the command; nothing heavy is imported."""
+    add = parser.add_argument
+    add("model", choices=MODELS, help="what to train; cvae before classifier")
+    add("cohort", metavar="COHORT", type=Path, help="folder with cohort.csv, see docs/training.md")
+    add("-o", "--output", metavar="MODELS", type=Path, required=True, help="models folder; MODEL/ in it is written")
+    add_data_arguments(parser)
+    add("-c", "--config", metavar="FILE", type=Path, help="YAML file of settings other than the recommended ones")
+    add(
+        "--set",
+        metavar="NAME=VALUE",
+        action="append",
+        default=[],
+        dest="assignments",
+        help="change a setting; repeatable",
+    )
+    add("--start", metavar="MODELS", type=Path, help="models folder whose weights are trained on, instead of random")
+    add("--version", default="0.1.0", help="of the model (default 0.1.0)")
+    add("--prepare-only", action="store_true", help="fill the cache and stop")
+    parser.set_defaults(command=train)
+
+
+def add_data_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare what all commands share that learn from a cohort."""
+    add = parser.add_argument
+    add("--cache", metavar="FOLDER", type=Path, required=True, help="for prepared studies and the state of trainings")
+    add(
+        "-m",
+        "--model",
+        metavar="MODELS",
+        type=Path,
+        default=SHIPPED,
+        dest="models",
+        help="models folder that finds lungs and lesions for cvae and classifier (default: those of this installation)",
+    )
+    add("--accelerator", choices=("auto", "cpu", "cuda"), default="auto", help="where to train (default auto)")
+    add("--devices", type=int, default=1, metavar="N", help="GPUs, or on the CPU processes (default 1)")
+    add("--prepare-workers", type=int, metavar="N", help="processes that fill the cache (default: one for each core)")
+
+
+def add_ablation_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the arguments of the command; nothing heavy is imported."""
+    add = parser.add_argument
+    add("cohort", metavar="COHORT", type=Path, help="folder with cohort.csv, see docs/training.md")
+    add("-o", "--output", type=Path, required=True, help="new folder for tables, pictures and a page")
+    add_data_arguments(parser)
+    add("--rows", nargs="+", choices=ROWS, default=list(ROWS), metavar="ROW", help=f"of {', '.join(ROWS)}; default all")
+    add("-c", "--config", metavar="FOLDER", type=Path, help="folder of YAML files of settings: TASK.yaml")
+    add("--set", metavar="NAME=VALUE", action="append", default=[], dest="assignments", help="for all rows")
+    add_bootstrap_arguments(parser)
+    parser.set_defaults(command=ablation)
+
+
+def ablation(arguments: argparse.Namespace) -> None:
+    """Train the rows of the ablation and the baselines, judge them, and write the page.
+
+    Raises
+    ------
+    UsageError
+        If cohort, settings, models or folders cannot be used.
+    RunFailed
+        If something cannot be written, or a training fails.
+    """
+    need_training_packages()
+    need_jinja()
+    if os.environ.get("COVID_CT_DEBUG") != "1":
+        quieten()
+    from app.cohort.table import read_cohort
+    from app.training.ablation import Ablation, compared
+    from app.training.run import Devices
+
+    studies = read_cohort(arguments.cohort)
+    if any(study.split is None for study in studies):
+        raise UsageError(NO_SPLITS)
+    work = Ablation(
+        studies,
+        arguments.models,
+        arguments.cache,
+        arguments.config,
+        tuple(arguments.assignments),
+        Devices(arguments.accelerator, arguments.devices),
+        arguments.prepare_workers,
+    )
+    rows = [row for row in ROWS if row in arguments.rows]
+    with new_folder(arguments.output) as folder:
+        predictions = [each for row in rows for each in work.predict(row, tell)]
+        chance = {"replicates": arguments.replicates, "seed": arguments.seed}
+        write_judgement(predictions, folder, made=True, pairs=compared(rows), **chance)
+    print(arguments.output / "index.html")
+
+
+def train(arguments: argparse.Namespace) -> None:
+    """Train one model and write its folder.
+
+    Raises
+    ------
+    UsageError
+        If cohort, settings, models or folders cannot be used.
+    RunFailed
+        If something cannot be written, or the training fails.
+    """
+    need_training_packages()
+    if os.environ.get("COVID_CT_DEBUG") != "1":
+        quieten()
+    from app.cohort.table import read_cohort
+    from app.training.configuration import load_training_settings
+    from app.training.tasks import TASKS
+
+    task = TASKS[arguments.model]
+    target = arguments.output / task.name
+    if target.exists() and not arguments.prepare_only:
+        raise UsageError(f"{target} is there already: name another models folder, or remove it to train anew")
+    settings = load_training_settings(task.settings, task.recommended, arguments.config, arguments.assignments)
+    studies = read_cohort(arguments.cohort)
+    parts = {split: learnable(studies, task, split) for split in ("train", "validation")}
+    tell(f"{task.name}: {', '.join(f'{len(part)} {split} studies' for split, part in parts.items())}")
+    _train(arguments, task, settings, parts["train"], parts["validation"])
+
+
+def _train(
+    arguments: argparse.Namespace,
+    task: Task,
+    settings: TrainingSettings,
+    train_studies: tuple[CohortStudy, ...],
+    validation_studies: tuple[CohortStudy, ...],
+) -> None:
+    from app.training.data import prepared
+    from app.training.output import ModelFolder, add_segmentation
+    from app.training.run import Devices, Training, run_training
+
+    options = {"models": arguments.models, "workers": arguments.prepare_workers, "tell": tell}
+    both = (*train_studies, *validation_studies)
+    made = prepared(both, task, settings, arguments.cache, **options)
+    if arguments.prepare_only:
+        return
+    training = Training(
+        task.name,
+        settings,
+        made[: len(train_studies)],
+        made[len(train_studies) :],
+        arguments.cache / "trainings",
+        None if arguments.start is None else arguments.start / task.name,
+        _autoencoder(arguments, settings) if task.name == "classifier" else None,
+    )
+    output = ModelFolder(arguments.output / task.name, arguments.version, train_studies, validation_studies)
+    run_training(training, Devices(arguments.accelerator, arguments.devices), output.write)
+    if task.name == "classifier":
+        from app.cohort.preparation import SEGMENTING
+
+        add_segmentation(arguments.models, arguments.output, SEGMENTING)
+
+
+def _autoencoder(arguments: argparse.Namespace, settings: TrainingSettings) -> Path | None:
+    """Return the model folder of the autoencoder that the classifier starts from."""
+    if arguments.start is not None or getattr(settings, "initial", None) != "cvae":
+        return None
+    folder: Path = arguments.output / "cvae"
+    if not folder.exists():
+        raise UsageError(f"there is no {folder}: train cvae first, or give --set initial=random")
+    return folder
+
+
+def learnable(studies: tuple[CohortStudy, ...], task: Task, split: str) -> tuple[CohortStudy, ...]:
+    """Return the studies of a split that a model can learn from.
+
+    Raises
+    ------
+    UsageError
+        If the table has no splits, or none of the studies has the masks.
+    """
+    if any(study.split is None for study in studies):
+        raise UsageError(NO_SPLITS)
+    chosen = tuple(study for study in studies if study.split == split)
+    usable = tuple(study for study in chosen if all(getattr(study, mask) is not None for mask in task.masks))
+    if not usable:
+        need = f" with masks of the {' and '.join(task.masks)}" if task.masks else ""
+        raise UsageError(f"there is no {split} study{need} to train {task.name} with")
+    return usable
+
+
+def need_training_packages() -> None:
+    """Make sure that what only training needs is installed.
+
+    Raises
+    ------
+    UsageError
+        If it is not.
+    """
+    if not all(find_spec(package) for package in ("lightning_fabric", "sklearn", "tensorboard")):
+        raise UsageError("more packages are needed to train: pip install 'covid-ct-map[training]'")

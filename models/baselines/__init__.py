@@ -1,0 +1,1 @@
+"""Baselines from the paper's related work, to compare the classifier with."""

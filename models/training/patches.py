@@ -1,0 +1,174 @@
+"""Patches cut from volumes, and varied."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from monai.transforms.compose import Compose
+from monai.transforms.intensity.dictionary import (
+    RandGaussianNoised,
+    RandGaussianSharpend,
+    RandGaussianSmoothd,
+    RandScaleIntensityFixedMeand,
+    RandShiftIntensityd,
+)
+from monai.transforms.spatial.dictionary import RandAffined, RandFlipd
+from monai.transforms.utility.dictionary import EnsureTyped
+from torch import Tensor
+
+from models.training.recipe import Item, Objective, Recipe, seed_of
+from models.training.settings import PatchSettings
+from models.training.volumes import HU, Size, Volume
+
+SCALE, ROTATION = 0.15, 10.0
+"""How far patches vary in size, and in direction in the axial plane, in degrees."""
+NOISE_HU, OFFSET_HU, CONTRAST = 40.0, 40.0, 0.06
+"""How far their intensities vary."""
+_TILT = ROTATION / 3.0
+
+
+class PatchRecipe(Recipe):
+    """Patches of volumes: varied ones to learn from, and fixed ones as they are to validate with.
+
+    Parameters
+    ----------
+    objective : Objective
+        Network and loss.
+    settings : PatchSettings
+    training, validation : sequence of Volume
+        At the working resolution of the network.
+    """
+
+    def __init__(
+        self, objective: Objective, settings: PatchSettings, training: Sequence[Volume], validation: Sequence[Volume]
+    ) -> None:
+        super().__init__(objective, settings.steps, settings.validation_patches)
+        self._seed, self._augment = settings.seed, settings.augment
+        self._training, self._validation = training, validation
+
+    @abstractmethod
+    def patch(self, volumes: Sequence[Volume], rng: np.random.Generator, vary: bool) -> Item:
+        """Draw a patch of the volumes, varied or as it is."""
+
+    def __getitem__(self, number: int, /) -> Item:
+        """Draw a patch of the training volumes."""
+        return self.patch(self._training, np.random.default_rng((self._seed, number)), self._augment)
+
+    def validation_item(self, index: int) -> Item:
+        """Return a patch of the validation volumes, as it is."""
+        return self.patch(self._validation, np.random.default_rng(index), False)
+
+
+def draw_centre(
+    volumes: Sequence[Volume], kinds: Mapping[str, float], jitter: Sequence[float], rng: np.random.Generator
+) -> tuple[Volume, npt.NDArray[np.intp]]:
+    """Draw a volume, and in it a voxel of a kind, moved by up to ``jitter`` voxels along each axis.
+
+    Parameters
+    ----------
+    volumes : sequence of Volume
+        Each as likely as the others.
+    kinds : mapping
+        How often each kind is drawn; a kind without voxels in the volume leaves its share to the others.
+    jitter : sequence of float
+        Along z, y, x.
+    rng : numpy Generator
+
+    Raises
+    ------
+    ValueError
+        If the volume has no voxel of any kind.
+    """
+    volume = volumes[int(rng.integers(len(volumes)))]
+    points = {kind: found for kind in kinds if len(found := volume.points(kind))}
+    if not points:
+        raise ValueError("a prepared volume has no voxels to learn from")
+    shares = np.array([kinds[kind] for kind in points])
+    kind = str(rng.choice(list(points), p=shares / shares.sum()))
+    centre = points[kind][int(rng.integers(len(points[kind])))]
+    moved = centre + rng.uniform(-1.0, 1.0, 3) * np.asarray(jitter)
+    return volume, np.rint(moved).astype(np.intp)
+
+
+def cut_patch(
+    volume: Volume, centre: npt.NDArray[np.intp], size: Size, names: Sequence[str], rng: np.random.Generator | None
+) -> dict[str, Tensor]:
+    """Cut a patch out of a volume.
+
+    Parameters
+    ----------
+    volume : Volume
+    centre : ndarray of int, shape (3,)
+        Voxel in the middle of the patch; z, y, x.
+    size : tuple of int
+        Voxels of the patch. One of a single slice is varied in the plane only.
+    names : sequence of str
+        Arrays to cut, ``hu`` first.
+    rng : numpy Generator, optional
+        Vary position, size and image quality; None cuts what is there.
+
+    Returns
+    -------
+    dict of str to Tensor
+        float32, shape (1, z, y, x).
+    """
+    room = size if rng is None else _room(size)
+    start = [int(c) - n // 2 for c, n in zip(centre, room, strict=True)]
+    patch = {name: torch.from_numpy(volume.box(name, start, room).astype(np.float32))[None] for name in names}
+    if rng is None:
+        return patch
+    vary = variation(size, names)
+    vary.set_random_state(seed_of(int(rng.integers(2**62))) % 2**32)
+    varied: dict[str, Tensor] = vary(patch)
+    return varied
+
+
+def _room(size: Size) -> Size:
+    """Return the size of what a varied patch may reach: longer by the scale and, in its plane, by the rotation."""
+    diagonal = np.hypot(size[1], size[2])
+    turned = [abs(n * np.cos(np.deg2rad(ROTATION))) + diagonal * np.sin(np.deg2rad(ROTATION)) for n in size]
+    z = size[0] if size[0] == 1 else round((size[0] + diagonal * np.sin(np.deg2rad(_TILT))) * (1.0 + SCALE)) + 2
+    y, x = (round(n * (1.0 + SCALE)) + 2 for n in turned[1:])
+    return z, y, x
+
+
+def variation(size: Size, names: Sequence[str]) -> Compose:
+    """Vary patches as patients and scanners do: position, size and side; kernel, noise, offset and contrast."""
+    flat = size[0] == 1
+    turn, tilt = np.deg2rad(ROTATION), 0.0 if flat else np.deg2rad(_TILT)
+    scale = (-SCALE, SCALE)
+    still, sharp, soft = (0.01, 0.01), (0.2, 0.3), (0.3, 1.0)
+    return Compose(
+        [
+            RandAffined(
+                names,
+                spatial_size=size,
+                prob=1.0,
+                rotate_range=((-turn, turn), (-tilt, tilt), (-tilt, tilt)),
+                scale_range=((0.0, 0.0) if flat else scale, scale, scale),
+                mode=["bilinear", *["nearest"] * (len(names) - 1)],
+                padding_mode="border",
+            ),
+            RandFlipd(names, prob=0.5, spatial_axis=2),
+            RandGaussianSmoothd(HU, sigma_x=still, sigma_y=soft, sigma_z=soft, prob=0.4),
+            RandGaussianSharpend(
+                HU,
+                sigma1_x=still,  # MONAI's x is the first axis: between slices nothing is sharpened
+                sigma1_y=sharp,
+                sigma1_z=sharp,
+                sigma2_x=still,
+                sigma2_y=soft,
+                sigma2_z=soft,
+                alpha=(0.1, 0.8),
+                prob=0.4,
+            ),
+            RandGaussianNoised(HU, prob=0.8, std=NOISE_HU),
+            RandScaleIntensityFixedMeand(HU, prob=1.0, factors=CONTRAST, preserve_range=False),
+            RandShiftIntensityd(HU, offsets=OFFSET_HU, prob=1.0),
+            EnsureTyped(names, track_meta=False),
+        ]
+    )

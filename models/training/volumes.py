@@ -1,0 +1,50 @@
+"""Prepared volumes on disk, read in parts."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+from safetensors import safe_open
+
+Size = tuple[int, int, int]
+HU, LUNGS, LESIONS, POINTS = "hu", "lungs", "lesions", "points_"
+AIR_HU = -1024
+"""What lies beyond a volume."""
+
+
+@dataclass(frozen=True, slots=True)
+class Volume:
+    """A prepared volume: a safetensors file of arrays (z, y, x) on one grid.
+
+    ``hu`` (int16) and, where they are known, ``lungs`` (uint8: 1 left, 2 right) and ``lesions`` (uint8: the type);
+    axes run to the head, to the back and to the left. ``points_KIND`` (int32; n, 3) are voxels to centre patches on.
+    """
+
+    path: Path
+
+    def box(self, name: str, start: Sequence[int], size: Size) -> npt.NDArray[np.generic]:
+        """Read a part of an array; what lies beyond it is air, and no lung."""
+        with safe_open(self.path, framework="np") as file:
+            whole = file.get_slice(name)
+            shape = whole.get_shape()
+            inside = tuple(
+                slice(min(max(s, 0), n), max(min(s + length, n), 0))
+                for s, length, n in zip(start, size, shape, strict=True)
+            )
+            part = whole[inside]
+        margins = [
+            (min(max(-s, 0), length), length - min(max(-s, 0), length) - max(i.stop - i.start, 0))
+            for s, length, i in zip(start, size, inside, strict=True)
+        ]
+        if min(part.shape) == 0:
+            return np.full(size, AIR_HU if name == HU else 0, part.dtype)
+        return np.pad(part, margins, constant_values=AIR_HU if name == HU else 0)
+
+    def points(self, kind: str) -> npt.NDArray[np.int32]:
+        """Read the voxels of a kind, (n, 3)."""
+        with safe_open(self.path, framework="np") as file:
+            return np.asarray(file.get_tensor(POINTS + kind), dtype=np.int32)

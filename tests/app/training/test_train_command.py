@@ -1,0 +1,230 @@
+"""``covid-ct train`` from a cohort to model folders that the application loads."""
+
+from __future__ import annotations
+
+import csv
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import SimpleITK as sitk
+import torch
+from safetensors.torch import load_file
+
+from app.application import Models
+from app.cli import main
+from app.cohort.table import read_cohort
+from app.training.output import pseudonym_hash
+from models.classifier.cvae import CVAE
+from models.store import load_network
+from tests.app.training.small import arguments, write_segmentation, write_small_cohort
+
+ALL = ("lungs", "lesions", "involvement", "cvae", "classifier")
+
+
+@pytest.fixture(scope="module")
+def cohort(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_small_cohort(tmp_path_factory.mktemp("data") / "cohort")
+
+
+@pytest.fixture(scope="module")
+def trained(cohort: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """All five trainings, one after the other, as a person does them."""
+    folder = tmp_path_factory.mktemp("trained")
+    write_segmentation(folder / "segmentation")
+    for model in ALL:
+        assert main(arguments(model, cohort, folder)) == 0
+    return folder
+
+
+def last_error(capsys: pytest.CaptureFixture[str]) -> str:
+    lines = capsys.readouterr().err.strip().splitlines()
+    assert sum(line.startswith("error:") for line in lines) == 1
+    return lines[-1]
+
+
+def test_the_application_loads_what_was_trained(trained: Path) -> None:
+    models = Models.load(trained / "models")
+    assert models.lungs.spacing == (3.0, 2.0, 2.0) or models.lungs.spacing == (10.0, 5.0, 5.0)
+    assert models.classifier.in_plane == 32
+    cvae, _ = load_network(trained / "models" / "cvae", CVAE)
+    assert cvae.decoder.size == 16
+
+
+def test_a_model_folder_says_all_there_is_to_say(trained: Path, cohort: Path) -> None:
+    for model in ALL:
+        folder = trained / "models" / model
+        assert {path.name for path in folder.iterdir()} == {
+            *("weights.safetensors", "metadata.json", "README.md", "training.json", "training.png")
+        }
+        metadata = json.loads((folder / "metadata.json").read_text("utf-8"))
+        assert metadata["pytorch_version"] == torch.__version__.partition("+")[0]
+        assert metadata["intended_use"] == "Research use only. Not for diagnostic use."
+        assert metadata["network_data_format"]["inputs"]["image"]["modality"] == "CT"
+        record = json.loads((folder / "training.json").read_text("utf-8"))
+        known = {pseudonym_hash(study.patient) for study in read_cohort(cohort) if study.split != "test"}
+        assert set(record["patients"]) == known
+        assert record["studies"]["training"] == {"patients": 4, "studies": 4, "positive": 2}
+        assert len(record["history"]) == record["kept_epoch"] == 1
+        card = (folder / "README.md").read_text("utf-8")
+        assert "Not for diagnostic use" in card
+        assert "| training | 4 | 4 | 2 |" in card
+        assert not any(study.patient in card for study in read_cohort(cohort))
+
+
+def test_the_state_of_a_training_is_in_the_cache_and_curves_can_be_looked_at(trained: Path) -> None:
+    for model in ALL:
+        (state,) = (trained / "cache" / "trainings").glob(f"{model}-*")
+        assert (state / "checkpoint.safetensors").exists()
+        assert list((state / "tensorboard").iterdir())
+
+
+def test_a_finished_training_is_written_again_from_its_state(trained: Path, cohort: Path, tmp_path: Path) -> None:
+    shutil.copytree(trained / "cache", tmp_path / "cache", copy_function=shutil.copy2)
+    assert main(arguments("lungs", cohort, tmp_path)) == 0
+    first, again = (load_file(folder / "models" / "lungs" / "weights.safetensors") for folder in (trained, tmp_path))
+    assert all(torch.equal(first[name], again[name]) for name in first)
+
+
+def test_training_goes_on_from_the_weights_that_are_named(trained: Path, cohort: Path, tmp_path: Path) -> None:
+    shutil.copytree(trained / "cache", tmp_path / "cache", copy_function=shutil.copy2)
+    more = ["--start", str(trained / "models"), "--set", "learning_rate=1e-9", "--set", "averaging=0.0"]
+    assert main(arguments("involvement", cohort, tmp_path, *more)) == 0
+    path = Path("models", "involvement", "weights.safetensors")
+    before, after = (load_file(folder / path) for folder in (trained, tmp_path))
+    for name, tensor in before.items():
+        torch.testing.assert_close(after[name], tensor, rtol=0, atol=2e-3)
+
+
+def test_the_classifier_starts_from_the_autoencoder_beside_it(trained: Path, cohort: Path, tmp_path: Path) -> None:
+    shutil.copytree(trained / "cache", tmp_path / "cache", copy_function=shutil.copy2)
+    shutil.copytree(trained / "segmentation", tmp_path / "segmentation")
+    shutil.copytree(trained / "models" / "cvae", tmp_path / "models" / "cvae")
+    assert main(arguments("classifier", cohort, tmp_path, "--set", "learning_rate=1e-9")) == 0
+    cvae = load_file(tmp_path / "models" / "cvae" / "weights.safetensors")
+    network = load_file(tmp_path / "models" / "classifier" / "weights.safetensors")
+    names = [name for name in network if name.startswith("encoder.")]
+    assert len(names) == 12
+    for name in names:
+        assert torch.equal(network[name], cvae[name].half())
+
+
+def test_without_an_autoencoder_the_classifier_says_what_to_do(
+    cohort: Path, trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copytree(trained / "cache", tmp_path / "cache", copy_function=shutil.copy2)
+    shutil.copytree(trained / "segmentation", tmp_path / "segmentation")
+    assert main(arguments("classifier", cohort, tmp_path)) == 64
+    assert "train cvae first" in last_error(capsys)
+    assert not (tmp_path / "models").exists()
+
+
+def test_a_model_that_is_there_is_not_replaced(trained: Path, cohort: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(arguments("lungs", cohort, trained)) == 64
+    assert "is there already" in last_error(capsys)
+
+
+@pytest.mark.parametrize(
+    ("assignment", "said"),
+    [
+        ("epoch=3", "unknown setting epoch"),
+        ("epochs=0", "setting epochs"),
+        ("epochs", "NAME=VALUE"),
+        ("spacing=[1", "no YAML"),
+    ],
+)
+def test_wrong_settings_are_told_in_one_line(
+    assignment: str, said: str, cohort: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(arguments("lungs", cohort, tmp_path, "--set", assignment)) == 64
+    assert said in last_error(capsys)
+    assert not list(tmp_path.iterdir())
+
+
+def copy_of(cohort: Path, target: Path) -> Path:
+    """Copy a cohort without its images; the table names those of the first."""
+    target.mkdir()
+    with (cohort / "cohort.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    for row in rows:
+        row |= {name: str(cohort / row[name]) for name in ("study", "lungs", "lesions")}
+    write_rows(target, rows)
+    return target
+
+
+def write_rows(target: Path, rows: list[dict[str, str]]) -> None:
+    with (target / "cohort.csv").open("w", newline="") as file:
+        table = csv.DictWriter(file, list(rows[0]))
+        table.writeheader()
+        table.writerows(rows)
+
+
+def rows_of(cohort: Path) -> list[dict[str, str]]:
+    with (cohort / "cohort.csv").open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def test_a_table_without_splits_says_how_to_make_them(
+    cohort: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    copy = copy_of(cohort, tmp_path / "cohort")
+    write_rows(copy, [row | {"split": ""} for row in rows_of(copy)])
+    assert main(arguments("lungs", copy, tmp_path)) == 64
+    assert "--split 70 15 15" in last_error(capsys)
+
+
+def test_a_split_of_one_class_is_told_in_one_line(
+    cohort: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    copy = copy_of(cohort, tmp_path / "cohort")
+    write_rows(copy, [row for row in rows_of(copy) if row["split"] != "validation" or row["label"] == "1"])
+    assert main(arguments("lungs", copy, tmp_path)) == 64
+    assert "the split validation has only positive studies" in last_error(capsys)
+
+
+def test_without_masks_there_is_nothing_to_learn(
+    cohort: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    copy = copy_of(cohort, tmp_path / "cohort")
+    write_rows(copy, [row | {"lesions": ""} for row in rows_of(copy)])
+    assert main(arguments("lesions", copy, tmp_path)) == 64
+    assert "no train study with masks of the lungs and lesions" in last_error(capsys)
+
+
+def test_an_image_with_nan_is_named_and_nothing_is_written(
+    cohort: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    copy = copy_of(cohort, tmp_path / "cohort")
+    rows = rows_of(copy)
+    row = next(row for row in rows if row["split"] == "train")
+    mask = sitk.ReadImage(row["lungs"])
+    voxels = np.full(sitk.GetArrayViewFromImage(mask).shape, np.nan, np.float32)
+    image = sitk.GetImageFromArray(voxels)
+    image.CopyInformation(mask)
+    sitk.WriteImage(image, str(copy / "broken.nii.gz"))
+    row["study"] = "broken.nii.gz"
+    write_rows(copy, rows)
+    assert main(arguments("lungs", copy, tmp_path)) == 64
+    line = last_error(capsys)
+    assert "1 of 8 studies cannot be used" in line
+    assert "study broken.nii.gz: hu must be finite" in line
+    assert not (tmp_path / "models").exists()
+    assert len(list((tmp_path / "cache").rglob("*.safetensors"))) == 7
+
+
+def test_models_that_are_missing_are_named(cohort: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(arguments("cvae", cohort, tmp_path)) == 64
+    assert "model lungs: cannot read" in last_error(capsys)
+
+
+def test_a_models_folder_that_cannot_be_written_loses_no_training(
+    trained: Path, cohort: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copytree(trained / "cache", tmp_path / "cache", copy_function=shutil.copy2)
+    (tmp_path / "models").write_text("a file")
+    assert main(arguments("lungs", cohort, tmp_path)) == 70
+    assert "cannot write the model" in last_error(capsys)
+    (tmp_path / "models").unlink()
+    assert main(arguments("lungs", cohort, tmp_path)) == 0

@@ -1,0 +1,443 @@
+"""Patches of prepared volumes against plain indexing, and what may and what may not vary in them."""
+
+from __future__ import annotations
+
+import itertools
+import pickle
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+import torch
+import yaml
+from safetensors.numpy import save_file
+from scipy import stats
+from torch import Tensor, nn
+
+from models.involvement.training import InvolvementRecipe, InvolvementSettings
+from models.lesions.training import LesionRecipe, LesionSettings
+from models.lungs.training import LungRecipe, LungSettings
+from models.training.patches import (
+    CONTRAST,
+    NOISE_HU,
+    OFFSET_HU,
+    ROTATION,
+    SCALE,
+    PatchRecipe,
+    cut_patch,
+    draw_centre,
+    variation,
+)
+from models.training.recipe import Item
+from models.training.volumes import Volume
+
+MODELS = Path(__file__).resolve().parents[2] / "models"
+Array = npt.NDArray[np.generic]
+Triple = tuple[int, int, int]
+
+
+def write_volume(path: Path, arrays: Mapping[str, Array], points: Mapping[str, npt.ArrayLike] | None = None) -> Volume:
+    """Write arrays, and voxels of each kind, as the preparation of a cohort does."""
+    kinds = {f"points_{kind}": np.reshape(np.array(some, np.int32), (-1, 3)) for kind, some in (points or {}).items()}
+    save_file({name: np.ascontiguousarray(array) for name, array in {**arrays, **kinds}.items()}, path)
+    return Volume(path)
+
+
+def chest(path: Path, seed: int = 0) -> Volume:
+    """Two lungs with lesions of all types in a body, in air."""
+    rng = np.random.default_rng(seed)
+    z, y, x = np.ogrid[:24, :80, :90]
+    hu = np.full((24, 80, 90), -1000, np.int16)
+    hu[2:-2, 5:75, 5:85] = 40
+    lungs, lesions = np.zeros(hu.shape, np.uint8), np.zeros(hu.shape, np.uint8)
+    for side, middle in ((1, 64), (2, 25)):
+        lungs[((z - 12) / 8) ** 2 + ((y - 40) / 25) ** 2 + ((x - middle) / 15) ** 2 < 1] = side
+    for kind, place in enumerate(((10, 30, 25), (14, 50, 25), (10, 30, 64), (14, 50, 64)), start=1):
+        near = (z - place[0]) ** 2 + (y - place[1]) ** 2 + (x - place[2]) ** 2 < 40
+        lesions[near & (lungs > 0)] = kind
+    hu[lungs > 0] = -850
+    hu[lesions > 0] = -300
+    hu = (hu + rng.normal(0, 10, hu.shape)).astype(np.int16)
+    masks = {"lung": lungs > 0, "lesion": lesions > 0, "body": hu > -600, "surface": lungs == 1, "other_air": hu < -900}
+    masks |= {f"lesion_{kind}": lesions == kind for kind in range(1, 5)}
+    points = {kind: np.argwhere(mask)[::7] for kind, mask in masks.items()}
+    return write_volume(path, {"hu": hu, "lungs": lungs, "lesions": lesions}, points)
+
+
+def settings_of(task: str, **changed: object) -> dict[str, object]:
+    recommended: dict[str, object] = yaml.safe_load((MODELS / task / "training.yaml").read_text("utf-8"))
+    return recommended | changed
+
+
+# --- Reading parts of volumes
+
+
+@pytest.mark.parametrize("size", [(2, 3, 2), (1, 1, 1), (4, 2, 7)])
+def test_every_box_is_that_of_plain_indexing(tmp_path: Path, size: Triple) -> None:
+    """Boxes inside, across each border, larger than the volume, and wholly beyond it on all sides."""
+    rng = np.random.default_rng(0)
+    hu = rng.integers(-1024, 3000, (3, 4, 2)).astype(np.int16)
+    lungs = rng.integers(1, 3, hu.shape).astype(np.uint8)
+    volume = write_volume(tmp_path / "volume.safetensors", {"hu": hu, "lungs": lungs})
+    for start in itertools.product(*(range(-n - 1, m + 2) for n, m in zip(size, hu.shape, strict=True))):
+        for name, whole, beyond in (("hu", hu, -1024), ("lungs", lungs, 0)):
+            expected = np.full(size, beyond, whole.dtype)
+            for offset in itertools.product(*map(range, size)):
+                place = tuple(s + o for s, o in zip(start, offset, strict=True))
+                if all(0 <= p < m for p, m in zip(place, whole.shape, strict=True)):
+                    expected[offset] = whole[place]
+            box = volume.box(name, start, size)
+            assert box.dtype == whole.dtype
+            np.testing.assert_array_equal(box, expected, err_msg=f"{name} at {start}")
+
+
+def test_points_are_the_voxels_of_their_kind(tmp_path: Path) -> None:
+    points = {"lung": [[0, 1, 2], [2, 3, 0]], "lesion_2": []}
+    volume = write_volume(tmp_path / "volume.safetensors", {"hu": np.zeros((3, 4, 5), np.int16)}, points)
+    np.testing.assert_array_equal(volume.points("lung"), points["lung"])
+    assert volume.points("lung").dtype == np.int32
+    assert volume.points("lesion_2").shape == (0, 3)
+
+
+# --- Where patches lie
+
+
+def drawn(volumes: list[Volume], kinds: Mapping[str, float], count: int) -> list[tuple[Volume, Triple]]:
+    """Draw centres without jitter."""
+    rng = np.random.default_rng(0)
+    found = (draw_centre(volumes, kinds, (0.0, 0.0, 0.0), rng) for _ in range(count))
+    return [(volume, (int(z), int(y), int(x))) for volume, (z, y, x) in found]
+
+
+def likely(observed: list[int], shares: list[float]) -> bool:
+    """Say whether counts are in proportion to shares, by the chi-squared test."""
+    expected = np.array(shares) / sum(shares) * sum(observed)
+    return bool(stats.chisquare(observed, expected).pvalue > 0.01)
+
+
+def test_each_volume_kind_and_voxel_is_drawn_as_often_as_its_share(tmp_path: Path) -> None:
+    """The first number of a point tells the volume, the second the kind, the third which of the kind it is."""
+    kinds = {"a": 0.6, "b": 0.3, "c": 0.1}
+    volumes = [
+        write_volume(
+            tmp_path / f"{number}.safetensors",
+            {},
+            {kind: [[number, row, each] for each in range(row + 1)] for row, kind in enumerate(kinds)},
+        )
+        for number in range(3)
+    ]
+    draws = drawn(volumes, kinds, 1500)
+    assert all(volume is volumes[place[0]] for volume, place in draws)
+    places = [place for _, place in draws]
+    assert likely([sum(place[0] == number for place in places) for number in range(3)], [1, 1, 1])
+    assert likely([sum(place[1] == row for place in places) for row in range(3)], [0.6, 0.3, 0.1])
+    assert likely([sum(place[1:] == (2, each) for place in places) for each in range(3)], [1, 1, 1])
+
+
+def test_a_kind_without_voxels_leaves_its_share_to_the_others(tmp_path: Path) -> None:
+    points = {"a": [[0, 0, 0]], "b": [], "c": [[2, 0, 0]]}
+    volume = write_volume(tmp_path / "volume.safetensors", {}, points)
+    places = [place for _, place in drawn([volume], {"a": 0.5, "b": 0.3, "c": 0.2}, 700)]
+    assert likely([places.count((0, 0, 0)), places.count((2, 0, 0))], [5, 2])
+
+
+def test_a_volume_without_any_voxel_to_learn_from_is_an_error(tmp_path: Path) -> None:
+    volume = write_volume(tmp_path / "volume.safetensors", {}, {"a": [], "b": [], "unasked": [[0, 0, 0]]})
+    with pytest.raises(ValueError, match="no voxels to learn from"):
+        draw_centre([volume], {"a": 0.5, "b": 0.5}, (0.0, 0.0, 0.0), np.random.default_rng(0))
+
+
+def test_jitter_is_uniform_and_no_more_than_asked(tmp_path: Path) -> None:
+    volume = write_volume(tmp_path / "volume.safetensors", {}, {"a": [[10, 20, 30]]})
+    rng = np.random.default_rng(0)
+    jitter = (0.0, 3.0, 7.5)
+    moves = np.array([draw_centre([volume], {"a": 1.0}, jitter, rng)[1] for _ in range(800)]) - (10, 20, 30)
+    assert not moves[:, 0].any()
+    assert (moves[:, 1].min(), moves[:, 1].max()) == (-3, 3)
+    assert set(moves[:, 2].tolist()) in ({*range(-7, 8)}, {*range(-8, 9)})
+    for axis in (1, 2):
+        assert moves[:, axis].std() == pytest.approx(jitter[axis] / np.sqrt(3), rel=0.06)
+        assert abs(moves[:, axis].mean()) < 0.3
+    assert abs(np.corrcoef(moves[:, 1], moves[:, 2])[0, 1]) < 0.1
+
+
+# --- Patches as they are
+
+
+@pytest.mark.parametrize("size", [(4, 8, 6), (1, 5, 7), (30, 100, 100)])
+@pytest.mark.parametrize("centre", [(12, 40, 45), (0, 3, 88), (-9, 90, 200)])
+def test_without_variation_a_patch_is_what_is_there(tmp_path: Path, centre: Triple, size: Triple) -> None:
+    volume = chest(tmp_path / "volume.safetensors")
+    patch = cut_patch(volume, np.array(centre), size, ("hu", "lesions", "lungs"), None)
+    assert list(patch) == ["hu", "lesions", "lungs"]
+    for name, beyond in (("hu", -1024), ("lesions", 0), ("lungs", 0)):
+        whole = volume.box(name, (0, 0, 0), (24, 80, 90))
+        places = [c - n // 2 + np.arange(n) for c, n in zip(centre, size, strict=True)]
+        z, y, x = ((p >= 0) & (p < m) for p, m in zip(places, whole.shape, strict=True))
+        there = z[:, None, None] & y[:, None] & x
+        nearest = whole[np.ix_(*(p.clip(0, m - 1) for p, m in zip(places, whole.shape, strict=True)))]
+        assert patch[name].dtype == torch.float32
+        np.testing.assert_array_equal(patch[name].numpy(), np.where(there, nearest, beyond)[None])
+
+
+# --- Varied patches
+
+
+def varied(volume: Volume, size: Triple, seed: int, names: tuple[str, ...], centre: Triple) -> dict[str, Tensor]:
+    return cut_patch(volume, np.array(centre), size, names, np.random.default_rng(seed))
+
+
+@pytest.mark.parametrize("size", [(8, 16, 16), (1, 24, 24), (6, 20, 12)])
+def test_varied_patches_keep_shape_labels_and_nesting(tmp_path: Path, size: Triple) -> None:
+    volume = chest(tmp_path / "volume.safetensors")
+    differing = affected = 0
+    for seed in range(9):
+        centre = ((10, 30, 25), (14, 50, 64), (12, 40, 78))[seed % 3]
+        patch = varied(volume, size, seed, ("hu", "lesions", "lungs"), centre)
+        assert all(type(tensor) is Tensor and tensor.dtype == torch.float32 for tensor in patch.values())
+        assert all(tensor.shape == (1, *size) for tensor in patch.values())
+        assert patch["hu"].isfinite().all()
+        assert set(patch["lungs"].unique().tolist()) <= {0.0, 1.0, 2.0}
+        assert set(patch["lesions"].unique().tolist()) <= {0.0, 1.0, 2.0, 3.0, 4.0}
+        assert not (patch["lesions"] > 0)[patch["lungs"] == 0].any()
+        straight = cut_patch(volume, np.array(centre), size, ("lungs",), None)
+        differing += not torch.equal(straight["lungs"], patch["lungs"])
+        affected += bool(patch["lesions"].any())
+    assert differing > 4
+    assert affected >= 6
+
+
+def test_the_generator_decides_the_variation(tmp_path: Path) -> None:
+    volume = chest(tmp_path / "volume.safetensors")
+    of_seed = [varied(volume, (4, 16, 16), seed, ("hu", "lungs"), (12, 40, 40)) for seed in (0, 1, 2, 3)]
+    torch.manual_seed(5)
+    np.random.seed(5)  # noqa: NPY002 - the global generators must not matter
+    again = varied(volume, (4, 16, 16), 2, ("hu", "lungs"), (12, 40, 40))
+    for seed, patch in enumerate(of_seed):
+        assert torch.equal(patch["hu"], again["hu"]) == (seed == 2)
+    assert torch.equal(of_seed[2]["lungs"], again["lungs"])
+    rng = np.random.default_rng(2)
+    first, second = (cut_patch(volume, np.array((12, 40, 40)), (4, 16, 16), ("hu",), rng) for _ in range(2))
+    assert not torch.equal(first["hu"], second["hu"])
+
+
+def coordinates(path: Path) -> Volume:
+    """A volume whose arrays z, y, x say where a voxel is; its intensities rise along x."""
+    grid = np.meshgrid(*map(np.arange, (30, 64, 64)), indexing="ij")
+    arrays = {name: axis.astype(np.uint8) for name, axis in zip("zyx", grid, strict=True)}
+    return write_volume(path, {"hu": (20 * grid[2] - 900).astype(np.int16), **arrays})
+
+
+CENTRE = (15, 32, 32)
+NAMES = ("hu", "z", "y", "x")
+
+
+@pytest.mark.parametrize("size", [(8, 24, 24), (1, 32, 32), (6, 32, 20)])
+def test_the_variation_is_a_similarity_of_the_stated_bounds_within_what_was_read(tmp_path: Path, size: Triple) -> None:
+    """Where each voxel comes from is an affine map of where it is, up to rounding.
+
+    Had less been read than the map reaches, voxels at the rim would repeat and not fit it.
+    """
+    volume = coordinates(tmp_path / "volume.safetensors")
+    places = np.stack(np.meshgrid(*(np.arange(n) - (n - 1) / 2 for n in size), indexing="ij"), -1).reshape(-1, 3)
+    design = np.column_stack([places, np.ones(len(places))])
+    flipped, scales, turns, tilts = 0, [], [], []
+    for seed in range(16):
+        patch = varied(volume, size, seed, NAMES, CENTRE)
+        origin = np.stack([patch[name].numpy().ravel() for name in "zyx"], axis=1)
+        linear, *_ = np.linalg.lstsq(design, origin, rcond=None)
+        assert np.abs(origin - design @ linear).max() < 1.1, "a voxel is not where the map says"
+        assert np.abs(linear[3] - CENTRE).max() < 1.1, "the middle has moved"
+        matrix = linear[:3].T  # origin = matrix @ place
+        flipped += matrix[2, 2] < 0
+        matrix[:, 2] *= np.sign(matrix[2, 2])
+        if size[0] == 1:
+            matrix[:, 0] = 1.0, 0.0, 0.0
+        scale = np.linalg.norm(matrix, axis=0)
+        scales.append(scale)
+        turns.append(np.rad2deg(np.arctan2(matrix[2, 1], matrix[1, 1])))
+        tilts.append(np.rad2deg(np.abs(np.arcsin(np.clip((matrix / scale)[0, 1:], -1, 1)))).max())
+    rounding = 0.03
+    assert 3 < flipped < 13
+    assert 1 - SCALE - rounding < np.min(scales) < np.max(scales) < 1 + SCALE + rounding
+    assert np.ptp(np.array(scales)[:, 1:], axis=0).min() > SCALE
+    assert ROTATION / 2 < np.max(np.abs(turns)) < ROTATION * 1.4  # scales that differ turn a little, too
+    assert min(turns) < 0 < max(turns)
+    assert (np.max(tilts) < 1e-6) if size[0] == 1 else (0.5 < np.max(tilts) < 0.6 * ROTATION)
+
+
+@pytest.mark.parametrize("size", [(6, 28, 28), (1, 36, 36)])
+def test_intensities_move_with_the_labels(tmp_path: Path, size: Triple) -> None:
+    """A slope along x stays one where x comes from, steeper or flatter by the contrast at most."""
+    volume = coordinates(tmp_path / "volume.safetensors")
+    slopes = []
+    for seed in range(12):
+        patch = varied(volume, size, seed, NAMES, CENTRE)
+        x, hu = (patch[name][..., 4:-4, 4:-4].numpy().ravel() for name in ("x", "hu"))
+        found = stats.linregress(x, hu)
+        slopes.append(found.slope / 20.0)
+        assert np.std(hu - found.intercept - found.slope * x) < 1.2 * NOISE_HU
+    assert 1 - CONTRAST - 0.03 < min(slopes) < 1.0 < max(slopes) < 1 + CONTRAST + 0.03
+    assert np.ptp(slopes) > 0.4 * CONTRAST
+
+
+@pytest.mark.parametrize(("level", "size"), [(-900, (4, 24, 24)), (60, (1, 32, 32))])
+def test_a_uniform_tissue_stays_near_its_intensity_everywhere(tmp_path: Path, level: int, size: Triple) -> None:
+    """Blurring and sharpening leave what is uniform alone, at the border of a patch as in its middle."""
+    hu = np.full((20, 60, 60), level, np.int16)
+    volume = write_volume(tmp_path / "volume.safetensors", {"hu": hu, "lungs": np.ones(hu.shape, np.uint8)})
+    middles, spreads = [], []
+    for seed in range(20):
+        patch = varied(volume, size, seed, ("hu", "lungs"), (10, 30, 30))
+        assert (patch["lungs"] == 1).all()
+        middle = float(patch["hu"].mean())
+        middles.append(middle - level)
+        spreads.append(float(patch["hu"].std()))
+        rim = torch.cat([patch["hu"][..., 0].ravel(), patch["hu"][..., -1].ravel(), patch["hu"][..., 0, :].ravel()])
+        assert abs(float(rim.mean()) - middle) < 0.6 * NOISE_HU, f"seed {seed}: the rim differs from the whole"
+        assert (patch["hu"] - middle).abs().max() < 6.0 * NOISE_HU
+    assert max(map(abs, middles)) < OFFSET_HU + 5.0
+    assert min(middles) < -OFFSET_HU / 3 < OFFSET_HU / 3 < max(middles)
+    assert max(spreads) < 1.2 * NOISE_HU
+    assert min(spreads) < 1.0, "some patches come without noise"
+
+
+def test_a_patch_of_one_slice_never_mixes_slices(tmp_path: Path) -> None:
+    hu = np.full((5, 60, 60), 20_000, np.int16)
+    hu[2] = -700
+    index = np.broadcast_to(np.arange(5, dtype=np.uint8)[:, None, None], hu.shape)
+    volume = write_volume(tmp_path / "volume.safetensors", {"hu": hu, "lungs": index})
+    for seed in range(8):
+        patch = varied(volume, (1, 24, 24), seed, ("hu", "lungs"), (2, 30, 30))
+        assert (patch["lungs"] == 2).all()
+        assert patch["hu"].max() < 0
+
+
+def test_noise_is_of_each_slice_and_blur_only_within_it(tmp_path: Path) -> None:
+    """Slices of alternating intensity stay as far apart as the contrast leaves them."""
+    hu = np.full((30, 60, 60), -800, np.int16)
+    hu[::2] = -600
+    volume = write_volume(tmp_path / "volume.safetensors", {"hu": hu, "lungs": (hu > -700).astype(np.uint8)})
+    patch = cut_patch(volume, np.array((15, 30, 30)), (8, 24, 24), ("hu", "lungs"), None)
+    names = ("hu", "lungs")
+    for seed in range(10):
+        steps = variation((8, 24, 24), names).transforms[1:]  # the first resamples
+        some = dict(patch)
+        for number, step in enumerate(steps):
+            if hasattr(step, "set_random_state"):
+                step.set_random_state(1000 * seed + number)
+            some = step(some)
+        bright = float(some["hu"][some["lungs"] == 1].mean() - some["hu"][some["lungs"] == 0].mean())
+        assert 200 * (1 - CONTRAST) - 10 < bright < 200 * (1 + CONTRAST) + 10
+
+
+# --- Items of the recipes
+
+
+def lungs_recipe(data: list[Volume], seed: int = 0, augment: bool = True) -> LungRecipe:
+    settings = LungSettings.model_validate(settings_of("lungs", interior=(3, 6, 3), seed=seed, augment=augment))
+    return LungRecipe(nn.Identity(), settings, data[:2], data[2:])  # type: ignore[arg-type]  # only its loss needs it
+
+
+def lesions_recipe(data: list[Volume], seed: int = 0, augment: bool = True) -> LesionRecipe:
+    settings = LesionSettings.model_validate(settings_of("lesions", patch=(8, 16, 8), seed=seed, augment=augment))
+    return LesionRecipe(nn.Identity(), settings, data[:2], data[2:])  # type: ignore[arg-type]
+
+
+def involvement_recipe(data: list[Volume], seed: int = 0, augment: bool = True) -> InvolvementRecipe:
+    settings = InvolvementSettings.model_validate(settings_of("involvement", patches=2, seed=seed, augment=augment))
+    return InvolvementRecipe(nn.Identity(), settings, data[:2], data[2:])  # type: ignore[arg-type]
+
+
+RECIPES = {"lungs": lungs_recipe, "lesions": lesions_recipe, "involvement": involvement_recipe}
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> list[Volume]:
+    """Two volumes to learn from and one to validate with."""
+    folder = tmp_path_factory.mktemp("volumes")
+    return [chest(folder / f"{number}.safetensors", number) for number in range(3)]
+
+
+def same(one: Item, other: Item) -> bool:
+    return len(one) == len(other) and all(torch.equal(a, b) for a, b in zip(one, other, strict=True))
+
+
+@pytest.mark.parametrize("task", RECIPES)
+def test_items_depend_on_their_number_only(task: str, data: list[Volume]) -> None:
+    recipe = RECIPES[task](data)
+    items = {number: recipe[number] for number in range(3)}
+    fixed = recipe.validation_item(1)
+    for number in (2, 0, 0):
+        assert same(recipe[number], items[number])
+    there: PatchRecipe = pickle.loads(pickle.dumps(recipe))  # noqa: S301 - our own, as it goes to other processes
+    assert there.objective is None
+    assert same(there[2], items[2])
+    assert same(there.validation_item(1), fixed)
+    assert not any(same(items[a], items[b]) for a, b in itertools.combinations(items, 2))
+    assert not same(RECIPES[task](data, seed=1)[2], items[2])
+
+
+@pytest.mark.parametrize("task", RECIPES)
+def test_validation_items_are_of_their_own_volumes_unvaried_and_of_no_seed(task: str, data: list[Volume]) -> None:
+    plain = RECIPES[task](data, seed=7, augment=False)
+    for index in range(3):
+        assert same(plain.validation_item(index), RECIPES[task](data, seed=1).validation_item(index))
+        assert same(plain.validation_item(index), RECIPES[task](data[1:] + data[2:]).validation_item(index))
+    assert not same(plain.validation_item(0), plain.validation_item(1))
+
+
+def test_items_of_the_lungs_are_aligned_and_scaled(data: list[Volume]) -> None:
+    """What is lung in the made chest is darker than all else inside the body."""
+    recipe = lungs_recipe(data, augment=False)
+    seen = set()
+    for number in range(12):
+        image, target = recipe[number]
+        assert (image.shape, target.shape) == ((1, 1, 33, 66, 63), (1, 1, 3, 6, 3))
+        assert (image.dtype, target.dtype) == (torch.float32, torch.float32)
+        assert 0.0 <= image.min() <= image.max() <= 1.0
+        interior = image[:, :, 15:-15, 30:-30, 30:-30]
+        hu = interior * 1200 - 1100
+        assert torch.equal(target == 1, (hu > -950) & (hu < -200))
+        seen |= set(target.unique().tolist())
+    assert seen == {0.0, 1.0}
+
+
+def test_items_of_the_lesions_are_aligned_and_scaled(data: list[Volume]) -> None:
+    recipe = lesions_recipe(data, augment=False)
+    kinds = set()
+    for number in range(80):
+        image, labels, lungs = recipe[number]
+        assert image.shape == labels.shape == lungs.shape == (1, 1, 8, 16, 8)
+        assert (image.dtype, labels.dtype, lungs.dtype) == (torch.float32, torch.int64, torch.bool)
+        assert 0.0 <= image.min() <= image.max() <= 1.0
+        hu = image * 1400 - 1000
+        assert torch.equal(labels > 0, (hu > -400) & (hu < -200))
+        assert torch.equal(lungs, (hu < -200) & (hu > -930))
+        kinds |= set(labels.unique().tolist())
+    assert kinds == {0, 1, 2, 3, 4}
+
+
+def test_items_of_the_involvement_are_blanked_away_from_the_lungs(data: list[Volume]) -> None:
+    recipe = involvement_recipe(data, augment=False)
+    for number in range(2):
+        images, targets, lungs = recipe[number]
+        assert images.shape == targets.shape == lungs.shape == (2, 1, 128, 128)
+        for image, target, lung in zip(images[:, 0], targets[:, 0], lungs[:, 0], strict=True):
+            assert lung.any()
+            assert not target[lung == 0].any()
+            inside = torch.nonzero(lung).double()
+            everywhere = torch.nonzero(torch.ones(128, 128)).double()
+            distance = torch.cdist(everywhere, inside).min(1).values.reshape(128, 128) * 1.5
+            assert not image[distance > 15.0].any()
+            shown = image[distance <= 15.0] * 1400 - 1000
+            affected = target[distance <= 15.0] == 1
+            assert torch.equal(affected, (shown > -400) & (shown < -200))
+            assert (shown > 0).any(), "the wall of the chest is seen"
+
+
+def test_an_item_of_several_patches_holds_different_ones(data: list[Volume]) -> None:
+    images, _, _ = involvement_recipe(data)[0]
+    assert not torch.equal(images[0], images[1])
