@@ -16,6 +16,7 @@ from pathlib import Path
 from types import FrameType
 from typing import NoReturn
 
+from app.arguments import count
 from app.console import quieten, tell
 from app.evaluation.commands import add_evaluate_arguments
 from app.outcome import ExitStatus, Interrupted, RunFailed, UsageError
@@ -101,7 +102,7 @@ def _parser() -> argparse.ArgumentParser:
     inspect.set_defaults(command=_inspect)
     phantom = commands.add_parser("phantom", help="write a synthetic chest CT series with lesions")
     phantom.add_argument("output", metavar="OUT", type=Path, help="folder for the DICOM series and its truth")
-    phantom.add_argument("--seed", type=int, default=0, help="another seed, another phantom (default 0)")
+    phantom.add_argument("--seed", type=count(0, 2**31), default=0, help="another seed, another phantom (default 0)")
     phantom.add_argument("--cohort", type=int, metavar="N", help="write a cohort of N patients instead, to train on")
     phantom.add_argument(
         "--coarse", action="store_true", help="voxels of 6 x 2.8 x 2.8 mm instead of 3 x 1.4 x 1.4, to try things out"
@@ -116,7 +117,7 @@ def _parser() -> argparse.ArgumentParser:
         metavar=("TRAIN", "VALIDATION", "TEST"),
         help="divide the patients in these proportions, and write it into the table",
     )
-    cohort.add_argument("--seed", type=int, default=0, help="another seed, other splits (default 0)")
+    cohort.add_argument("--seed", type=count(0, 2**31), default=0, help="another seed, other splits (default 0)")
     cohort.set_defaults(command=_cohort)
     picture = commands.add_parser("picture", help="turn a secondary capture into a PNG file")
     picture.add_argument("source", metavar="FILE", type=Path, help="DICOM file of the folder sc/")

@@ -7,6 +7,7 @@ from datetime import date, datetime
 
 from pydicom import Dataset
 
+_DATE = re.compile(r"\d{8}")
 _AGE = re.compile(r"(\d{3})([DWMY])")
 _IN_YEARS = {"D": 365.25, "W": 52.18, "M": 12.0, "Y": 1.0}
 
@@ -38,10 +39,14 @@ def _age(header: Dataset) -> str:
     if stated:
         return str(int(int(stated[1]) / _IN_YEARS[stated[2]]))
     born, seen = (_date(_text(header, keyword)) for keyword in ("PatientBirthDate", "StudyDate"))
-    return "" if born is None or seen is None or seen < born else str(int((seen - born).days / 365.25))
+    if born is None or seen is None or seen < born:
+        return ""
+    return str(seen.year - born.year - ((seen.month, seen.day) < (born.month, born.day)))
 
 
 def _date(text: str) -> date | None:
+    if not _DATE.fullmatch(text):
+        return None
     try:
         return datetime.strptime(text, "%Y%m%d").date()
     except ValueError:

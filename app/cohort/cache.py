@@ -6,6 +6,7 @@ import hashlib
 import json
 import multiprocessing
 import os
+import signal
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
@@ -26,9 +27,13 @@ from app.supervision import die_with
 from models.threads import granted_cores
 
 Array = npt.NDArray[Any]
-VERSION = 2
+VERSION = 3
 """Of the preparation: another one, other files."""
+_HEADER = "prepared"
+_LONGEST = 80
+"""Characters of a study's name that its file is named after."""
 _MOST_TOLD = 5
+_PART = ".part-"
 _QUIET = 5.0
 """Seconds between lines of progress."""
 
@@ -107,15 +112,21 @@ def prepare(
         there = len(jobs) - len(missing)
         tell(f"preparing {len(missing)} studies" + (f"; {there} are in the cache" if there else ""))
         _make(folder)
-        _prepare(missing, preparation, min(workers or granted_cores(), len(missing)), tell)
+        _sweep(folder)
+        _prepare(missing, there, preparation, min(workers or granted_cores(), len(missing)), tell)
     return [job.target for job in jobs]
 
 
 def said_of(path: Path) -> dict[str, str]:
     """Read what a prepared study says beside its arrays."""
-    with safe_open(path, framework="np") as file:
-        said: dict[str, str] = file.metadata()
+    said: dict[str, str] = _header(path)["said"]
     return said
+
+
+def _header(path: Path) -> dict[str, Any]:
+    with safe_open(path, framework="np") as file:
+        header: dict[str, Any] = json.loads(file.metadata()[_HEADER])
+    return header
 
 
 def fingerprint(path: Path) -> str:
@@ -126,7 +137,7 @@ def fingerprint(path: Path) -> str:
         if each.is_file():
             status = each.stat()
             lines.append(f"{each.relative_to(path.parent)} {status.st_size} {status.st_mtime_ns}")
-    return hashlib.sha256("\n".join(lines).encode()).hexdigest()
+    return hashlib.sha256(os.fsencode("\n".join(lines))).hexdigest()
 
 
 def _key(study: CohortStudy, preparation: Preparation) -> str:
@@ -146,14 +157,15 @@ def _digest(part: Mapping[str, object]) -> str:
 
 def _file_name(study: CohortStudy) -> str:
     """Name a study: readable, and different for studies of one name in different places."""
-    place = hashlib.sha256(f"{study.patient}\n{study.path.as_posix()}".encode()).hexdigest()[:8]
-    return f"{study.path.name.removesuffix('.gz').removesuffix('.nii')}-{place}.safetensors"
+    place = hashlib.sha256(os.fsencode(f"{study.patient}\n{study.path.absolute()}")).hexdigest()[:8]
+    name = study.path.name.removesuffix(".gz").removesuffix(".nii")
+    return f"{name[:_LONGEST]}-{place}.safetensors"
 
 
 def _holds(job: _Job) -> bool:
     try:
-        return said_of(job.target)["made_from"] == job.key
-    except (OSError, SafetensorError, KeyError, TypeError):  # absent, or not one of ours
+        return bool(_header(job.target)["made_from"] == job.key)
+    except (OSError, SafetensorError, KeyError, TypeError, ValueError):  # absent, or not one of ours
         return False
 
 
@@ -164,7 +176,17 @@ def _make(folder: Path) -> None:
         raise UsageError(f"cannot make the cache {folder}: {error.strerror}") from error
 
 
-def _prepare(jobs: Sequence[_Job], preparation: Preparation, workers: int, tell: Callable[[str], None]) -> None:
+def _sweep(folder: Path) -> None:
+    """Remove what processes that were killed have left half-written."""
+    for part in folder.glob(f"*{_PART}*"):
+        process = part.name.rpartition(_PART)[2]
+        if not (process.isdigit() and Path("/proc", process).exists()):
+            part.unlink(missing_ok=True)
+
+
+def _prepare(
+    jobs: Sequence[_Job], there: int, preparation: Preparation, workers: int, tell: Callable[[str], None]
+) -> None:
     start = told = time.monotonic()
     wrong, done = [], 0
     try:
@@ -180,8 +202,10 @@ def _prepare(jobs: Sequence[_Job], preparation: Preparation, workers: int, tell:
                 left = (now - start) / number * (len(jobs) - number) / 60.0
                 tell(f"prepared {number} of {len(jobs)}, about {left:.0f} min left")
     except OSError as error:
-        reason = f"{error.strerror}; {done} of {len(jobs)} studies are prepared: make room and run again to go on"
-        raise RunFailed(f"cannot write to the cache: {reason}") from error
+        prepared = f"{there + done} of {there + len(jobs)} studies are prepared"
+        raise RunFailed(
+            f"cannot write to the cache: {error.strerror}; {prepared}: make room and run again to go on"
+        ) from error
     except BrokenProcessPool as error:
         raise RunFailed(
             "a process died, as happens where memory runs out: run again with fewer --prepare-workers"
@@ -199,6 +223,8 @@ def _outcomes(jobs: Sequence[_Job], preparation: Preparation, workers: int) -> I
     if workers == 1:
         yield from (_do(job, preparation) for job in jobs)
         return
+    # Of an interrupted process there is more to clean up than to tell.
+    os.environ.setdefault("PYTHONWARNINGS", "ignore::UserWarning:multiprocessing.resource_tracker")
     threads = max(1, granted_cores() // workers)
     pool = ProcessPoolExecutor(
         workers, multiprocessing.get_context("spawn"), initializer=_begin, initargs=(os.getpid(), threads)
@@ -206,12 +232,18 @@ def _outcomes(jobs: Sequence[_Job], preparation: Preparation, workers: int) -> I
     try:
         for finished in as_completed([pool.submit(_do, job, preparation) for job in jobs]):
             yield finished.result()
-    finally:
+    except Exception:
         pool.shutdown(cancel_futures=True)
+        raise
+    except BaseException:  # whoever is interrupted does not wait; the processes end with this one
+        pool.shutdown(wait=False, cancel_futures=True)
+        raise
+    pool.shutdown()
 
 
 def _begin(parent: int, threads: int) -> None:
     die_with(parent)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # from a terminal it comes to all processes; the first one answers
     quieten()
     torch.set_num_threads(threads)
 
@@ -221,9 +253,12 @@ def _do(job: _Job, preparation: Preparation) -> str | None:
         arrays, said = preparation.make(job.study)
     except UsageError as error:
         return str(error)
-    partial = job.target.with_suffix(f".part-{os.getpid()}")
+    except OSError as error:
+        return f"study {job.study.path.name} cannot be read: {error.strerror}"
+    partial = job.target.with_suffix(f"{_PART}{os.getpid()}")
     try:
-        partial.write_bytes(save(arrays, {**said, "made_from": job.key}))
+        header = json.dumps({"made_from": job.key, "said": said})  # one entry: safetensors writes several in any order
+        partial.write_bytes(save(arrays, {_HEADER: header}))
         partial.replace(job.target)
     finally:
         partial.unlink(missing_ok=True)

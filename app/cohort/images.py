@@ -16,6 +16,7 @@ from pydicom import Dataset
 
 from app.cohort.table import CohortStudy
 from app.outcome import UsageError
+from operators.orientation import standard_arrangement
 from operators.refusal import InputRefused
 from operators.series_loader import load_ct_series
 from operators.volume import CTVolume, FloatArray, Grid, LabelArray
@@ -78,11 +79,13 @@ def load_mask(path: Path, grid: Grid, highest: int) -> LabelArray:
         If it cannot be read, lies elsewhere, or holds other labels.
     """
     labels, own = _read(path)
-    if own.shape != grid.shape or not np.allclose(_corners(own), _corners(grid), atol=_SAME_PLACE):
+    turning = standard_arrangement(grid)
+    turned = turning.apply_to_grid(grid)
+    if own.shape != turned.shape or not np.allclose(_corners(own), _corners(turned), atol=_SAME_PLACE):
         raise UsageError(f"the mask {path.name} does not lie on the grid of its CT")
     if not np.isin(labels, range(highest + 1)).all():
         raise UsageError(f"the mask {path.name} holds other labels than 0 to {highest}")
-    return labels.astype(np.uint8)
+    return turning.undo(labels.astype(np.uint8))
 
 
 def _read(path: Path) -> tuple[npt.NDArray[np.generic], Grid]:

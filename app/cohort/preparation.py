@@ -127,12 +127,14 @@ class SlicePreparation:
         RunFailed
             If a model is missing or altered.
         """
-        volume = load_study(study)
-        lungs_network, lesions_network, involvement_network = _networks(self.models, self.hashes)
         try:
-            lungs = segment_lungs(volume, lungs_network)
+            return self._make(load_study(study))
         except InputRefused as refusal:
             raise UsageError(f"study {study.path.name}: {refusal.code}: {refusal.message}") from refusal
+
+    def _make(self, volume: CTVolume) -> tuple[dict[str, Array], dict[str, str]]:
+        lungs_network, lesions_network, involvement_network = _networks(self.models, self.hashes)
+        lungs = segment_lungs(volume, lungs_network)
         lesions = segment_lesions(volume, lungs, lesions_network)
         involvement = segment_involvement(volume, lungs, involvement_network)
         inputs, grid = classifier_input(volume, lungs, lesions, self.in_plane)
@@ -177,11 +179,17 @@ def _mask(study: CohortStudy, name: str, volume: CTVolume) -> LabelArray:
     path = study.lungs if name == LUNGS else study.lesions
     if path is None:
         raise UsageError(f"study {study.path.name} has no mask of the {name}")
-    return load_mask(path, volume.grid, 2 if name == LUNGS else len(LesionType))
+    try:
+        labels = load_mask(path, volume.grid, 2 if name == LUNGS else len(LesionType))
+    except UsageError as error:
+        raise UsageError(f"study {study.path.name}: {error}") from error
+    if name == LUNGS and not labels.any():
+        raise UsageError(f"study {study.path.name}: the mask {path.name} holds no lung")
+    return labels
 
 
 def _fit(labels: LabelArray, shape: tuple[int, int, int]) -> LabelArray:
-    """Bring labels to another shape: each voxel has the label that covers half of it or more, and most of it."""
+    """Bring labels to another shape: a voxel has one where all together come to a half of it, and then the foremost."""
     if labels.shape == shape:
         return labels
     best, result = np.full(shape, 0.0, np.float32), np.zeros(shape, np.uint8)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import tokenize
 import zipfile
+import zlib
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,6 +15,11 @@ from app.outcome import UsageError
 
 LUNG_HU, TISSUE_HU = -860.0, 40.0
 """What the medians of healthy lung and of chest wall are taken for."""
+_DAMAGED = (
+    *(OSError, EOFError, KeyError, TypeError, ValueError, NotImplementedError),
+    *(zipfile.BadZipFile, zlib.error, tokenize.TokenError),
+)
+"""What NumPy raises where an archive is damaged."""
 _SMALLEST = 16
 """Rows and columns of a slice."""
 
@@ -53,15 +60,19 @@ def read_slices(path: Path) -> AnnotatedSlices:
     try:
         with np.load(path, allow_pickle=False) as data:
             ct = data["ct"]
-            lungs, infection = (
-                np.unpackbits(data[name])[: ct.size].reshape(ct.shape).astype(bool) for name in ("lungs", "infection")
-            )
+            lungs, infection = (_unpacked(data[name], ct) for name in ("lungs", "infection"))
             study = data["volume_guess"] if "volume_guess" in data else np.zeros(len(ct), np.uint8)
-    except (OSError, EOFError, KeyError, TypeError, ValueError, zipfile.BadZipFile) as error:
+    except _DAMAGED as error:
         raise UsageError(f"{path} holds no annotated slices; see docs/evaluation.md") from error
     if ct.ndim != 3 or ct.dtype != np.uint8 or min(ct.shape[1:]) < _SMALLEST or study.shape != ct.shape[:1]:
         raise UsageError(f"the arrays in {path} are not as documented in docs/evaluation.md")
     return AnnotatedSlices(ct, lungs, infection & lungs, study)
+
+
+def _unpacked(packed: npt.NDArray[np.uint8], ct: npt.NDArray[np.uint8]) -> npt.NDArray[np.bool_]:
+    if len(packed) != -(-ct.size // 8):
+        raise ValueError("the mask is of another size")
+    return np.unpackbits(packed)[: ct.size].reshape(ct.shape).astype(bool)
 
 
 def to_hounsfield(

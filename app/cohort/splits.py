@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import replace
 from itertools import pairwise
@@ -79,8 +80,8 @@ def split_table(
     """
     if any(study.split is not None for study in studies):
         raise UsageError(f"{folder / TABLE} has splits already; what was trained with them is bound to them")
-    if min(proportions) < 0 or proportions[0] <= 0:
-        raise UsageError("the proportions of the splits must not be negative, nor that of train zero")
+    if not all(0 <= value < math.inf for value in proportions) or proportions[0] == 0:
+        raise UsageError("the proportions of the splits must be numbers that are not negative, that of train not zero")
     train, validation, test = (value / sum(proportions) for value in proportions)
     divided = split_cohort(studies, (train, validation, test), seed)
     write_table(folder, divided)

@@ -120,15 +120,18 @@ def contradictions(studies: Sequence[CohortStudy]) -> Iterator[str]:
 def write_table(folder: Path, studies: Sequence[CohortStudy]) -> None:
     """Write the table of a cohort, whole at any moment; paths become relative to ``folder`` where they lie in it."""
     partial = folder / f"{TABLE}.part"
-    with partial.open("w", encoding="utf-8", newline="") as file:
-        table = csv.writer(file, lineterminator="\n")
-        table.writerow((*REQUIRED, *OPTIONAL))
-        for each in studies:
-            values = (each.label, each.co_rads, each.split, each.site)
-            masks = (_relative(each.lungs, folder), _relative(each.lesions, folder))
-            cells = (each.patient, _relative(each.path, folder), *values, *masks)
-            table.writerow("" if cell is None else cell for cell in cells)
-    partial.replace(folder / TABLE)
+    try:
+        with partial.open("w", encoding="utf-8", newline="") as file:
+            table = csv.writer(file, lineterminator="\n")
+            table.writerow((*REQUIRED, *OPTIONAL))
+            for each in studies:
+                values = (each.label, each.co_rads, each.split, each.site)
+                masks = (_relative(each.lungs, folder), _relative(each.lesions, folder))
+                cells = (each.patient, _relative(each.path, folder), *values, *masks)
+                table.writerow("" if cell is None else cell for cell in cells)
+        partial.replace(folder / TABLE)
+    finally:
+        partial.unlink(missing_ok=True)
 
 
 def _read(path: Path) -> tuple[Sequence[str], list[dict[str, str]]]:

@@ -5,11 +5,12 @@ from __future__ import annotations
 import argparse
 import os
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from app.arguments import count
 from app.console import quieten, tell
 from app.outcome import UsageError
 
@@ -26,10 +27,10 @@ def add_evaluate_arguments(parser: argparse.ArgumentParser) -> None:
     add = explanation.add_argument
     add("-o", "--output", type=Path, required=True, help="new folder for tables and pictures")
     add("-m", "--model", type=Path, default=_ROOT / "models", help="folder of the models")
-    add("--phantoms", type=_count(0, 100), default=4, metavar="N", help="synthetic studies (default 4)")
+    add("--phantoms", type=count(0, 100), default=4, metavar="N", help="synthetic studies (default 4)")
     add("--slices", type=Path, metavar="FILE", help="NPZ file of annotated slices, see docs/evaluation.md")
-    add("--studies", type=_count(1, 100), default=4, metavar="N", help="studies of that file (default 4)")
-    add("--in-plane", type=_count(32, 1024), default=256, metavar="N", help="size of the phantoms (default 256)")
+    add("--studies", type=count(1, 100), default=4, metavar="N", help="studies of that file (default 4)")
+    add("--in-plane", type=count(32, 1024), default=256, metavar="N", help="size of the phantoms (default 256)")
     explanation.set_defaults(command=evaluate_explanation)
     classification = parts.add_parser("classification", help="how well positive is told from negative, with intervals")
     add = classification.add_argument
@@ -40,7 +41,7 @@ def add_evaluate_arguments(parser: argparse.ArgumentParser) -> None:
     )
     add("-m", "--model", type=Path, default=_ROOT / "models", help="folder of the models that predict a cohort")
     add("--cache", type=Path, metavar="FOLDER", help="for the prepared studies of a cohort")
-    add("--prepare-workers", type=_count(1, 256), metavar="N", help="processes that prepare them (default: all cores)")
+    add("--prepare-workers", type=count(1, 256), metavar="N", help="processes that prepare them (default: all cores)")
     add("-o", "--output", type=Path, required=True, help="new folder for tables, pictures and a page")
     add_bootstrap_arguments(classification)
     classification.set_defaults(command=evaluate_classification)
@@ -68,18 +69,8 @@ def add_evaluate_arguments(parser: argparse.ArgumentParser) -> None:
 def add_bootstrap_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments of the bootstrap."""
     add = parser.add_argument
-    add("--replicates", type=_count(100, 100_000), default=2000, metavar="N", help="of the bootstrap (default 2000)")
-    add("--seed", type=int, default=0, help="of the bootstrap (default 0)")
-
-
-def _count(lowest: int, highest: int) -> Callable[[str], int]:
-    def number(text: str) -> int:
-        value = int(text)
-        if not lowest <= value <= highest:
-            raise argparse.ArgumentTypeError(f"{value} is not from {lowest} to {highest}")
-        return value
-
-    return number
+    add("--replicates", type=count(100, 100_000), default=2000, metavar="N", help="of the bootstrap (default 2000)")
+    add("--seed", type=count(0, 2**31), default=0, help="of the bootstrap (default 0)")
 
 
 def evaluate_explanation(arguments: argparse.Namespace) -> None:

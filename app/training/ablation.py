@@ -126,7 +126,7 @@ class Ablation:
         judged = held_out(self.studies)
         if row.task == "forest":
             settings = self._settings("classifier", {})
-            probability = _forest(self._prepared("classifier", settings, "train", tell))
+            probability = forest_on(self._prepared("classifier", settings, "train", tell))
         else:
             cvae = self._autoencoder(name, row, tell) if row.cvae else None
             settings = self._settings(row.task, row.changes)
@@ -206,7 +206,9 @@ def _network(row: Row, folder: Path) -> Callable[[Path], float]:
     return probability
 
 
-def _forest(training: Sequence[Prepared]) -> Callable[[Path], float]:
+def forest_on(training: Sequence[Prepared]) -> Callable[[Path], float]:
+    """Train the infection-size forest; what is returned gives the probability of positive of a prepared study."""
+
     def features(paths: Sequence[Path]) -> npt.NDArray[np.float64]:
         rows = []
         for path in paths:

@@ -8,6 +8,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from app.arguments import count
 from app.console import quieten, tell
 from app.evaluation.commands import add_bootstrap_arguments, need_jinja, new_folder, write_judgement
 from app.outcome import UsageError
@@ -60,8 +61,13 @@ def add_data_arguments(parser: argparse.ArgumentParser) -> None:
         help="models folder that finds lungs and lesions for cvae and classifier (default: those of this installation)",
     )
     add("--accelerator", choices=("auto", "cpu", "cuda"), default="auto", help="where to train (default auto)")
-    add("--devices", type=int, default=1, metavar="N", help="GPUs, or on the CPU processes (default 1)")
-    add("--prepare-workers", type=int, metavar="N", help="processes that fill the cache (default: one for each core)")
+    add("--devices", type=count(1, 1024), default=1, metavar="N", help="GPUs, or on the CPU processes (default 1)")
+    add(
+        "--prepare-workers",
+        type=count(1, 256),
+        metavar="N",
+        help="processes that fill the cache (default: one for each core)",
+    )
 
 
 def add_ablation_arguments(parser: argparse.ArgumentParser) -> None:

@@ -126,7 +126,7 @@ def bundle_metadata(task: str, model_version: str, learned: Learned) -> dict[str
         "version": model_version,
         "changelog": {model_version: f"trained by {NAME} {VERSION}"},
         "monai_version": version("monai"),
-        "pytorch_version": version("torch"),
+        "pytorch_version": version("torch").partition("+")[0],  # without its build
         "numpy_version": version("numpy"),
         "required_packages_version": {name: version(name) for name in _PACKAGES},
         "task": about.task,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import pickle
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -36,6 +36,15 @@ from models.training.volumes import Volume
 MODELS = Path(__file__).resolve().parents[2] / "models"
 Array = npt.NDArray[np.generic]
 Triple = tuple[int, int, int]
+
+
+@pytest.fixture(autouse=True, scope="module")
+def one_thread() -> Iterator[None]:
+    """Threads would wait for each other longer than such small patches take."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
 
 def write_volume(path: Path, arrays: Mapping[str, Array], points: Mapping[str, npt.ArrayLike] | None = None) -> Volume:

@@ -16,6 +16,7 @@ from models.store import save_weights
 from tests.app.tiny_run import threshold_network
 
 SPACING = (10.0, 5.0, 5.0)
+HERE = ("--accelerator", "cpu", "--prepare-workers", "1")
 _COMMON = ["epochs=1", "batch=2", "workers=0", "precision=float32"]
 _PATCHES = ["steps=1", "validation_patches=1", *_COMMON]
 SETTINGS = {
@@ -51,4 +52,4 @@ def arguments(model: str, cohort: Path, folder: Path, *more: str) -> list[str]:
     """Give the arguments of a training that takes and leaves everything in ``folder``."""
     chosen = [part for assignment in SETTINGS[model] for part in ("--set", assignment)]
     paths = ["--cache", str(folder / "cache"), "-o", str(folder / "models"), "-m", str(folder / "segmentation")]
-    return ["train", model, str(cohort), *paths, "--accelerator", "cpu", *chosen, *more]
+    return ["train", model, str(cohort), *paths, *HERE, *chosen, *more]

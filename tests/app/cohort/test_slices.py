@@ -1,0 +1,177 @@
+"""Annotated slices are read as documented or refused, and brought to a scale like HU."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+
+from app.cohort.slices import LUNG_HU, TISSUE_HU, read_slices, to_hounsfield
+from app.outcome import UsageError
+
+Masks = npt.NDArray[np.bool_]
+
+
+def _slices(count: int = 4) -> tuple[npt.NDArray[np.uint8], Masks, Masks]:
+    """Slices with lungs at random, infection in some of them, and nothing at their left edge."""
+    rng = np.random.default_rng(0)
+    lungs = rng.random((count, 17, 19)) < 0.4
+    infection = lungs & (rng.random(lungs.shape) < 0.3)
+    ct = np.where(lungs, np.where(infection, 170, 60), 200) + rng.integers(0, 30, lungs.shape)
+    ct[:, :, :2] = 0
+    lungs[:, :, :2] = infection[:, :, :2] = False
+    return ct.astype(np.uint8), lungs, infection
+
+
+def _write(path: Path, count: int = 4, **arrays: npt.NDArray[np.generic]) -> Path:
+    ct, lungs, infection = _slices(count)
+    usual = {"ct": ct, "lungs": np.packbits(lungs), "infection": np.packbits(infection)}
+    np.savez_compressed(path, **(usual | arrays))
+    return path
+
+
+def test_what_is_documented_is_read(tmp_path: Path) -> None:
+    ct, lungs, infection = _slices()
+    study = np.array([3, 3, 0, 1], np.uint8)
+    slices = read_slices(_write(tmp_path / "slices.npz", volume_guess=study))
+    np.testing.assert_array_equal(slices.ct, ct, strict=True)
+    np.testing.assert_array_equal(slices.lungs, lungs, strict=True)
+    np.testing.assert_array_equal(slices.infection, infection, strict=True)
+    np.testing.assert_array_equal(slices.study, study, strict=True)
+
+
+def test_without_studies_all_slices_are_of_one(tmp_path: Path) -> None:
+    assert read_slices(_write(tmp_path / "slices.npz", 3)).study.tolist() == [0, 0, 0]
+
+
+def test_infection_outside_the_lungs_does_not_count(tmp_path: Path) -> None:
+    _, lungs, _ = _slices()
+    everywhere = np.packbits(np.ones(lungs.shape, bool))
+    slices = read_slices(_write(tmp_path / "slices.npz", infection=everywhere))
+    np.testing.assert_array_equal(slices.infection, lungs)
+
+
+def _spoil(path: Path, kind: str) -> None:
+    ct, lungs, _ = _slices()
+    whole = _write(path).read_bytes()
+    match kind:
+        case "absent":
+            path.unlink()
+        case "a folder":
+            path.unlink()
+            path.mkdir()
+        case "empty":
+            path.write_bytes(b"")
+        case "cut":
+            path.write_bytes(whole[: len(whole) // 2])
+        case "no archive":
+            path.write_bytes(b"something else")
+        case "an array":
+            with path.open("wb") as file:
+                np.save(file, ct)
+        case "objects":
+            _write(path, ct=np.array([None, {}], object))
+        case "other arrays":
+            np.savez(path, something=ct)
+        case "no infection":
+            np.savez(path, ct=ct, lungs=np.packbits(lungs))
+        case "too few bits":
+            _write(path, lungs=np.packbits(lungs[:-1]))
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [
+        *("absent", "a folder", "empty", "cut", "no archive"),
+        *("an array", "objects", "other arrays", "no infection", "too few bits"),
+    ],
+)
+def test_what_holds_no_slices_is_refused(kind: str, tmp_path: Path) -> None:
+    path = tmp_path / "slices.npz"
+    _spoil(path, kind)
+    with pytest.raises(UsageError) as error:
+        read_slices(path)
+    assert str(error.value) == f"{path} holds no annotated slices; see docs/evaluation.md"
+
+
+@pytest.mark.parametrize(
+    "arrays",
+    [
+        pytest.param({"ct": _slices()[0][0]}, id="one slice without an axis"),
+        pytest.param({"ct": _slices()[0].astype(np.int16)}, id="other numbers"),
+        pytest.param({"ct": np.zeros((4, 15, 19), np.uint8)}, id="few rows"),
+        pytest.param({"ct": np.zeros((4, 17, 15), np.uint8)}, id="few columns"),
+        pytest.param({"volume_guess": np.zeros(3, np.uint8)}, id="a study too few"),
+        pytest.param({"volume_guess": np.uint8(0)}, id="one study for all"),
+    ],
+)
+def test_other_arrays_than_documented_are_refused(arrays: dict[str, npt.NDArray[np.generic]], tmp_path: Path) -> None:
+    path = _write(tmp_path / "slices.npz", **arrays)
+    with pytest.raises(UsageError) as error:
+        read_slices(path)
+    assert str(path) in str(error.value)
+    assert "docs/evaluation.md" in str(error.value)
+
+
+def test_damage_anywhere_is_refused_or_does_no_harm(tmp_path: Path) -> None:
+    whole = _write(tmp_path / "slices.npz").read_bytes()
+    rng = np.random.default_rng(0)
+    path, refused = tmp_path / "damaged.npz", 0
+    for _ in range(300):
+        damaged = np.frombuffer(whole, np.uint8).copy()
+        damaged[rng.integers(len(whole), size=3)] = rng.integers(0, 256, 3)
+        path.write_bytes(damaged.tobytes())
+        try:
+            read_slices(path)
+        except UsageError:
+            refused += 1
+    assert refused > 200
+
+
+def test_masks_of_another_size_are_refused(tmp_path: Path) -> None:
+    _, lungs, _ = _slices()
+    wider = np.packbits(np.pad(lungs, ((0, 0), (0, 0), (0, 4))))
+    with pytest.raises(UsageError):
+        read_slices(_write(tmp_path / "slices.npz", lungs=wider))
+
+
+def test_medians_of_lung_and_wall_are_the_usual() -> None:
+    ct, lungs, infection = (each[0] for each in _slices())
+    hu = to_hounsfield(ct, lungs, infection)
+    assert hu.dtype == np.float32
+    assert np.median(hu[lungs & ~infection]) == pytest.approx(LUNG_HU)
+    assert np.median(hu[~lungs & (ct > 0)]) == pytest.approx(TISSUE_HU)
+    order = np.argsort(ct, axis=None)
+    assert (np.diff(hu.ravel()[order]) >= 0).all()
+
+
+def test_the_scale_is_linear() -> None:
+    """Healthy lung at 50, wall at 200: one step of intensity is 900 HU in 150."""
+    ct = np.full((16, 16), 200, np.uint8)
+    lungs, infection = np.zeros((2, 16, 16), bool)
+    lungs[2:8] = infection[2:4] = True
+    ct[4:8], ct[2:4], ct[14:] = 50, 125, 0
+    hu = to_hounsfield(ct, lungs, infection)
+    assert [float(hu[row, 0]) for row in (5, 3, 10, 15)] == pytest.approx([-860, -410, 40, -1160])
+
+
+def test_without_healthy_lung_or_wall_there_are_usual_intensities() -> None:
+    ct = np.full((16, 16), 120, np.uint8)
+    everything, nothing = np.ones((16, 16), bool), np.zeros((16, 16), bool)
+    all_ill = to_hounsfield(ct, everything, everything)
+    assert all_ill[0, 0] == pytest.approx(-860 + (120 - 60) * 900 / (200 - 60))
+    no_wall = to_hounsfield(ct, everything, nothing)
+    assert no_wall[0, 0] == pytest.approx(-860)
+    no_lung = to_hounsfield(ct, nothing, nothing)
+    assert no_lung[0, 0] == pytest.approx(40)
+
+
+def test_a_wall_as_bright_as_lung_does_not_blow_the_scale_up() -> None:
+    ct = np.full((16, 16), 100, np.uint8)
+    lungs = np.zeros((16, 16), bool)
+    lungs[:8], ct[0, 0] = True, 130
+    hu = to_hounsfield(ct, lungs, np.zeros_like(lungs))
+    assert hu[10, 0] == pytest.approx(-860)
+    assert hu[0, 0] == pytest.approx(40), "30 steps at least from lung to wall"
