@@ -11,7 +11,9 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
 from dataclasses import dataclass
+from multiprocessing import resource_tracker
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -23,7 +25,7 @@ from safetensors.numpy import save
 from app.cohort.table import CohortStudy
 from app.console import quieten
 from app.outcome import RunFailed, UsageError
-from app.supervision import die_with
+from app.supervision import STOPPING, die_with
 from models.threads import granted_cores
 
 Array = npt.NDArray[Any]
@@ -230,7 +232,9 @@ def _outcomes(jobs: Sequence[_Job], preparation: Preparation, workers: int) -> I
         workers, multiprocessing.get_context("spawn"), initializer=_begin, initargs=(os.getpid(), threads)
     )
     try:
-        for finished in as_completed([pool.submit(_do, job, preparation) for job in jobs]):
+        with _processes_without_signals():
+            futures = [pool.submit(_do, job, preparation) for job in jobs]
+        for finished in as_completed(futures):
             yield finished.result()
     except Exception:
         pool.shutdown(cancel_futures=True)
@@ -241,9 +245,21 @@ def _outcomes(jobs: Sequence[_Job], preparation: Preparation, workers: int) -> I
     pool.shutdown()
 
 
+@contextmanager
+def _processes_without_signals() -> Iterator[None]:
+    """Start processes that are not to be interrupted, not even while they start.
+
+    From a terminal signals come to all processes; the first one answers, and the others end with it.
+    """
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, STOPPING)
+    resource_tracker.ensure_running()  # which lets signals through again
+    signal.pthread_sigmask(signal.SIG_BLOCK, STOPPING)
+    yield
+    signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+
+
 def _begin(parent: int, threads: int) -> None:
     die_with(parent)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # from a terminal it comes to all processes; the first one answers
     quieten()
     torch.set_num_threads(threads)
 
