@@ -39,9 +39,9 @@ def write_segmentation(folder: Path) -> Path:
     """Write models that find lungs by a threshold, and lesions at random, fast."""
     torch.manual_seed(0)
     said = {"name": "test", "version": "0"}
-    lungs = {"spacing": list(SPACING)}
+    lungs = {"spacing": [10.0, 10.0, 10.0]}
     save_weights(folder / "lungs", threshold_network(), said, lungs)
-    lesions = {"spacing": list(SPACING), "patch": [8, 32, 32]}
+    lesions = {"spacing": [20.0, 10.0, 10.0], "patch": [8, 16, 16]}
     save_weights(folder / "lesions", LesionNetwork(**lesions), said, lesions)  # type: ignore[arg-type]
     save_weights(folder / "involvement", InvolvementNetwork(5.0), said, {"pixel_mm": 5.0})
     save_weights(folder / "classifier", Classifier(32), said, {"in_plane": 32})

@@ -199,7 +199,7 @@ def test_the_forest_tells_large_infections_from_none(tmp_path: Path) -> None:
         ct = np.where(labels > 0, 0.2, 0.0) + np.where(labels & 2, 0.4, 0.0)
         path = tmp_path / f"{index}.safetensors"
         tensors = {"ct": torch.from_numpy(ct.astype(np.float16)), "labels": torch.from_numpy(labels)}
-        save_file(tensors, path, {"spacing": "[3.0, 2.0, 2.0]"})
+        save_file(tensors, path, {"prepared": json.dumps({"said": {"spacing": "[3.0, 2.0, 2.0]"}})})
         studies.append(Prepared(path, index % 2))
     probability = forest_on(studies[:8])
     assert [probability(study.path) > 0.5 for study in studies[8:]] == [False, True, False, True]
