@@ -18,5 +18,6 @@ def tell(line: str) -> None:
 def quieten() -> None:
     """Silence the libraries of this process: their messages quote header values, and with them the patient."""
     os.environ["HOLOSCAN_LOG_LEVEL"] = "OFF"
+    os.environ["PYTHONWARNINGS"] = "ignore"  # of processes that this one starts
     logging.disable(logging.CRITICAL)
     warnings.showwarning = lambda *_, **__: None  # a filter would not do: libraries change the filters

@@ -17,6 +17,7 @@ from multiprocessing import resource_tracker
 from pathlib import Path
 from typing import Any, Protocol
 
+import numpy as np
 import numpy.typing as npt
 import torch
 from safetensors import SafetensorError, safe_open
@@ -109,7 +110,7 @@ def prepare(
     """
     folder = cache / f"{preparation.name}-{_digest(preparation.made_with)[:8]}"
     jobs = [_Job(study, folder / _file_name(study), _key(study, preparation)) for study in studies]
-    missing = [job for job in jobs if not _holds(job)]
+    missing = [job for job in jobs if made_from(job.target) != job.key]
     if missing:
         there = len(jobs) - len(missing)
         tell(f"preparing {len(missing)} studies" + (f"; {there} are in the cache" if there else ""))
@@ -123,6 +124,15 @@ def said_of(path: Path) -> dict[str, str]:
     """Read what a prepared study says beside its arrays."""
     said: dict[str, str] = _header(path)["said"]
     return said
+
+
+def made_from(path: Path) -> str | None:
+    """Read what a prepared study was made from; None where it does not say."""
+    try:
+        made: str = _header(path)["made_from"]
+    except (OSError, SafetensorError, KeyError, TypeError, ValueError):  # absent, or not one of ours
+        return None
+    return made
 
 
 def _header(path: Path) -> dict[str, Any]:
@@ -162,13 +172,6 @@ def _file_name(study: CohortStudy) -> str:
     place = hashlib.sha256(os.fsencode(f"{study.patient}\n{study.path.absolute()}")).hexdigest()[:8]
     name = study.path.name.removesuffix(".gz").removesuffix(".nii")
     return f"{name[:_LONGEST]}-{place}.safetensors"
-
-
-def _holds(job: _Job) -> bool:
-    try:
-        return bool(_header(job.target)["made_from"] == job.key)
-    except (OSError, SafetensorError, KeyError, TypeError, ValueError):  # absent, or not one of ours
-        return False
 
 
 def _make(folder: Path) -> None:
@@ -274,7 +277,10 @@ def _do(job: _Job, preparation: Preparation) -> str | None:
     partial = job.target.with_suffix(f"{_PART}{os.getpid()}")
     try:
         header = json.dumps({"made_from": job.key, "said": said})  # one entry: safetensors writes several in any order
-        partial.write_bytes(save(arrays, {_HEADER: header}))
+        contiguous = {
+            name: np.ascontiguousarray(array) for name, array in arrays.items()
+        }  # as safetensors takes for granted
+        partial.write_bytes(save(contiguous, {_HEADER: header}))
         partial.replace(job.target)
     finally:
         partial.unlink(missing_ok=True)

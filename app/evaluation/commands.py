@@ -188,22 +188,27 @@ def write_judgement(
 def evaluate_segmentation(arguments: argparse.Namespace) -> None:
     """Judge masks and write ``segmentation.json``, ``segmentation.csv``, ``index.html`` and a picture.
 
+    Of a cohort with splits the test studies are judged, else all.
+
     Raises
     ------
     UsageError
-        If Jinja is not installed, cohort, masks or models cannot be used, or the folder cannot be written.
+        If Jinja is not installed, cohort, masks or models cannot be used, a model has learned from a patient whom it is
+        to be judged on, or the folder cannot be written.
     """
     need_jinja()
     from app.cohort.table import read_cohort
     from app.evaluation.segmentation import from_folder, score_cohort
     from app.evaluation.segmentation_report import write_segmentation
 
-    studies = read_cohort(arguments.cohort)
+    studies = [study for study in read_cohort(arguments.cohort) if study.split in (None, "test")]
     if arguments.predictions is not None:
         segment = from_folder(arguments.predictions)
     else:
         from app.evaluation.segmentation_model import from_models
+        from app.training.output import refuse_known_patients
 
+        refuse_known_patients(arguments.model, ("lungs", "lesions"), studies)
         segment = from_models(arguments.model)
     with new_folder(arguments.output) as folder:
         scores = score_cohort(studies, segment, tell)

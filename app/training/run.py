@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import os
 import re
 import time
@@ -16,10 +17,12 @@ from pathlib import Path
 
 import torch
 from lightning_fabric import Fabric
+from safetensors import SafetensorError
 from torch import nn
 from torch.multiprocessing.spawn import ProcessExitedException, ProcessRaisedException
 from torch.utils.tensorboard import SummaryWriter
 
+from app.cohort.cache import made_from
 from app.console import quieten, tell
 from app.outcome import RunFailed, UsageError
 from app.supervision import die_with
@@ -34,8 +37,10 @@ from models.threads import granted_cores
 from models.training.checkpoint import Checkpoint, CheckpointUnusable
 from models.training.loop import Progress, Trained, fit
 from models.training.settings import TrainingSettings
+from operators.software import VERSION
 
 _OURS = re.compile(r"app\.outcome\.(UsageError|RunFailed): (.+)")
+logging.getLogger("lightning.fabric").setLevel(logging.ERROR)  # here, for processes tell of themselves as they start
 _PICTURES = 20
 """About how often in a training pictures are drawn."""
 
@@ -80,15 +85,18 @@ class Training:
     @property
     def identity(self) -> str:
         """What the result depends on, as JSON: a checkpoint of anything else is not gone on from."""
-        data = [[(study.path.name, study.label) for study in part] for part in (self.training, self.validation)]
-        made_from = {
+        data = [
+            [(study.path.name, study.label, made_from(study.path)) for study in part]
+            for part in (self.training, self.validation)
+        ]
+        parts = {
             "settings": self.settings.model_dump(exclude={"workers"}, mode="json"),
             "data": hashlib.sha256(json.dumps(data).encode()).hexdigest(),
-            "folders": sorted({study.path.parent.name for study in (*self.training, *self.validation)}),
+            "software": VERSION,
             "start": _hash(self.start),
             "cvae": _hash(self.cvae),
         }
-        return json.dumps({"task": self.task} | made_from, sort_keys=True)
+        return json.dumps({"task": self.task} | parts, sort_keys=True)
 
 
 @dataclass(frozen=True, slots=True)
@@ -167,11 +175,17 @@ def _train(fabric: Fabric, training: Training, finish: Finish, parent: int) -> N
             report = _reporter(say, board, pictures, settings.epochs)
             trained = fit(recipe, settings, fabric, checkpoint, tell=say, report=report)
     except (CheckpointUnusable, ValueError) as error:
-        raise UsageError(str(error)) from error
+        raise UsageError(_last_line(error)) from error
+    except (SafetensorError, FileNotFoundError) as error:
+        raise RunFailed("a prepared study cannot be read any more: run again to prepare it anew") from error
     except FloatingPointError as error:
         raise RunFailed(f"{training.task}: {error}") from error
     except OSError as error:
         raise RunFailed(f"cannot write to {training.folder}: {error.strerror}") from error
+    except RuntimeError as error:
+        if not str(error).startswith("DataLoader worker"):
+            raise
+        raise RunFailed("a process that reads data died, as happens where memory runs out: --set workers=0") from error
     if first:
         network.load_state_dict(trained.weights)
         finish(training, network.cpu().eval(), trained, time.monotonic() - start)
@@ -265,6 +279,11 @@ def _as_raised(trace: str) -> Exception:
         return RunFailed("a training process failed; COVID_CT_DEBUG=1 tells more")
     kind, line = found[-1]
     return UsageError(line) if kind == "UsageError" else RunFailed(line)
+
+
+def _last_line(error: Exception) -> str:
+    """Return what an error says; one of a process that reads data says more than that."""
+    return str(error).strip().splitlines()[-1].removeprefix(f"{type(error).__name__}: ")
 
 
 def _say_nothing(line: str) -> None:

@@ -47,8 +47,8 @@ class LesionSettings(PatchSettings):
     @field_validator("patch")
     @classmethod
     def _multiples(cls, patch: tuple[int, int, int]) -> tuple[int, int, int]:
-        if any(size < 8 or size % 8 for size in patch):
-            raise ValueError("three multiples of 8 are needed")
+        if any(size < 8 or size % 8 for size in patch) or max(patch) == 8:  # of one voxel there is no instance norm
+            raise ValueError("three multiples of 8 are needed, one of them larger than 8")
         return patch
 
     @field_validator("distances")
@@ -57,6 +57,8 @@ class LesionSettings(PatchSettings):
         matrix = np.array(distances)
         if (matrix != matrix.T).any() or matrix.diagonal().any() or (matrix < 0).any():
             raise ValueError("distances must be symmetric, not negative, and zero on the diagonal")
+        if (matrix[0, 1:] != matrix.max()).any() or not matrix.max():
+            raise ValueError("no distances may be larger than those from background, which must be alike")
         return distances
 
 
@@ -80,7 +82,7 @@ class LesionObjective(Objective):
         target = labels.reshape(-1)[inside]
         if len(target) == 0:
             return logits.sum() * 0.0
-        loss = torch.as_tensor(self._wasserstein(flat.T[None], target[None, None]))
+        loss = torch.as_tensor(self._wasserstein(flat.T[None], target[None, None])).float()
         if self._entropy:
             affected = target > 0
             loss = loss + F.cross_entropy(flat, target)

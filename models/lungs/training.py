@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 import torch
+from pydantic import field_validator
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -39,6 +40,13 @@ class LungSettings(PatchSettings):
 
     spacing: tuple[float, float, float]
     interior: tuple[int, int, int]
+
+    @field_validator("interior")
+    @classmethod
+    def _multiples(cls, interior: tuple[int, int, int]) -> tuple[int, int, int]:
+        if any(size < 3 or size % 3 for size in interior) or max(interior) == 3:  # one voxel has no variance
+            raise ValueError("three multiples of 3 are needed, one of them larger than 3")
+        return interior
 
 
 class LungObjective(Objective):

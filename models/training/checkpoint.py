@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor, nn
 
 State = dict[str, Tensor]
@@ -68,7 +68,7 @@ class Checkpoint:
         partial = self.folder / f"{_NAME}.part"
         copies = {name: value.detach().cpu().contiguous().clone() for name, value in tensors.items()}
         try:
-            save_file(copies, partial, {"identity": self.identity, "stage": json.dumps(said)})
+            partial.write_bytes(save(copies, {"identity": self.identity, "stage": json.dumps(said)}))
             partial.replace(self.folder / _NAME)
         finally:
             partial.unlink(missing_ok=True)
@@ -87,18 +87,25 @@ class Checkpoint:
         try:
             with safe_open(path, framework="pt") as file:
                 identity, said = file.metadata()["identity"], json.loads(file.metadata()["stage"])
+                stage = Stage(said["history"], said["best_loss"], said["best_epoch"])
+                difference = "" if identity == self.identity else _difference(identity, self.identity)
                 tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - no mapping
         except (SafetensorError, KeyError, TypeError, ValueError) as error:
             raise CheckpointUnusable(f"the checkpoint {path} is damaged: remove it to begin anew") from error
-        if identity != self.identity:
+        if difference:
             raise CheckpointUnusable(
-                f"the checkpoint {path} is of a run with {_difference(identity, self.identity)}: "
-                "go on with the same, or remove it to begin anew"
+                f"the checkpoint {path} is of a run with {difference}: go on with the same, or remove it to begin anew"
             )
-        for key, module in modules.items():
-            module.load_state_dict(_below(f"{key}/", tensors))
-        _fill(optimiser, _below("optimiser/", tensors))
-        return Stage(said["history"], said["best_loss"], said["best_epoch"], _below("best/", tensors))
+        try:
+            for key, module in modules.items():
+                module.load_state_dict(_below(f"{key}/", tensors))
+            _fill(optimiser, _below("optimiser/", tensors))
+        except (RuntimeError, KeyError, ValueError) as error:
+            raise CheckpointUnusable(
+                f"the checkpoint {path} does not fit the network: remove it to begin anew"
+            ) from error
+        stage.best = _below("best/", tensors)
+        return stage
 
 
 def _of(module: nn.Module) -> State:

@@ -29,6 +29,8 @@ SCALE, ROTATION = 0.15, 10.0
 NOISE_HU, OFFSET_HU, CONTRAST = 40.0, 40.0, 0.06
 """How far their intensities vary."""
 _TILT = ROTATION / 3.0
+_RIM = 5
+"""Voxels at the sides that smoothing spoils, for MONAI pads with zeros: they are cut off after it."""
 
 
 class PatchRecipe(Recipe):
@@ -131,8 +133,9 @@ def _room(size: Size) -> Size:
     """Return the size of what a varied patch may reach: longer by the scale and, in its plane, by the rotation."""
     diagonal = np.hypot(size[1], size[2])
     turned = [abs(n * np.cos(np.deg2rad(ROTATION))) + diagonal * np.sin(np.deg2rad(ROTATION)) for n in size]
-    z = size[0] if size[0] == 1 else round((size[0] + diagonal * np.sin(np.deg2rad(_TILT))) * (1.0 + SCALE)) + 2
-    y, x = (round(n * (1.0 + SCALE)) + 2 for n in turned[1:])
+    tilted = size[0] + (size[1] + size[2]) * np.sin(np.deg2rad(_TILT))
+    z = size[0] if size[0] == 1 else round(tilted * (1.0 + SCALE)) + 2
+    y, x = (round(n * (1.0 + SCALE)) + 2 * _RIM for n in turned[1:])
     return z, y, x
 
 
@@ -144,16 +147,6 @@ def variation(size: Size, names: Sequence[str]) -> Compose:
     still, sharp, soft = (0.01, 0.01), (0.2, 0.3), (0.3, 1.0)
     return Compose(
         [
-            RandAffined(
-                names,
-                spatial_size=size,
-                prob=1.0,
-                rotate_range=((-turn, turn), (-tilt, tilt), (-tilt, tilt)),
-                scale_range=((0.0, 0.0) if flat else scale, scale, scale),
-                mode=["bilinear", *["nearest"] * (len(names) - 1)],
-                padding_mode="border",
-            ),
-            RandFlipd(names, prob=0.5, spatial_axis=2),
             RandGaussianSmoothd(HU, sigma_x=still, sigma_y=soft, sigma_z=soft, prob=0.4),
             RandGaussianSharpend(
                 HU,
@@ -166,6 +159,16 @@ def variation(size: Size, names: Sequence[str]) -> Compose:
                 alpha=(0.1, 0.8),
                 prob=0.4,
             ),
+            RandAffined(
+                names,
+                spatial_size=size,
+                prob=1.0,
+                rotate_range=((-turn, turn), (-tilt, tilt), (-tilt, tilt)),
+                scale_range=((0.0, 0.0) if flat else scale, scale, scale),
+                mode=["bilinear", *["nearest"] * (len(names) - 1)],
+                padding_mode="border",
+            ),
+            RandFlipd(names, prob=0.5, spatial_axis=2),
             RandGaussianNoised(HU, prob=0.8, std=NOISE_HU),
             RandScaleIntensityFixedMeand(HU, prob=1.0, factors=CONTRAST, preserve_range=False),
             RandShiftIntensityd(HU, offsets=OFFSET_HU, prob=1.0),

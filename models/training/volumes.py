@@ -35,14 +35,15 @@ class Volume:
                 slice(min(max(s, 0), n), max(min(s + length, n), 0))
                 for s, length, n in zip(start, size, shape, strict=True)
             )
+            fill = AIR_HU if name == HU else 0
+            if any(each.start >= each.stop for each in inside):
+                return np.full(size, fill, np.int16 if name == HU else np.uint8)
             part = whole[inside]
         margins = [
-            (min(max(-s, 0), length), length - min(max(-s, 0), length) - max(i.stop - i.start, 0))
-            for s, length, i in zip(start, size, inside, strict=True)
+            (max(-s, 0), length - max(-s, 0) - (each.stop - each.start))
+            for s, length, each in zip(start, size, inside, strict=True)
         ]
-        if min(part.shape) == 0:
-            return np.full(size, AIR_HU if name == HU else 0, part.dtype)
-        return np.pad(part, margins, constant_values=AIR_HU if name == HU else 0)
+        return np.pad(part, margins, constant_values=fill)
 
     def points(self, kind: str) -> npt.NDArray[np.int32]:
         """Read the voxels of a kind, (n, 3)."""

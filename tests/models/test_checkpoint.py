@@ -3,6 +3,11 @@
 from __future__ import annotations
 
 import json
+import resource
+import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -14,6 +19,7 @@ from models.training.checkpoint import Checkpoint, CheckpointUnusable, Stage
 
 IDENTITY = json.dumps({"task": "lungs", "settings": {"learning_rate": 0.1, "seed": 0}, "data": "a" * 64})
 NAME = "checkpoint.safetensors"
+ROOT = Path(__file__).resolve().parents[2]
 
 
 def network(seed: int = 0) -> nn.Module:
@@ -105,24 +111,55 @@ def test_weights_that_share_memory_are_written_each(tmp_path: Path) -> None:
 
 
 def test_a_checkpoint_is_replaced_whole_whatever_lay_there(tmp_path: Path) -> None:
+    """Who has opened the earlier one goes on reading it."""
     checkpoint = saved(tmp_path)
     (tmp_path / f"{NAME}.part").write_bytes(b"of a run that was killed while it wrote")
     assert len(checkpoint.load(*trained()).history) == 2
+    before = (tmp_path / NAME).read_bytes()
     later = stage()
     later.history.append({"training_loss": 1.0})
-    checkpoint.save(*trained(), later)
+    with (tmp_path / NAME).open("rb") as opened:
+        checkpoint.save(*trained(), later)
+        assert opened.read() == before
     assert len(checkpoint.load(*trained()).history) == 3
     assert [path.name for path in tmp_path.iterdir()] == [NAME]
 
 
-def test_where_nothing_can_be_written_the_earlier_checkpoint_stays(tmp_path: Path) -> None:
+def test_where_there_is_no_room_the_earlier_checkpoint_stays(tmp_path: Path) -> None:
+    """An error of the system, as of any file; nothing else is left in the folder."""
     checkpoint = saved(tmp_path)
     before = (tmp_path / NAME).read_bytes()
-    modules, optimiser = trained()
-    modules["objective"].register_buffer("sparse", torch.eye(2).to_sparse())  # cannot be written so
-    with pytest.raises(Exception, match=r"(?i)sparse|layout|contiguous"):
-        checkpoint.save(modules, optimiser, stage())
+    state = trained()
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (len(before) // 2, hard))  # no file may be longer
+    try:
+        with pytest.raises(OSError, match="File too large"):
+            checkpoint.save(*state, stage())
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     assert (tmp_path / NAME).read_bytes() == before
+    assert [path.name for path in tmp_path.iterdir()] == [NAME]
+
+
+def save_for_ever(folder: str) -> None:
+    """Run in another process."""
+    module = nn.Linear(4000, 4000)
+    optimiser = torch.optim.Adam(module.parameters())
+    while True:
+        Checkpoint(Path(folder), IDENTITY).save({"objective": module}, optimiser, stage())
+
+
+def test_a_process_killed_while_it_writes_leaves_a_checkpoint_and_nothing_for_ever(tmp_path: Path) -> None:
+    saved(tmp_path)
+    order = "import sys; from tests.models.test_checkpoint import save_for_ever; save_for_ever(sys.argv[1])"
+    with subprocess.Popen([sys.executable, "-c", order, str(tmp_path)], cwd=ROOT) as process:
+        end = time.monotonic() + 60.0
+        while len(list(tmp_path.iterdir())) == 1 and process.poll() is None and time.monotonic() < end:
+            time.sleep(0.001)
+        process.kill()
+    assert process.returncode == -signal.SIGKILL
+    Checkpoint(tmp_path, IDENTITY).load({}, trained()[1])  # whole, old or new
+    saved(tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == [NAME]
 
 

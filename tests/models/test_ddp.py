@@ -24,7 +24,7 @@ from models.training.loop import Trained
 
 SMALL: Mapping[str, Mapping[str, object]] = {
     "classifier": {"in_plane": 32, "initial": "random", "epochs": 2, "learning_rate": 1e-3, "slices_per_study": 2},
-    "cvae": {"in_plane": 32, "size": 16, "epochs": 2, "slices_per_study": 3, "clip_norm": 1.0},
+    "cvae": {"in_plane": 32, "size": 16, "epochs": 2, "batch": 4, "slices_per_study": 3, "clip_norm": 1.0},
     "lungs": {"interior": [3, 6, 3], "epochs": 1, "steps": 2, "averaging": 0.5},
     "involvement": {"patches": 1, "epochs": 1, "steps": 2},
     "lesions": {"patch": [24, 8, 8], "epochs": 1, "steps": 2, "averaging": 0.0},

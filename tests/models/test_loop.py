@@ -460,6 +460,33 @@ def test_a_training_in_bfloat16_goes_on_exactly_and_keeps_float32(tmp_path: Path
     assert whole.history != exact.history
 
 
+class Dice(Straight):
+    """Writes down what chance it sees."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.thrown: list[tuple[bool, float]] = []
+
+    def forward(self, *item: Tensor) -> Tensor:
+        self.thrown.append((self.training, float(torch.rand(()))))
+        return super().forward(*item)
+
+
+def test_each_item_has_a_chance_of_its_own_in_whatever_batch_it_is(tmp_path: Path) -> None:
+    """In validation it is the same in every epoch."""
+    thrown = []
+    for batch in (1, 3):
+        recipe = Plane(Dice())
+        recipe.steps = 6 // batch
+        trained(recipe, settings(batch=batch, epochs=2), tmp_path / str(batch))
+        thrown.append(recipe.objective.thrown)
+    assert thrown[0] == thrown[1]
+    training, validation = ([value for mode, value in thrown[0] if mode == wanted] for wanted in (True, False))
+    assert len(set(training)) == len(training) == 12
+    assert validation[:3] == validation[3:]
+    assert len({*training, *validation}) == 12 + 3
+
+
 def test_the_seed_decides_and_no_other_state(tmp_path: Path) -> None:
     chosen = settings()
     first = trained(noisy(), chosen, tmp_path / "first")
@@ -499,7 +526,8 @@ class Cliff(Straight):
 
 @pytest.mark.parametrize("clip_norm", [None, 1.0])
 def test_a_gradient_that_is_not_finite_ends_a_training(clip_norm: float | None, tmp_path: Path) -> None:
-    with pytest.raises(FloatingPointError, match="no longer finite"):
+    """Where it is clipped at once, else with the loss that comes of it."""
+    with pytest.raises(FloatingPointError, match="the loss" if clip_norm is None else "a gradient"):
         trained(Plane(Cliff()), settings(clip_norm=clip_norm), tmp_path)
     assert not list(tmp_path.iterdir())
 

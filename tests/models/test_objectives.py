@@ -19,7 +19,7 @@ from models.classifier.network import Classifier
 from models.classifier.training import ClassifierObjective, ClassifierSettings, CVAEObjective
 from models.involvement.training import InvolvementObjective
 from models.lesions.training import LesionObjective, LesionSettings
-from models.lungs.training import LungObjective
+from models.lungs.training import LungObjective, LungSettings
 
 MODELS = Path(__file__).resolve().parents[2] / "models"
 BACKGROUND, GROUND_GLASS, CONSOLIDATION, CRAZY_PAVING, COMBINED = range(5)
@@ -71,7 +71,7 @@ def test_lung_loss_is_weighted_cross_entropy_and_soft_dice() -> None:
                 overlap, predicted, wanted = overlap + p * t, predicted + p, wanted + t
     dice = 1 - (2 * overlap + 1) / (predicted + wanted + 1)
     loss = LungObjective(Given(logits))(image, target)
-    assert float(loss) == pytest.approx(entropy / math.prod(shape) + dice, rel=1e-5)
+    assert loss.item() == pytest.approx(entropy / math.prod(shape) + dice, rel=1e-5)
 
 
 @pytest.mark.parametrize("share", [0.0, 0.5, 1.0])
@@ -80,8 +80,8 @@ def test_a_perfect_lung_costs_nothing_and_its_opposite_most(share: float) -> Non
     image = torch.rand(1, 1, 32, 63, 64)
     right, wrong = (LungObjective(Given(sign * 60 * (target - 0.5)))(image, target) for sign in (1, -1))
     unsure = LungObjective(Given(torch.zeros_like(target)))(image, target)
-    assert float(right) == pytest.approx(0.0, abs=1e-6)
-    assert float(right) < float(unsure) < float(wrong)
+    assert right.item() == pytest.approx(0.0, abs=1e-6)
+    assert right.item() < unsure.item() < wrong.item()
 
 
 def test_other_air_called_lung_costs_more_than_dense_tissue_called_lung() -> None:
@@ -90,7 +90,22 @@ def test_other_air_called_lung_costs_more_than_dense_tissue_called_lung() -> Non
     image[..., 15, 30, 30] = 0.3  # air; the other voxel is dense
     called = torch.tensor([[3.0, -3.0], [-3.0, 3.0]])  # the first one, the second one
     air, dense = (LungObjective(Given(logits.reshape(1, 1, 1, 1, 2)))(image, target) for logits in called)
-    assert float(air) > 1.2 * float(dense)
+    assert air.item() > 1.2 * dense.item()
+
+
+def lung_settings(**changed: object) -> LungSettings:
+    recommended = yaml.safe_load((MODELS / "lungs" / "training.yaml").read_text("utf-8"))
+    return LungSettings.model_validate(recommended | changed)
+
+
+@pytest.mark.parametrize("interior", [(25, 48, 48), (24, 48, 50), (0, 3, 6), (24, -3, 48), (24, 48)])
+def test_interiors_of_other_than_multiples_of_3_are_refused(interior: tuple[int, ...]) -> None:
+    with pytest.raises(ValidationError, match="interior"):
+        lung_settings(interior=interior)
+
+
+def test_interiors_of_multiples_of_3_are_taken() -> None:
+    assert lung_settings(interior=(6, 12, 9)).interior == (6, 12, 9)
 
 
 # --- Lesions
@@ -145,7 +160,7 @@ def test_lesion_loss_is_the_formula_of_the_paper(entropy: bool, labelled: str) -
     if labelled != "all":
         labels = torch.where(labels > 2, CRAZY_PAVING if labelled == "one type" else BACKGROUND, BACKGROUND)
     loss = LesionObjective(Given(logits), settings)(image, labels, lungs)
-    assert float(loss) == pytest.approx(naive_lesion_loss(logits, labels, lungs, settings), rel=2e-5)
+    assert loss.item() == pytest.approx(naive_lesion_loss(logits, labels, lungs, settings), rel=2e-5)
 
 
 def test_a_loss_is_one_number_in_float32() -> None:
@@ -175,7 +190,7 @@ def test_a_patch_without_lung_teaches_nothing(entropy: bool) -> None:
     objective = LesionObjective(Given(logits), lesion_settings(entropy=entropy))
     loss = objective(image, labels, torch.zeros_like(lungs))
     loss.backward()
-    assert float(loss) == 0.0
+    assert loss.item() == 0.0
     assert torch.equal(objective.network.output.grad, torch.zeros_like(logits))
 
 
@@ -184,7 +199,7 @@ def cost(predicted: Tensor, labels: Tensor, **changed: object) -> float:
     logits = 30.0 * nn.functional.one_hot(predicted, 5).movedim(-1, 0)[None].float()
     objective = LesionObjective(Given(logits), lesion_settings(**changed))
     item = torch.zeros(1, 1, *labels.shape), labels[None, None], torch.ones(1, 1, *labels.shape, dtype=torch.bool)
-    return float(objective(*item))
+    return float(objective(*item).detach())
 
 
 @pytest.mark.parametrize("entropy", [False, True])
@@ -213,7 +228,7 @@ def test_distances_may_have_any_unit() -> None:
         LesionObjective(Given(logits), lesion_settings(distances=(k * matrix).tolist()))(image, labels, lungs)
         for k in (1, 2)
     )
-    assert float(one) == pytest.approx(float(double), rel=1e-6)
+    assert one.item() == pytest.approx(double.item(), rel=1e-6)
 
 
 def test_the_recommended_distances_are_those_of_the_design() -> None:
@@ -279,7 +294,7 @@ def test_involvement_loss_is_cross_entropy_and_soft_dice_inside_the_lungs() -> N
     dice = 1 - (2 * overlap + 1) / (predicted + wanted + 1)
     objective = InvolvementObjective(Given(logits))
     loss = objective(torch.zeros(shape), target, lungs)
-    assert float(loss) == pytest.approx(entropy / count + dice, rel=1e-5)
+    assert loss.item() == pytest.approx(entropy / count + dice, rel=1e-5)
     loss.backward()
     assert torch.equal(objective.network.output.grad != 0, lungs > 0)
 
@@ -288,11 +303,11 @@ def test_involvement_costs_nothing_where_it_is_right_or_there_is_no_lung() -> No
     lungs = (torch.arange(30).reshape(2, 1, 3, 5) % 3 > 0).float()
     target = (torch.arange(30).reshape(2, 1, 3, 5) % 3 > 1).float()
     right = InvolvementObjective(Given(60 * (target - 0.5)))(torch.zeros_like(lungs), target, lungs)
-    assert float(right) == pytest.approx(0.0, abs=1e-6)
+    assert right.item() == pytest.approx(0.0, abs=1e-6)
     nowhere = InvolvementObjective(Given(torch.randn(2, 1, 3, 5)))
     loss = nowhere(torch.zeros_like(lungs), torch.zeros_like(lungs), torch.zeros_like(lungs))
     loss.backward()
-    assert float(loss) == 0.0
+    assert loss.item() == 0.0
     assert not nowhere.network.output.grad.any()
 
 
@@ -311,7 +326,7 @@ def test_classifier_loss_is_the_focal_loss_of_its_settings(
     probability = softmax(network(slices).tolist())[label]
     expected = -weights[label] * (1 - probability) ** gamma * math.log(probability)
     loss = ClassifierObjective(network, settings)(slices, torch.tensor([label]))
-    assert float(loss) == pytest.approx(expected, rel=1e-4)
+    assert loss.item() == pytest.approx(expected, rel=1e-4)
 
 
 def test_monai_s_own_mean_is_half_of_the_paper_s_formula() -> None:
@@ -356,7 +371,7 @@ def test_autoencoder_loss_is_reconstruction_and_divergence(prior: PriorInputs, s
             sigma_q, sigma_p = math.exp(float(q.log_sigma[n, i])), math.exp(float(p.log_sigma[n, i]))
             gap = float(q.mean[n, i] - p.mean[n, i])
             total += math.log(sigma_p / sigma_q) + (sigma_q**2 + gap**2) / (2 * sigma_p**2) - 0.5
-    assert float(loss) == pytest.approx(total / 3, rel=1e-4)
+    assert loss.item() == pytest.approx(total / 3, rel=1e-4)
 
 
 def test_the_autoencoder_reconstructs_the_ct_and_not_the_mask() -> None:
@@ -369,4 +384,4 @@ def test_the_autoencoder_reconstructs_the_ct_and_not_the_mask() -> None:
     slices = torch.rand(1, 2, 16, 16)
     image = network(slices, labels).image
     expected = (image - slices[:, :1]).square().sum() / 2
-    assert float(CVAEObjective(network, 1.0)(slices, labels)) == pytest.approx(float(expected), rel=1e-5)
+    assert CVAEObjective(network, 1.0)(slices, labels).item() == pytest.approx(expected.item(), rel=1e-5)

@@ -12,6 +12,7 @@ import numpy.typing as npt
 import pytest
 import torch
 import yaml
+from monai.transforms.spatial.dictionary import RandAffined
 from safetensors.numpy import save_file
 from scipy import stats
 from torch import Tensor, nn
@@ -332,13 +333,14 @@ def test_noise_is_of_each_slice_and_blur_only_within_it(tmp_path: Path) -> None:
     patch = cut_patch(volume, np.array((15, 30, 30)), (8, 24, 24), ("hu", "lungs"), None)
     names = ("hu", "lungs")
     for seed in range(10):
-        steps = variation((8, 24, 24), names).transforms[1:]  # the first resamples
+        steps = [step for step in variation((8, 24, 24), names).transforms if not isinstance(step, RandAffined)]
         some = dict(patch)
         for number, step in enumerate(steps):
             if hasattr(step, "set_random_state"):
                 step.set_random_state(1000 * seed + number)
             some = step(some)
-        bright = float(some["hu"][some["lungs"] == 1].mean() - some["hu"][some["lungs"] == 0].mean())
+        hu_inside, lungs_inside = (some[name][..., 5:-5, 5:-5] for name in names)  # the rim is cut off later
+        bright = float(hu_inside[lungs_inside == 1].mean() - hu_inside[lungs_inside == 0].mean())
         assert 200 * (1 - CONTRAST) - 10 < bright < 200 * (1 + CONTRAST) + 10
 
 
