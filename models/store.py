@@ -69,9 +69,19 @@ def save_weights(
         What the network was built with, where that is not the default.
     dtype : torch.dtype
         Of the weights on disk; what is no floating point number stays as it is.
+
+    Raises
+    ------
+    ValueError
+        If a weight is not finite.
     """
-    state = network.state_dict()
-    content = save({name: tensor.detach().to(dtype).contiguous() for name, tensor in state.items()})
+    state = {
+        name: (tensor.to(dtype) if tensor.is_floating_point() else tensor).detach().contiguous()
+        for name, tensor in network.state_dict().items()
+    }
+    if not all(bool(tensor.isfinite().all()) for tensor in state.values()):
+        raise ValueError(f"weights are not finite as {dtype}")
+    content = save(state)
     sha256 = hashlib.sha256(content).hexdigest()
     folder.mkdir(parents=True, exist_ok=True)
     (folder / WEIGHTS).write_bytes(content)

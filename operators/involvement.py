@@ -10,16 +10,15 @@ from typing import Any
 import numpy as np
 import torch
 from monai.deploy.core import ExecutionContext, Fragment, InputContext, Operator, OperatorSpec, OutputContext
-from scipy import ndimage
 
-from models.involvement.network import MARGIN_MM, InvolvementNetwork, normalise, predict
+from models.involvement.network import MARGIN_MM, InvolvementNetwork, near_lungs, normalise, predict
 from models.precision import Precision, autocast
 from operators.findings import Involvement, Lungs
 from operators.journal import Journal
 from operators.lesion_segmentation import around_lungs, remove_specks
 from operators.orientation import involvement_on, standard_lungs, standard_volume
 from operators.resampling import resample
-from operators.volume import BoolArray, CTVolume
+from operators.volume import CTVolume
 
 
 def segment_involvement(
@@ -63,12 +62,6 @@ def segment_involvement(
     mask = np.zeros(upright.grid.shape, bool)
     mask[box] = remove_specks((resample(probability, hu.shape) >= 0.5) & lung, upright.grid)
     return involvement_on(volume.grid, Involvement(mask, upright.grid))
-
-
-def near_lungs(lung: BoolArray, pixel_mm: float) -> BoolArray:
-    """Mark what lies within :data:`MARGIN_MM` of lung in the same slice; ``lung`` (slices, rows, columns)."""
-    far = MARGIN_MM / pixel_mm
-    return np.stack([ndimage.distance_transform_edt(~plane) <= far if plane.any() else plane for plane in lung])
 
 
 class InvolvementOperator(Operator):

@@ -27,7 +27,7 @@ from app.cohort.table import CohortStudy
 from app.console import quieten
 from app.outcome import RunFailed, UsageError
 from app.supervision import STOPPING, die_with
-from models.threads import granted_cores
+from models.threads import granted_cores, use_granted_cores
 
 Array = npt.NDArray[Any]
 VERSION = 3
@@ -226,6 +226,7 @@ def _prepare(
 def _outcomes(jobs: Sequence[_Job], preparation: Preparation, workers: int) -> Iterator[str | None]:
     """Do the jobs; for each that is done give None, or why its study cannot be used."""
     if workers == 1:
+        use_granted_cores()
         yield from (_do(job, preparation) for job in jobs)
         return
     # Of an interrupted process there is more to clean up than to tell.

@@ -22,6 +22,7 @@ from models.lesions.network import LesionNetwork
 from models.lungs.network import DeepMedic
 from models.lungs.reference import AIR_HU, air_in_body
 from models.morphology import body_region
+from models.precision import resolve
 from models.record import ModelUnavailable, read_model
 from models.store import load_network
 from models.training.volumes import HU, LESIONS, LUNGS, POINTS
@@ -33,6 +34,7 @@ from operators.lung_segmentation import segment_lungs
 from operators.orientation import standard_lesions, standard_lungs, standard_volume
 from operators.refusal import InputRefused
 from operators.resampling import resample, shape_at
+from operators.software import VERSION
 from operators.volume import BoolArray, CTVolume, LabelArray
 
 POINTS_KEPT = 2000
@@ -59,7 +61,7 @@ class VolumePreparation:
     @property
     def made_with(self) -> Mapping[str, object]:
         """Resolution and masks."""
-        return {"spacing": list(self.spacing), "masks": list(self.masks)}
+        return {"software": VERSION, "spacing": list(self.spacing), "masks": list(self.masks)}
 
     @property
     def name(self) -> str:
@@ -78,7 +80,7 @@ class VolumePreparation:
         masks = {name: _mask(study, name, volume) for name in self.masks}
         upright = standard_volume(volume)
         z, y, x = self.spacing
-        grid = upright.grid.resampled(shape_at(upright.grid, (z or upright.grid.spacing[0], y, x)))
+        grid = upright.grid.resampled(shape_at(upright.grid, (upright.grid.spacing[0] if z is None else z, y, x)))
         hu = np.rint(resample(upright.hu, grid.shape)).clip(-1024, 32767).astype(np.int16)
         arrays: dict[str, Array] = {HU: hu}
         if LUNGS in masks:
@@ -110,7 +112,8 @@ class SlicePreparation:
     @property
     def made_with(self) -> Mapping[str, object]:
         """Models and size."""
-        return {"models": list(self.hashes), "in_plane": self.in_plane}
+        arithmetic = resolve("auto")
+        return {"software": VERSION, "models": list(self.hashes), "in_plane": self.in_plane, "precision": arithmetic}
 
     @property
     def name(self) -> str:

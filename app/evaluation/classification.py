@@ -163,7 +163,10 @@ def compare(first: Classification, second: Classification, *, replicates: int = 
 
 
 def _by_study(cohort: Cohort) -> dict[tuple[str, str], Prediction]:
-    return {(each.patient, each.study): each for each in cohort.predictions}
+    found = {(each.patient, each.study): each for each in cohort.predictions}
+    if len(found) < len(cohort.predictions):
+        raise ValueError("two studies of a patient have the same name")
+    return found
 
 
 def _thresholds(test: Cohort, validation: Cohort) -> list[tuple[str, float, str]]:

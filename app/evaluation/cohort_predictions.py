@@ -3,25 +3,24 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
 
 from app.cohort.cache import prepare, said_of
+from app.cohort.known_patients import read_record, refuse_known_patients
 from app.cohort.preparation import SEGMENTING, slice_preparation
 from app.cohort.table import CohortStudy
 from app.evaluation.predictions import Prediction
 from app.outcome import UsageError
-from app.training.output import refuse_known_patients
 from models.classifier.network import Classifier
 from models.classifier.studies import PreparedStudy
-from models.record import ModelUnavailable
+from models.record import ModelUnavailable, read_model
 from models.store import load_network
 from models.threads import use_granted_cores
-
-CHUNK = 4
-"""Slices that the classifier sees at a time, as in the application."""
+from operators.classification import CHUNK
 
 
 def predict_cohort(
@@ -55,13 +54,16 @@ def predict_cohort(
         If the cache cannot be written, or a process died.
     """
     judged = held_out(studies)
-    test = [study for study in judged if study.split == "test"]
-    refuse_known_patients(models, (*SEGMENTING, "classifier"), test)
+    refuse_known_patients(models, (*SEGMENTING, "classifier"), judged)
+    learned_with = read_record(models / "classifier").get("segmentation")
     try:
         network, record = load_network(models / "classifier", Classifier)
         preparation = slice_preparation(models, network.in_plane)
+        found = {task: read_model(models / task)[0].sha256 for task in SEGMENTING}
     except ModelUnavailable as error:
         raise UsageError(str(error)) from error
+    if learned_with not in (None, found):
+        raise UsageError(f"the classifier in {models} learned with other segmentation models than those beside it")
     paths = prepare(judged, preparation, cache, workers=workers, tell=tell)
     use_granted_cores()
 
@@ -105,13 +107,15 @@ def predictions_of(
         Gives the probability of positive of a prepared study.
     """
     predictions = []
+    times = Counter((study.patient, study.path.name) for study in studies)
     for study, path in zip(studies, paths, strict=True):
+        alone = times[study.patient, study.path.name] == 1
         said = said_of(path)
         groups = json.loads(said["attributes"]) | ({"site": study.site} if study.site else {})
         predictions.append(
             Prediction(
                 study.patient,
-                study.path.name,
+                study.path.name if alone else f"{study.path.parent.name}/{study.path.name}",
                 study.label,
                 probability(path),
                 "test" if study.split == "test" else "validation",

@@ -30,7 +30,7 @@ def add_evaluate_arguments(parser: argparse.ArgumentParser) -> None:
     add("--phantoms", type=count(0, 100), default=4, metavar="N", help="synthetic studies (default 4)")
     add("--slices", type=Path, metavar="FILE", help="NPZ file of annotated slices, see docs/evaluation.md")
     add("--studies", type=count(1, 100), default=4, metavar="N", help="studies of that file (default 4)")
-    add("--in-plane", type=count(32, 1024), default=256, metavar="N", help="size of the phantoms (default 256)")
+    add("--in-plane", type=count(32, 1024), metavar="N", help="size of the phantoms (default: what it learned from)")
     explanation.set_defaults(command=evaluate_explanation)
     classification = parts.add_parser("classification", help="how well positive is told from negative, with intervals")
     add = classification.add_argument
@@ -98,9 +98,11 @@ def evaluate_explanation(arguments: argparse.Namespace) -> None:
         network, _ = load_network(arguments.model / "classifier", Classifier)
     except ModelUnavailable as error:
         raise UsageError(str(error)) from error
+    if network.encoder.side_branch is None:
+        raise UsageError("the classifier has no side branch: there is nothing to explain on the mask")
     slices = None if arguments.slices is None else read_slices(arguments.slices)
     with new_folder(output) as results:
-        cases = [phantom_cases(arguments.phantoms, arguments.in_plane)]
+        cases = [phantom_cases(arguments.phantoms, arguments.in_plane or network.in_plane)]
         if slices is not None:
             cases.append(slice_cases(slices, arguments.studies))
         evaluation = evaluate(network, (case for source in cases for case in source), tell)
@@ -205,8 +207,8 @@ def evaluate_segmentation(arguments: argparse.Namespace) -> None:
     if arguments.predictions is not None:
         segment = from_folder(arguments.predictions)
     else:
+        from app.cohort.known_patients import refuse_known_patients
         from app.evaluation.segmentation_model import from_models
-        from app.training.output import refuse_known_patients
 
         refuse_known_patients(arguments.model, ("lungs", "lesions"), studies)
         segment = from_models(arguments.model)

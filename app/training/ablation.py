@@ -6,7 +6,6 @@ Source: Berenguer et al. 2020, arXiv:2011.11719, section 5 (ablation) and relate
 from __future__ import annotations
 
 import json
-import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,13 +17,16 @@ import torch
 from torch import nn
 
 from app.cohort.cache import said_of
+from app.cohort.known_patients import RECORD, refuse_known_patients
+from app.cohort.preparation import SEGMENTING
 from app.cohort.table import CohortStudy
 from app.evaluation.cohort_predictions import held_out, predictions_of
 from app.evaluation.predictions import Prediction
-from app.outcome import RunFailed
+from app.outcome import RunFailed, UsageError
+from app.training.checks import check_devices, learnable
 from app.training.configuration import load_training_settings
 from app.training.data import prepared
-from app.training.output import RECORD
+from app.training.output import new_folder_in
 from app.training.run import Devices, Training, run_training
 from app.training.tasks import TASKS, Prepared
 from models.baselines.infection_forest import InfectionForest, infection_features
@@ -111,6 +113,35 @@ class Ablation:
     devices: Devices
     workers: int | None
 
+    def check(self, rows: Sequence[str]) -> None:
+        """Make sure of all that can be known before the first row is trained.
+
+        Raises
+        ------
+        UsageError
+            If settings, devices or splits cannot be used, or the segmentation has learned from patients to be judged.
+        """
+        self._check_folder()
+        refuse_known_patients(self.models, SEGMENTING, held_out(self.studies))
+        for row in (ROWS[name] for name in rows):
+            task = _task_of(row)
+            for split in ("train", "validation"):
+                learnable(self.studies, TASKS[task], split)
+            changes = row.changes if row.task != "forest" else {}
+            check_devices(self._settings(task, changes), self.devices)
+            if row.cvae:
+                check_devices(self._settings("cvae", {"side_branch": row.changes["side_branch"]}), self.devices)
+
+    def _check_folder(self) -> None:
+        if self.settings is None:
+            return
+        if not self.settings.is_dir():
+            raise UsageError(f"the settings {self.settings} are no folder")
+        unknown = sorted(path.stem for path in self.settings.glob("*.y*ml") if path.stem not in TASKS)
+        if unknown or not any(self.settings.glob("*.yaml")):
+            said = f"holds {unknown[0]}.yaml" if unknown else "holds no settings"
+            raise UsageError(f"the folder {self.settings} {said}; known: {', '.join(f'{name}.yaml' for name in TASKS)}")
+
     def predict(self, name: str, tell: Tell) -> list[Prediction]:
         """Train a row and predict the validation and test studies with it.
 
@@ -131,8 +162,7 @@ class Ablation:
             cvae = self._autoencoder(name, row, tell) if row.cvae else None
             settings = self._settings(row.task, row.changes)
             probability = _network(row, self._trained(name, row.task, settings, cvae, tell))
-        task = TASKS["classifier" if row.task == "forest" else row.task]
-        made = self._made(judged, task.name, settings, tell)
+        made = self._made(judged, _task_of(row), settings, tell)
         return predictions_of(row.title, judged, [study.path for study in made], probability)
 
     def _autoencoder(self, name: str, row: Row, tell: Tell) -> Path:
@@ -178,18 +208,20 @@ class _RowFolder:
 
     def write(self, training: Training, network: nn.Module, trained: Trained, seconds: float) -> None:
         try:
-            self.folder.parent.mkdir(parents=True, exist_ok=True)
-            with tempfile.TemporaryDirectory(dir=self.folder.parent) as scratch:
-                made = Path(scratch, "model")
+            with new_folder_in(self.folder) as made:
                 said = {"name": f"covid-ct-{training.task}", "version": "ablation"}
                 save_weights(
                     made, network, said, TASKS[training.task].built_with(training.settings), dtype=torch.float32
                 )
                 record = {"seconds": round(seconds), "history": trained.history}
                 (made / RECORD).write_text(json.dumps(record, indent=2) + "\n", "utf-8")
-                made.rename(self.folder)
         except OSError as error:
             raise RunFailed(f"cannot write to {self.folder}: {error.strerror}") from error
+
+
+def _task_of(row: Row) -> str:
+    """Return the task whose settings and slices a row has; the forest sees what the classifier sees."""
+    return "classifier" if row.task == "forest" else row.task
 
 
 def _network(row: Row, folder: Path) -> Callable[[Path], float]:

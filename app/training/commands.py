@@ -21,7 +21,6 @@ if TYPE_CHECKING:
 MODELS = ("lungs", "lesions", "involvement", "cvae", "classifier")
 ROWS = ("plain", "cvae", "full", "covnet", "decovnet", "forest")
 """Of the ablation: three of the paper, three to compare with."""
-NO_SPLITS = "the table has no splits: covid-ct cohort FOLDER --split 70 15 15 makes them"
 SHIPPED = Path(__file__).resolve().parent.parent.parent / "models"
 
 
@@ -101,11 +100,8 @@ def ablation(arguments: argparse.Namespace) -> None:
     from app.training.ablation import Ablation, compared
     from app.training.run import Devices
 
-    studies = read_cohort(arguments.cohort)
-    if any(study.split is None for study in studies):
-        raise UsageError(NO_SPLITS)
     work = Ablation(
-        studies,
+        read_cohort(arguments.cohort),
         arguments.models,
         arguments.cache,
         arguments.config,
@@ -114,6 +110,7 @@ def ablation(arguments: argparse.Namespace) -> None:
         arguments.prepare_workers,
     )
     rows = [row for row in ROWS if row in arguments.rows]
+    work.check(rows)
     with new_folder(arguments.output) as folder:
         predictions = [each for row in rows for each in work.predict(row, tell)]
         chance = {"replicates": arguments.replicates, "seed": arguments.seed}
@@ -135,6 +132,7 @@ def train(arguments: argparse.Namespace) -> None:
     if os.environ.get("COVID_CT_DEBUG") != "1":
         quieten()
     from app.cohort.table import read_cohort
+    from app.training.checks import learnable
     from app.training.configuration import load_training_settings
     from app.training.tasks import TASKS
 
@@ -156,58 +154,34 @@ def _train(
     train_studies: tuple[CohortStudy, ...],
     validation_studies: tuple[CohortStudy, ...],
 ) -> None:
+    from app.cohort.preparation import SEGMENTING
+    from app.training.checks import autoencoder_in, check_devices, check_segmentation, segmentation_hashes
     from app.training.data import prepared
     from app.training.output import ModelFolder, add_segmentation
     from app.training.run import Devices, Training, run_training
 
+    devices = Devices(arguments.accelerator, arguments.devices)
+    check_devices(settings, devices)
+    start = None if arguments.start is None else arguments.start / task.name
+    if start is not None and not start.exists():
+        raise UsageError(f"there is no {start} to start from")
+    segmentation = None if task.spacing is not None else segmentation_hashes(arguments.models)
+    cvae = None
+    if task.name == "classifier":
+        check_segmentation(arguments.models, arguments.output)
+        if start is None and getattr(settings, "initial", None) == "cvae":
+            cvae = autoencoder_in(arguments.output, arguments.models)
     options = {"models": arguments.models, "workers": arguments.prepare_workers, "tell": tell}
-    both = (*train_studies, *validation_studies)
-    made = prepared(both, task, settings, arguments.cache, **options)
+    made = prepared((*train_studies, *validation_studies), task, settings, arguments.cache, **options)
     if arguments.prepare_only:
         return
-    training = Training(
-        task.name,
-        settings,
-        made[: len(train_studies)],
-        made[len(train_studies) :],
-        arguments.cache / "trainings",
-        None if arguments.start is None else arguments.start / task.name,
-        _autoencoder(arguments, settings) if task.name == "classifier" else None,
-    )
-    output = ModelFolder(arguments.output / task.name, arguments.version, train_studies, validation_studies)
-    run_training(training, Devices(arguments.accelerator, arguments.devices), output.write)
     if task.name == "classifier":
-        from app.cohort.preparation import SEGMENTING
-
         add_segmentation(arguments.models, arguments.output, SEGMENTING)
-
-
-def _autoencoder(arguments: argparse.Namespace, settings: TrainingSettings) -> Path | None:
-    """Return the model folder of the autoencoder that the classifier starts from."""
-    if arguments.start is not None or getattr(settings, "initial", None) != "cvae":
-        return None
-    folder: Path = arguments.output / "cvae"
-    if not folder.exists():
-        raise UsageError(f"there is no {folder}: train cvae first, or give --set initial=random")
-    return folder
-
-
-def learnable(studies: tuple[CohortStudy, ...], task: Task, split: str) -> tuple[CohortStudy, ...]:
-    """Return the studies of a split that a model can learn from.
-
-    Raises
-    ------
-    UsageError
-        If the table has no splits, or none of the studies has the masks.
-    """
-    if any(study.split is None for study in studies):
-        raise UsageError(NO_SPLITS)
-    chosen = tuple(study for study in studies if study.split == split)
-    usable = tuple(study for study in chosen if all(getattr(study, mask) is not None for mask in task.masks))
-    if not usable:
-        need = f" with masks of the {' and '.join(task.masks)}" if task.masks else ""
-        raise UsageError(f"there is no {split} study{need} to train {task.name} with")
-    return usable
+    parts = made[: len(train_studies)], made[len(train_studies) :]
+    training = Training(task.name, settings, *parts, arguments.cache / "trainings", start, cvae)
+    target, version = arguments.output / task.name, arguments.version
+    output = ModelFolder(target, version, train_studies, validation_studies, segmentation)
+    run_training(training, devices, output.write)
 
 
 def need_training_packages() -> None:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import shutil
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,16 +14,18 @@ import torch
 from matplotlib.figure import Figure
 from torch import nn
 
+from app.cohort.known_patients import RECORD, known_patients
 from app.cohort.table import CohortStudy
 from app.console import tell
-from app.outcome import RunFailed, UsageError
+from app.outcome import RunFailed
 from app.training.metadata import Learned, bundle_metadata, model_card
 from app.training.run import Training
 from app.training.tasks import TASKS
+from models.record import METADATA, WEIGHTS, read_model
 from models.store import save_weights
 from models.training.loop import Trained
 
-RECORD = "training.json"
+CARD = "README.md"
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,12 +40,15 @@ class ModelFolder:
         Of the model.
     training, validation : tuple of CohortStudy
         What it learned from.
+    segmentation : mapping, optional
+        Hashes of the segmentation models whose findings it learned from.
     """
 
     folder: Path
     version: str
     training: tuple[CohortStudy, ...]
     validation: tuple[CohortStudy, ...]
+    segmentation: Mapping[str, str] | None = None
 
     def write(self, training: Training, network: nn.Module, trained: Trained, seconds: float) -> None:
         """Write weights, metadata, model card, the record of the training and its curve, all or nothing.
@@ -52,23 +57,26 @@ class ModelFolder:
         ------
         RunFailed
             If they cannot be written.
+        UsageError
+            If the record of a model that it started from is damaged.
         """
         task = TASKS[training.task]
         settings = training.settings.model_dump(mode="json")
+        predecessors = [folder for folder in (training.start, training.cvae) if folder is not None]
         studies = {"training": _counts(self.training), "validation": _counts(self.validation)}
         learned = Learned(studies, settings, trained)
         record = {
             "settings": settings,
             "studies": studies,
-            "patients": sorted({pseudonym_hash(s.patient) for s in (*self.training, *self.validation)}),
+            "patients": known_patients(self.training, self.validation, predecessors),
+            "segmentation": self.segmentation,
+            "started_from": {folder.name: read_model(folder)[0].sha256 for folder in predecessors},
             "kept_epoch": trained.kept_epoch,
             "history": trained.history,
             "seconds": round(seconds),
         }
         try:
-            self.folder.parent.mkdir(parents=True, exist_ok=True)
-            with tempfile.TemporaryDirectory(prefix=".covid-ct-model-", dir=self.folder.parent) as scratch:
-                made = Path(scratch, "model")
+            with new_folder_in(self.folder) as made:
                 save_weights(
                     made,
                     network,
@@ -76,54 +84,43 @@ class ModelFolder:
                     task.built_with(training.settings),
                     dtype=torch.float32 if training.task == "cvae" else torch.float16,
                 )
-                (made / "README.md").write_text(model_card(training.task, self.version, learned), "utf-8")
+                (made / CARD).write_text(model_card(training.task, self.version, learned), "utf-8")
                 (made / RECORD).write_text(json.dumps(record, indent=2) + "\n", "utf-8")
                 _draw(trained, made / "training.png")
-                made.chmod(0o755)
-                made.rename(self.folder)
         except OSError as error:
             raise RunFailed(f"cannot write the model to {self.folder}: {error.strerror}") from error
         tell(f"{training.task}: {self.folder}, from epoch {trained.kept_epoch} of {len(trained.history)}")
 
 
-def pseudonym_hash(patient: str) -> str:
-    """Stand for a patient in the record of a training: enough to notice who comes again."""
-    return hashlib.sha256(f"covid-ct-map {patient}".encode()).hexdigest()[:16]
-
-
-def refuse_known_patients(models: Path, tasks: Sequence[str], studies: Sequence[CohortStudy]) -> None:
-    """Make sure that models have not learned from the patients whom they are to be judged on.
-
-    Models without a record of their training, as those of others, are taken as they are.
+def add_segmentation(source: Path, target: Path, tasks: Sequence[str]) -> None:
+    """Put the segmentation models that a classifier learns with beside it, where there are none.
 
     Raises
     ------
-    UsageError
-        If one has.
+    RunFailed
+        If they cannot be written.
     """
     for task in tasks:
-        path = models / task / RECORD
+        if (target / task).exists():
+            continue
         try:
-            known = set(json.loads(path.read_text("utf-8"))["patients"]) if path.exists() else set()
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise UsageError(f"{path} is damaged") from error
-        seen = [study.patient for study in studies if pseudonym_hash(study.patient) in known]
-        if seen:
-            raise UsageError(
-                f"the model {task} learned from {len(set(seen))} of the patients that it is to be judged on, "
-                f"{seen[0]} among them: keep the splits that it was trained with"
-            )
+            with new_folder_in(target / task) as made:
+                for path in (source / task / name for name in (WEIGHTS, METADATA, CARD, RECORD)):
+                    if path.exists():
+                        shutil.copyfile(path, made / path.name)
+        except OSError as error:
+            raise RunFailed(f"cannot write the model to {target / task}: {error.strerror}") from error
 
 
-def add_segmentation(source: Path, target: Path, tasks: Sequence[str]) -> None:
-    """Put the segmentation models that a classifier learned with beside it, where there are none."""
-    for task in tasks:
-        if not (target / task).exists():
-            names = ("weights.safetensors", "metadata.json", "README.md", RECORD)
-            (target / task).mkdir(parents=True)
-            for name in names:
-                if (source / task / name).exists():
-                    shutil.copyfile(source / task / name, target / task / name)
+@contextmanager
+def new_folder_in(target: Path) -> Iterator[Path]:
+    """Give a folder that takes its place as ``target`` when the block ends well, and else goes away."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=".covid-ct-model-", dir=target.parent) as scratch:
+        made = Path(scratch, "model")
+        made.mkdir(mode=0o755)
+        yield made
+        made.rename(target)
 
 
 def _counts(studies: Sequence[CohortStudy]) -> dict[str, int]:

@@ -33,7 +33,7 @@ from models.classifier.training import start_from_cvae
 from models.precision import Precision, resolve
 from models.record import ModelUnavailable, read_model
 from models.store import load_network
-from models.threads import granted_cores
+from models.threads import granted_cores, use_granted_cores
 from models.training.checkpoint import Checkpoint, CheckpointUnusable
 from models.training.loop import Progress, Trained, fit
 from models.training.settings import TrainingSettings
@@ -114,6 +114,11 @@ class Devices:
     accelerator: str = "auto"
     count: int = 1
 
+    @property
+    def cuda(self) -> bool:
+        """Whether to train on GPUs."""
+        return self.accelerator == "cuda" or (self.accelerator == "auto" and torch.cuda.is_available())
+
 
 Finish = Callable[[Training, nn.Module, Trained, float], None]
 """Told at the end, in one process: the training, the trained network, what is known of it, and the seconds."""
@@ -136,9 +141,8 @@ def run_training(training: Training, devices: Devices, finish: Finish) -> None:
     RunFailed
         If the loss is no longer finite, something cannot be written, or a process died.
     """
-    cuda = devices.accelerator == "cuda" or (devices.accelerator == "auto" and torch.cuda.is_available())
-    if devices.accelerator == "cuda" and torch.cuda.device_count() < devices.count:
-        raise UsageError(f"{devices.count} CUDA devices were asked for, there are {torch.cuda.device_count()}")
+    cuda = devices.cuda
+    use_granted_cores()
     with _quiet():
         fabric = Fabric(
             accelerator="cuda" if cuda else "cpu",
@@ -182,6 +186,10 @@ def _train(fabric: Fabric, training: Training, finish: Finish, parent: int) -> N
         raise RunFailed(f"{training.task}: {error}") from error
     except OSError as error:
         raise RunFailed(f"cannot write to {training.folder}: {error.strerror}") from error
+    except torch.OutOfMemoryError as error:
+        raise RunFailed(
+            f"{training.task}: the device has too little memory for patches or studies of this size"
+        ) from error
     except RuntimeError as error:
         if not str(error).startswith("DataLoader worker"):
             raise
@@ -258,7 +266,7 @@ def _board(folder: Path, wanted: bool) -> Iterator[SummaryWriter | None]:
 
 def _arithmetic(precision: Precision, cuda: bool) -> str:
     if precision == "auto" and cuda:
-        return "bfloat16" if torch.cuda.is_bf16_supported() else "float32"
+        return "bfloat16" if torch.cuda.is_bf16_supported(including_emulation=False) else "float32"
     return resolve(precision)
 
 
@@ -283,7 +291,8 @@ def _as_raised(trace: str) -> Exception:
 
 def _last_line(error: Exception) -> str:
     """Return what an error says; one of a process that reads data says more than that."""
-    return str(error).strip().splitlines()[-1].removeprefix(f"{type(error).__name__}: ")
+    lines = str(error).strip().splitlines() or [f"unexpected {type(error).__name__}"]
+    return lines[-1].removeprefix(f"{type(error).__name__}: ")
 
 
 def _say_nothing(line: str) -> None:

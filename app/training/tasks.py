@@ -147,8 +147,6 @@ _ALL = (
     Task("decovnet", FocalSettings, MODELS / "baselines" / "decovnet.yaml", DeCoVNet, lambda s: {}, _baseline),
 )
 TASKS: Mapping[str, Task] = {task.name: task for task in _ALL}
-TRAINABLE = ("lungs", "lesions", "involvement", "cvae", "classifier")
-"""What ``covid-ct train`` trains; the others are rows of the ablation."""
 
 
 def in_plane_of(settings: TrainingSettings) -> int:

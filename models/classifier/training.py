@@ -143,15 +143,15 @@ class StudyRecipe(Recipe):
         channels: int = 2,
     ) -> None:
         super().__init__(objective, -(-len(training) // settings.batch), len(validation))
-        self._studies, self._training, self._validation = settings, training, validation
+        self._settings, self._training, self._validation = settings, training, validation
         self._channels = channels
 
     def __getitem__(self, number: int, /) -> Item:
         """Read a training study and draw its slices."""
-        seed = self._studies.seed
-        index = epoch_order(seed, number, len(self._training), self.steps * self._studies.batch)
+        seed = self._settings.seed
+        index = epoch_order(seed, number, len(self._training), self.steps * self._settings.batch)
         slices, label = self._read(self._training[index])
-        count = self._studies.slices_per_study
+        count = self._settings.slices_per_study
         if count is not None and len(slices) > count:
             slices = slices[np.random.default_rng((seed, number)).permutation(len(slices))[:count]]
         return slices, label

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 from monai.inferers.inferer import SlidingWindowInferer
+from scipy import ndimage
 from torch import Tensor
 
+from models.morphology import BoolArray
 from models.unet import UNet
 
 WIDTHS = ((16, 16), (32, 32), (64, 64), (128, 128), (256, 256))
@@ -37,6 +40,12 @@ def normalise(hu: Tensor, near_lungs: Tensor) -> Tensor:
     """Clip Hounsfield units to :data:`HU_RANGE`, rescale to [0, 1], and blank what is not near the lungs."""
     low, high = HU_RANGE
     return (hu.clamp(low, high) - low) / (high - low) * near_lungs
+
+
+def near_lungs(lung: BoolArray, pixel_mm: float) -> BoolArray:
+    """Mark what lies within :data:`MARGIN_MM` of lung in the same slice; ``lung`` (slices, rows, columns)."""
+    far = MARGIN_MM / pixel_mm
+    return np.stack([ndimage.distance_transform_edt(~plane) <= far if plane.any() else plane for plane in lung])
 
 
 @torch.inference_mode()

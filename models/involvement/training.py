@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 
 import numpy as np
 import torch
 from pydantic import PositiveFloat, PositiveInt
-from scipy import ndimage
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from models.involvement.network import MARGIN_MM, PATCH, InvolvementNetwork, normalise
+from models.involvement.network import MARGIN_MM, PATCH, InvolvementNetwork, near_lungs, normalise
 from models.training.patches import PatchRecipe, cut_patch, draw_centre
 from models.training.recipe import Item, Objective
 from models.training.settings import PatchSettings
@@ -81,14 +81,17 @@ class InvolvementRecipe(PatchRecipe):
 
     def patch(self, volumes: Sequence[Volume], rng: np.random.Generator, vary: bool) -> Item:
         """Return image, affected lung and lungs, each (1, 1, rows, columns)."""
-        jitter = JITTER_MM / self._settings.pixel_mm
-        volume, centre = draw_centre(volumes, KINDS, (0.0, jitter, jitter), rng)
-        patch = cut_patch(volume, centre, (1, *PATCH), (HU, LESIONS, LUNGS), rng if vary else None)
+        pixel = self._settings.pixel_mm
+        volume, centre = draw_centre(volumes, KINDS, (0.0, JITTER_MM / pixel, JITTER_MM / pixel), rng)
+        margin = math.ceil(MARGIN_MM / pixel)  # lung beyond the patch may be near, too
+        rows, columns = (size + 2 * margin for size in PATCH)
+        patch = cut_patch(volume, centre, (1, rows, columns), (HU, LESIONS, LUNGS), rng if vary else None)
         lungs = patch[LUNGS] > 0
-        far = MARGIN_MM / self._settings.pixel_mm
-        near = ndimage.distance_transform_edt(~lungs[0, 0].numpy()) <= far if lungs.any() else lungs[0, 0].numpy()
-        affected = (patch[LESIONS] > 0) & lungs
-        return normalise(patch[HU], torch.from_numpy(near)), affected.float(), lungs.float()
+        image = normalise(patch[HU], torch.from_numpy(near_lungs(lungs[0].numpy(), pixel))[None])
+        parts = image, (patch[LESIONS] > 0) & lungs, lungs
+        inner = slice(margin, -margin)
+        cut, affected, inside = (part[..., inner, inner].float() for part in parts)
+        return cut, affected, inside
 
     def pictures(self, network: nn.Module) -> Mapping[str, Tensor]:
         """Draw image, affected lung and probability of the first validation patch."""

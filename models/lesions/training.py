@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import torch
 from monai.losses.dice import GeneralizedWassersteinDiceLoss
-from pydantic import field_validator
+from pydantic import PositiveFloat, field_validator
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -39,7 +39,7 @@ class LesionSettings(PatchSettings):
         Add cross-entropy inside the lungs, and one among the lesion types alone.
     """
 
-    spacing: tuple[float, float, float]
+    spacing: tuple[PositiveFloat, PositiveFloat, PositiveFloat]
     patch: tuple[int, int, int]
     distances: tuple[Row, Row, Row, Row, Row]
     entropy: bool

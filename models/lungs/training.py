@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 import torch
-from pydantic import field_validator
+from pydantic import PositiveFloat, field_validator
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -38,7 +38,7 @@ class LungSettings(PatchSettings):
         Voxels (z, y, x) of a patch that are predicted, multiples of 3.
     """
 
-    spacing: tuple[float, float, float]
+    spacing: tuple[PositiveFloat, PositiveFloat, PositiveFloat]
     interior: tuple[int, int, int]
 
     @field_validator("interior")

@@ -1,1 +1,1 @@
-"""What the training recipes share: sources, synthetic lesions, augmentation and the loop."""
+"""What the trainings share: settings, recipes, patches of volumes, the loop and its checkpoints."""

@@ -16,8 +16,9 @@ from safetensors.torch import load_file
 from app.application import Models
 from app.cli import main
 from app.cohort.table import read_cohort
+from app.outcome import UsageError
 from app.training.commands import MODELS
-from app.training.output import pseudonym_hash
+from app.cohort.known_patients import known_patients, refuse_known_patients
 from models.classifier.cvae import CVAE
 from models.store import load_network
 from tests.app.training.small import SPACING, arguments
@@ -50,8 +51,11 @@ def test_a_model_folder_says_all_there_is_to_say(trained: Path, cohort: Path) ->
         assert metadata["intended_use"] == "Research use only. Not for diagnostic use."
         assert metadata["network_data_format"]["inputs"]["image"]["modality"] == "CT"
         record = json.loads((folder / "training.json").read_text("utf-8"))
-        known = {pseudonym_hash(study.patient) for study in read_cohort(cohort) if study.split != "test"}
-        assert set(record["patients"]) == known
+        studies = read_cohort(cohort)
+        split = {name: [study for study in studies if study.split == name] for name in ("train", "validation")}
+        assert record["patients"] == known_patients(split["train"], split["validation"])
+        assert [len(hashes) for hashes in record["patients"].values()] == [4, 4]
+        assert (record["segmentation"] is not None) == (model in ("cvae", "classifier"))
         assert record["studies"]["training"] == {"patients": 4, "studies": 4, "positive": 2}
         assert len(record["history"]) == record["kept_epoch"] == 1
         card = (folder / "README.md").read_text("utf-8")
@@ -105,6 +109,53 @@ def test_without_an_autoencoder_the_classifier_says_what_to_do(
     assert main(arguments("classifier", cohort, tmp_path)) == 64
     assert "train cvae first" in last_error(capsys)
     assert not (tmp_path / "models").exists()
+
+
+def test_a_model_knows_of_whom_its_predecessors_learned(trained: Path, cohort: Path, tmp_path: Path) -> None:
+    """Started from weights that learned from the test patients of today, it knows them, too."""
+    shutil.copytree(trained / "cache", tmp_path / "cache", copy_function=shutil.copy2)
+    other = copy_of(cohort, tmp_path / "cohort")
+    turned = {"train": "test", "test": "train", "validation": "validation"}
+    write_rows(other, [row | {"split": turned[row["split"]]} for row in rows_of(other)])
+    assert main(arguments("involvement", other, tmp_path, "--start", str(trained / "models"))) == 0
+    record = json.loads((tmp_path / "models" / "involvement" / "training.json").read_text("utf-8"))
+    assert set(record["started_from"]) == {"involvement"}
+    assert len(record["patients"]["training"]) == 8
+    tests = [study for study in read_cohort(other) if study.split == "test"]
+    with pytest.raises(UsageError, match="learned from 4 of the patients"):
+        refuse_known_patients(tmp_path / "models", ("involvement",), tests)
+
+
+def test_a_classifier_does_not_come_to_lie_beside_other_models_than_it_learned_with(
+    trained: Path, cohort: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copytree(trained / "segmentation", tmp_path / "segmentation")
+    shutil.copytree(trained / "models" / "cvae", tmp_path / "models" / "cvae")
+    shutil.copytree(trained / "models" / "lungs", tmp_path / "models" / "lungs")
+    assert main(arguments("classifier", cohort, tmp_path)) == 64
+    assert "is another model than" in last_error(capsys)
+    shutil.rmtree(tmp_path / "models" / "lungs")
+    shutil.rmtree(tmp_path / "segmentation" / "lungs")
+    shutil.copytree(trained / "models" / "lungs", tmp_path / "segmentation" / "lungs")
+    assert main(arguments("classifier", cohort, tmp_path)) == 64
+    assert "learned with other segmentation models" in last_error(capsys)
+    assert not (tmp_path / "cache").exists()
+
+
+@pytest.mark.parametrize(
+    ("more", "said"),
+    [
+        (["--devices", "3"], "a step of 2 items cannot be divided among 3 devices"),
+        (["--start", "nowhere"], "there is no nowhere/lungs to start from"),
+        (["--set", "spacing=[10,0,10]"], "setting spacing.1"),
+    ],
+)
+def test_what_cannot_go_well_is_told_before_anything_is_prepared(
+    more: list[str], said: str, cohort: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(arguments("lungs", cohort, tmp_path, *more)) == 64
+    assert said in last_error(capsys)
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_model_that_is_there_is_not_replaced(trained: Path, cohort: Path, capsys: pytest.CaptureFixture[str]) -> None:
