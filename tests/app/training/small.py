@@ -48,8 +48,13 @@ def write_segmentation(folder: Path) -> Path:
     return folder
 
 
+def output_of(model: str, folder: Path) -> Path:
+    """Return the models folder for a model: classifiers lie beside the segmentation that they learn with."""
+    return folder / ("classifiers" if model in ("cvae", "classifier") else "models")
+
+
 def arguments(model: str, cohort: Path, folder: Path, *more: str) -> list[str]:
     """Give the arguments of a training that takes and leaves everything in ``folder``."""
     chosen = [part for assignment in SETTINGS[model] for part in ("--set", assignment)]
-    paths = ["--cache", str(folder / "cache"), "-o", str(folder / "models"), "-m", str(folder / "segmentation")]
+    paths = ["--cache", str(folder / "cache"), "-o", str(output_of(model, folder)), "-m", str(folder / "segmentation")]
     return ["train", model, str(cohort), *paths, *HERE, *chosen, *more]

@@ -14,6 +14,7 @@ from safetensors.torch import save_file
 
 from app.cli import main
 from app.cohort.images import load_study
+from app.cohort.known_patients import known_patients
 from app.cohort.table import CohortStudy, read_cohort
 from app.training.ablation import ROWS, compared, forest_on
 from app.training.commands import ROWS as NAMES
@@ -107,9 +108,7 @@ def test_rows_that_are_there_are_not_trained_again(
 
 def test_a_cohort_is_predicted_as_the_application_predicts(trained: Path, cohort: Path, tmp_path: Path) -> None:
     models = tmp_path / "models"
-    shutil.copytree(trained / "segmentation", models)
-    shutil.rmtree(models / "classifier")
-    shutil.copytree(trained / "models" / "classifier", models / "classifier")
+    shutil.copytree(trained / "classifiers", models)
     shutil.copytree(trained / "cache", tmp_path / "cache", copy_function=shutil.copy2)
     paths = [
         "--cohort",
@@ -180,6 +179,42 @@ def test_a_model_is_not_judged_on_patients_that_it_learned_from(
     (line,) = capsys.readouterr().err.strip().splitlines()
     assert "learned from 4 of the patients that it is to be judged on" in line
     assert not (tmp_path / "out").exists()
+
+
+def test_rows_are_not_judged_through_models_that_learned_from_the_same_patients(
+    trained: Path, cohort: Path, work: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copytree(work / "segmentation", tmp_path / "segmentation")
+    tests = [study for study in read_cohort(cohort) if study.split == "test"]
+    record = json.dumps({"patients": known_patients(tests, [])})
+    (tmp_path / "segmentation" / "lesions" / "training.json").write_text(record)
+    assert main(ablation(cohort, tmp_path, tmp_path / "out")) == 64
+    (line,) = capsys.readouterr().err.strip().splitlines()
+    assert "the model lesions learned from 4 of the patients" in line
+    assert not (tmp_path / "cache").exists()
+
+
+@pytest.mark.parametrize("kind", ["absent", "empty", "unknown"])
+def test_a_wrong_folder_of_settings_is_not_ignored(
+    kind: str, cohort: Path, work: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    settings = tmp_path / "settings"
+    if kind != "absent":
+        settings.mkdir()
+    if kind == "unknown":
+        (settings / "clasifier.yaml").write_text("epochs: 1\n")
+    assert main(ablation(cohort, work, tmp_path / "out", "-c", str(settings))) == 64
+    (line,) = capsys.readouterr().err.strip().splitlines()
+    assert {"absent": "no folder", "empty": "no settings", "unknown": "clasifier.yaml"}[kind] in line
+
+
+def test_a_wrong_setting_of_a_later_row_is_told_before_the_first_is_trained(
+    cohort: Path, work: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "decovnet.yaml").write_text("epoch: 1\n")
+    assert main(ablation(cohort, work, tmp_path / "out", "-c", str(tmp_path))) == 64
+    (line,) = capsys.readouterr().err.strip().splitlines()
+    assert "unknown setting epoch" in line
 
 
 def test_a_cohort_needs_a_cache(cohort: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -15,13 +15,17 @@ from safetensors.torch import load_file
 
 from app.application import Models
 from app.cli import main
+from app.cohort.known_patients import known_patients, refuse_known_patients
 from app.cohort.table import read_cohort
 from app.outcome import UsageError
 from app.training.commands import MODELS
-from app.cohort.known_patients import known_patients, refuse_known_patients
 from models.classifier.cvae import CVAE
+from models.involvement.network import InvolvementNetwork
+from models.lesions.network import LesionNetwork
+from models.lungs.network import DeepMedic
+from models.record import read_model
 from models.store import load_network
-from tests.app.training.small import SPACING, arguments
+from tests.app.training.small import SPACING, arguments, output_of
 
 
 def last_error(capsys: pytest.CaptureFixture[str]) -> str:
@@ -31,18 +35,22 @@ def last_error(capsys: pytest.CaptureFixture[str]) -> str:
 
 
 def test_the_application_loads_what_was_trained(trained: Path) -> None:
-    models = Models.load(trained / "models")
-    assert models.lungs.spacing == (10.0, 10.0, 10.0)
-    assert (models.lesions.spacing, models.lesions.patch) == (SPACING, (8, 16, 16))
-    assert models.involvement.pixel_mm == 5.0
+    models = Models.load(trained / "classifiers")
     assert models.classifier.in_plane == 32
-    cvae, _ = load_network(trained / "models" / "cvae", CVAE)
+    for task in ("lungs", "lesions", "involvement"):
+        here, there = (read_model(trained / place / task)[0] for place in ("classifiers", "segmentation"))
+        assert here == there
+    assert load_network(trained / "models" / "lungs", DeepMedic)[0].spacing == (10.0, 10.0, 10.0)
+    lesions, _ = load_network(trained / "models" / "lesions", LesionNetwork)
+    assert (lesions.spacing, lesions.patch) == (SPACING, (8, 16, 16))
+    assert load_network(trained / "models" / "involvement", InvolvementNetwork)[0].pixel_mm == 5.0
+    cvae, _ = load_network(trained / "classifiers" / "cvae", CVAE)
     assert cvae.decoder.size == 16
 
 
 def test_a_model_folder_says_all_there_is_to_say(trained: Path, cohort: Path) -> None:
     for model in MODELS:
-        folder = trained / "models" / model
+        folder = output_of(model, trained) / model
         assert {path.name for path in folder.iterdir()} == {
             *("weights.safetensors", "metadata.json", "README.md", "training.json", "training.png")
         }
@@ -91,10 +99,10 @@ def test_training_goes_on_from_the_weights_that_are_named(trained: Path, cohort:
 def test_the_classifier_starts_from_the_autoencoder_beside_it(trained: Path, cohort: Path, tmp_path: Path) -> None:
     shutil.copytree(trained / "cache", tmp_path / "cache", copy_function=shutil.copy2)
     shutil.copytree(trained / "segmentation", tmp_path / "segmentation")
-    shutil.copytree(trained / "models" / "cvae", tmp_path / "models" / "cvae")
+    shutil.copytree(trained / "classifiers" / "cvae", tmp_path / "classifiers" / "cvae")
     assert main(arguments("classifier", cohort, tmp_path, "--set", "learning_rate=1e-9")) == 0
-    cvae = load_file(tmp_path / "models" / "cvae" / "weights.safetensors")
-    network = load_file(tmp_path / "models" / "classifier" / "weights.safetensors")
+    cvae = load_file(tmp_path / "classifiers" / "cvae" / "weights.safetensors")
+    network = load_file(tmp_path / "classifiers" / "classifier" / "weights.safetensors")
     names = [name for name in network if name.startswith("encoder.")]
     assert len(names) == 12
     for name in names:
@@ -108,7 +116,7 @@ def test_without_an_autoencoder_the_classifier_says_what_to_do(
     shutil.copytree(trained / "segmentation", tmp_path / "segmentation")
     assert main(arguments("classifier", cohort, tmp_path)) == 64
     assert "train cvae first" in last_error(capsys)
-    assert not (tmp_path / "models").exists()
+    assert not (tmp_path / "classifiers").exists()
 
 
 def test_a_model_knows_of_whom_its_predecessors_learned(trained: Path, cohort: Path, tmp_path: Path) -> None:
@@ -130,11 +138,11 @@ def test_a_classifier_does_not_come_to_lie_beside_other_models_than_it_learned_w
     trained: Path, cohort: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     shutil.copytree(trained / "segmentation", tmp_path / "segmentation")
-    shutil.copytree(trained / "models" / "cvae", tmp_path / "models" / "cvae")
-    shutil.copytree(trained / "models" / "lungs", tmp_path / "models" / "lungs")
+    shutil.copytree(trained / "classifiers" / "cvae", tmp_path / "classifiers" / "cvae")
+    shutil.copytree(trained / "models" / "lungs", tmp_path / "classifiers" / "lungs")
     assert main(arguments("classifier", cohort, tmp_path)) == 64
     assert "is another model than" in last_error(capsys)
-    shutil.rmtree(tmp_path / "models" / "lungs")
+    shutil.rmtree(tmp_path / "classifiers" / "lungs")
     shutil.rmtree(tmp_path / "segmentation" / "lungs")
     shutil.copytree(trained / "models" / "lungs", tmp_path / "segmentation" / "lungs")
     assert main(arguments("classifier", cohort, tmp_path)) == 64
