@@ -9,6 +9,9 @@ OHIF := build/ohif-app-3.13.2
 # Orthanc listens on every network interface, therefore it gets a network of its own that has none.
 ALONE := unshare --map-root-user --net sh -c 'ip link set lo up && exec "$$0" "$$@"'
 
+# Two files of tests at a time, each in a process with one thread: several threads would wait for each other.
+PARALLEL := OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist loadfile
+
 # Debian's packages start their service where systemd runs, unless it is masked before.
 define debian
 	@dpkg -s $(1) > /dev/null 2>&1 || { \
@@ -62,10 +65,10 @@ lint: $(STAMP)
 	$(BIN)/mypy
 
 test: lint
-	$(BIN)/pytest -m "not slow and not pacs and not image"
+	$(PARALLEL) -m "not slow and not pacs and not image"
 
 test-all: lint
-	$(BIN)/pytest -m "not pacs and not image"
+	$(PARALLEL) -m "not pacs and not image"
 
 map-tools:
 	$(if $(shell docker info 2>/dev/null),,$(call debian,docker.io mmdebstrap))
