@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from itertools import cycle
 from pathlib import Path
 
 import matplotlib as mpl
@@ -18,14 +19,17 @@ from app.evaluation.roc import binormal, roc_curve
 
 _COLOURS = ("#1f5f8b", "#c0562b", "#4b8b3b", "#7a4f9a", "#8a6d3b", "#3f7f7f")
 """One for each model; they differ in lightness, too."""
+_DASHES = ("-", "-", "-", "--", "--", "--")
+_FEW = 2
+"""Curves of so many models leave room for a legend among them."""
 _NEGATIVE, _POSITIVE = "#5b7fa6", "#c0562b"
 
 
 @contextmanager
-def figure(folder: Path, name: str, wide: float = 4.6) -> Iterator[Axes]:
+def figure(folder: Path, name: str, wide: float = 4.6, tall: float = 4.2) -> Iterator[Axes]:
     """Draw into axes and save them as SVG and PNG; the same drawing gives the same SVG."""
     with mpl.rc_context({"svg.hashsalt": name, "font.size": 9, "svg.fonttype": "none"}):
-        drawing = Figure(figsize=(wide, 4.2), layout="constrained")
+        drawing = Figure(figsize=(wide, tall), layout="constrained")
         axes = drawing.add_subplot()
         yield axes
         for side in ("top", "right"):
@@ -58,18 +62,26 @@ def _legend_above(axes: Axes) -> None:
     axes.legend(loc="lower left", bbox_to_anchor=(0.0, 1.0), frameon=False)
 
 
+def _tall(results: Sequence[Classification]) -> float:
+    """Height of a picture with a legend above it, in inches."""
+    return 4.2 + 0.18 * max(0, len(results) - _FEW)
+
+
 def _draw_roc(results: Sequence[Classification], folder: Path) -> None:
-    with figure(folder, "roc") as axes:
+    with figure(folder, "roc", tall=_tall(results)) as axes:
         axes.plot([0, 1], [0, 1], color="0.75", linewidth=0.8)
-        for result, colour in zip(results, _COLOURS * len(results), strict=False):
+        for result, colour, dash in zip(results, cycle(_COLOURS), cycle(_DASHES), strict=False):
             curve = roc_curve(result.cohort.labels, result.cohort.probabilities)
             label = f"{result.model}: AUC {result.auc.text}"
-            axes.plot(curve.fpr, curve.tpr, color=colour, drawstyle="steps-post", label=label)
+            axes.plot(curve.fpr, curve.tpr, color=colour, linestyle=dash, drawstyle="steps-post", label=label)
         if len(results) == 1:
             _draw_band(results[0], axes)
         axes.axhline(0.95, color="0.6", linewidth=0.6, linestyle=":")
         axes.set(xlabel="1 - specificity", ylabel="sensitivity", xlim=(-0.01, 1.01), ylim=(-0.01, 1.01), aspect="equal")
-        axes.legend(loc="lower right", frameon=False)
+        if len(results) > _FEW:
+            _legend_above(axes)
+        else:
+            axes.legend(loc="lower right", frameon=False)
 
 
 def _draw_band(result: Classification, axes: Axes) -> None:
@@ -84,12 +96,12 @@ def _draw_band(result: Classification, axes: Axes) -> None:
 
 
 def _draw_reliability(results: Sequence[Classification], folder: Path) -> None:
-    with figure(folder, "reliability") as axes:
+    with figure(folder, "reliability", tall=_tall(results)) as axes:
         axes.plot([0, 1], [0, 1], color="0.75", linewidth=0.8)
-        for result, colour in zip(results, _COLOURS * len(results), strict=False):
+        for result, colour, dash in zip(results, cycle(_COLOURS), cycle(_DASHES), strict=False):
             found = result.calibration.before
             label = f"{result.model}: ECE {found.expected_error:.3f}"
-            axes.plot(found.predicted, found.observed, color=colour, linewidth=0.8, label=label)
+            axes.plot(found.predicted, found.observed, color=colour, linestyle=dash, linewidth=0.8, label=label)
             axes.scatter(found.predicted, found.observed, s=8 + 120 * found.cases / found.cases.sum(), color=colour)
         axes.set(xlabel="predicted probability", ylabel="share of positives", xlim=(0, 1), ylim=(0, 1), aspect="equal")
         _legend_above(axes)
