@@ -192,5 +192,5 @@ def need_training_packages() -> None:
     UsageError
         If it is not.
     """
-    if not all(find_spec(package) for package in ("lightning_fabric", "sklearn", "tensorboard")):
+    if not all(find_spec(package) for package in ("lightning_fabric", "nibabel", "sklearn", "tensorboard")):
         raise UsageError("more packages are needed to train: pip install 'covid-ct-map[training]'")
