@@ -1,9 +1,14 @@
-"""Types of arguments on the command line."""
+"""Arguments that several commands share, and their types."""
 
 from __future__ import annotations
 
 import argparse
 from collections.abc import Callable
+
+
+def add_assignments(parser: argparse.ArgumentParser, what: str) -> None:
+    """Declare ``--set NAME=VALUE``, which may be repeated; ``what`` is its help."""
+    parser.add_argument("--set", metavar="NAME=VALUE", action="append", default=[], dest="assignments", help=what)
 
 
 def count(lowest: int, highest: int) -> Callable[[str], int]:

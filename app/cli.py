@@ -16,14 +16,15 @@ from pathlib import Path
 from types import FrameType
 from typing import NoReturn
 
-from app.arguments import count
-from app.console import quieten, tell
+from app.arguments import add_assignments, count
+from app.console import quieten_unless_debugging, tell
 from app.evaluation.commands import add_evaluate_arguments
 from app.outcome import ExitStatus, Interrupted, RunFailed, UsageError
 from app.package.commands import add_package_commands
 from app.publish import tidier
 from app.supervision import STOPPING, leave, supervised
 from app.training.commands import add_ablation_arguments, add_train_arguments
+from models.record import SHIPPED
 from operators.refusal import InputRefused
 from operators.software import NAME, RESEARCH_NOTICE, VERSION
 
@@ -137,7 +138,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _models_folder() -> Path:
-    return Path(os.environ.get("HOLOSCAN_MODEL_PATH") or _ROOT / "models")
+    return Path(os.environ.get("HOLOSCAN_MODEL_PATH") or SHIPPED)
 
 
 def _add_run(parser: argparse.ArgumentParser) -> None:
@@ -165,14 +166,7 @@ def _add_run(parser: argparse.ArgumentParser) -> None:
         metavar="FOLDER",
         help="folder for temporary files (default: HOLOSCAN_WORKDIR if it can be written, else that of the system)",
     )
-    parser.add_argument(
-        "--set",
-        metavar="NAME=VALUE",
-        action="append",
-        default=[],
-        dest="assignments",
-        help="change a setting; repeatable",
-    )
+    add_assignments(parser, "change a setting; repeatable")
     _add_config(parser)
     parser.epilog = (
         "The environment variables HOLOSCAN_INPUT_PATH, HOLOSCAN_OUTPUT_PATH and HOLOSCAN_MODEL_PATH "
@@ -209,8 +203,7 @@ def _run(arguments: argparse.Namespace) -> None:
         settings=load_settings(arguments.assignments),
         rules=load_rules(arguments.config),
     )
-    if not _DEBUG:
-        quieten()
+    quieten_unless_debugging()
     results = run_folder(request, tell)
     if len(results) == 1:
         tell(f"{results[0].message}; {len(results[0].files)} files and result.json in {request.output}")
@@ -230,8 +223,7 @@ def _choose_work_folder(given: str | None) -> None:
 
 def _inspect(arguments: argparse.Namespace) -> None:
     folder = _folder(arguments.folder, "folder", os.R_OK | os.X_OK)
-    if not _DEBUG:
-        quieten()
+    quieten_unless_debugging()
     from app.inspection import inspect_folder
     from app.settings import load_rules, load_settings
 

@@ -15,6 +15,12 @@ def tell(line: str) -> None:
         print(line, file=sys.stderr, flush=True)
 
 
+def quieten_unless_debugging() -> None:
+    """Silence the libraries, unless ``COVID_CT_DEBUG`` is 1."""
+    if os.environ.get("COVID_CT_DEBUG") != "1":
+        quieten()
+
+
 def quieten() -> None:
     """Silence the libraries of this process: their messages quote header values, and with them the patient."""
     os.environ["HOLOSCAN_LOG_LEVEL"] = "OFF"

@@ -7,6 +7,8 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 
+SHIPPED = Path(__file__).resolve().parent
+"""Models folder of this installation."""
 WEIGHTS = "weights.safetensors"
 METADATA = "metadata.json"
 TASKS = ("lungs", "lesions", "involvement", "classifier")

@@ -165,6 +165,20 @@ def slice_preparation(models: Path, in_plane: int) -> SlicePreparation:
     return SlicePreparation(models, tuple(f"{record.sha256} {record.settings}" for record in records), in_plane)
 
 
+def segmentation_hashes(models: Path) -> dict[str, str]:
+    """Return the hashes of the segmentation models of a folder, by task.
+
+    Raises
+    ------
+    UsageError
+        If one is missing or altered.
+    """
+    try:
+        return {task: read_model(models / task)[0].sha256 for task in SEGMENTING}
+    except ModelUnavailable as error:
+        raise UsageError(str(error)) from error
+
+
 @cache
 def _networks(models: Path, hashes: tuple[str, ...]) -> tuple[DeepMedic, LesionNetwork, InvolvementNetwork]:
     """Load the segmentation networks once in a process."""

@@ -11,13 +11,13 @@ import torch
 
 from app.cohort.cache import prepare, said_of
 from app.cohort.known_patients import read_record, refuse_known_patients
-from app.cohort.preparation import SEGMENTING, slice_preparation
+from app.cohort.preparation import SEGMENTING, segmentation_hashes, slice_preparation
 from app.cohort.table import CohortStudy
 from app.evaluation.predictions import Prediction
 from app.outcome import UsageError
 from models.classifier.network import Classifier
 from models.classifier.studies import PreparedStudy
-from models.record import ModelUnavailable, read_model
+from models.record import ModelUnavailable
 from models.store import load_network
 from models.threads import use_granted_cores
 from operators.classification import CHUNK
@@ -59,10 +59,9 @@ def predict_cohort(
     try:
         network, record = load_network(models / "classifier", Classifier)
         preparation = slice_preparation(models, network.in_plane)
-        found = {task: read_model(models / task)[0].sha256 for task in SEGMENTING}
     except ModelUnavailable as error:
         raise UsageError(str(error)) from error
-    if learned_with not in (None, found):
+    if learned_with not in (None, segmentation_hashes(models)):
         raise UsageError(f"the classifier in {models} learned with other segmentation models than those beside it")
     paths = prepare(judged, preparation, cache, workers=workers, tell=tell)
     use_granted_cores()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import os
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -11,13 +10,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from app.arguments import count
-from app.console import quieten, tell
+from app.console import quieten_unless_debugging, tell
 from app.outcome import UsageError
+from models.record import SHIPPED
 
 if TYPE_CHECKING:
     from app.evaluation.predictions import Prediction
-
-_ROOT = Path(__file__).resolve().parent.parent.parent
 
 
 def add_evaluate_arguments(parser: argparse.ArgumentParser) -> None:
@@ -26,7 +24,7 @@ def add_evaluate_arguments(parser: argparse.ArgumentParser) -> None:
     explanation = parts.add_parser("explanation", help="whether the heatmaps point at lesions, beside other methods")
     add = explanation.add_argument
     add("-o", "--output", type=Path, required=True, help="new folder for tables and pictures")
-    add("-m", "--model", type=Path, default=_ROOT / "models", help="folder of the models")
+    add("-m", "--model", type=Path, default=SHIPPED, help="folder of the models")
     add("--phantoms", type=count(0, 100), default=4, metavar="N", help="synthetic studies (default 4)")
     add("--slices", type=Path, metavar="FILE", help="NPZ file of annotated slices, see docs/evaluation.md")
     add("--studies", type=count(1, 100), default=4, metavar="N", help="studies of that file (default 4)")
@@ -39,7 +37,7 @@ def add_evaluate_arguments(parser: argparse.ArgumentParser) -> None:
     predicted.add_argument(
         "--cohort", type=Path, metavar="FOLDER", help="cohort with splits to predict, see docs/training.md"
     )
-    add("-m", "--model", type=Path, default=_ROOT / "models", help="folder of the models that predict a cohort")
+    add("-m", "--model", type=Path, default=SHIPPED, help="folder of the models that predict a cohort")
     add("--cache", type=Path, metavar="FOLDER", help="for the prepared studies of a cohort")
     add("--prepare-workers", type=count(1, 256), metavar="N", help="processes that prepare them (default: all cores)")
     add("-o", "--output", type=Path, required=True, help="new folder for tables, pictures and a page")
@@ -52,16 +50,14 @@ def add_evaluate_arguments(parser: argparse.ArgumentParser) -> None:
     source.add_argument(
         "--predictions", type=Path, metavar="FOLDER", help="STUDY_lungs.nii.gz and STUDY_lesions.nii.gz"
     )
-    source.add_argument(
-        "-m", "--model", type=Path, default=_ROOT / "models", help="folder of the models to run instead"
-    )
+    source.add_argument("-m", "--model", type=Path, default=SHIPPED, help="folder of the models to run instead")
     add("-o", "--output", type=Path, required=True, help="new folder for tables, a picture and a page")
     add_bootstrap_arguments(segmentation)
     segmentation.set_defaults(command=evaluate_segmentation)
     compute = parts.add_parser("compute", help="what each model costs here, beside the paper's figures")
     add = compute.add_argument
     add("-i", "--input", type=Path, metavar="FOLDER", help="folder with a chest CT (default: a phantom)")
-    add("-m", "--model", type=Path, default=_ROOT / "models", help="folder of the models")
+    add("-m", "--model", type=Path, default=SHIPPED, help="folder of the models")
     add("-o", "--output", type=Path, required=True, help="new folder for the table")
     compute.set_defaults(command=evaluate_compute)
 
@@ -142,8 +138,7 @@ def _predictions(arguments: argparse.Namespace) -> Sequence[Prediction]:
 
     if arguments.cache is None:
         raise UsageError("--cohort needs --cache FOLDER for the prepared studies")
-    if os.environ.get("COVID_CT_DEBUG") != "1":
-        quieten()
+    quieten_unless_debugging()
     studies = read_cohort(arguments.cohort)
     return predict_cohort(studies, arguments.model, arguments.cache, workers=arguments.prepare_workers, tell=tell)
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 
 from app.cohort.known_patients import read_record
-from app.cohort.preparation import SEGMENTING
+from app.cohort.preparation import SEGMENTING, segmentation_hashes
 from app.cohort.table import CohortStudy
 from app.outcome import UsageError
 from app.training.run import Devices
@@ -51,20 +51,6 @@ def check_devices(settings: TrainingSettings, devices: Devices) -> None:
         raise UsageError(
             f"a step of {settings.batch} items cannot be divided among {devices.count} devices: --set batch=N"
         )
-
-
-def segmentation_hashes(models: Path) -> dict[str, str]:
-    """Return the hashes of the segmentation models of a folder, by task.
-
-    Raises
-    ------
-    UsageError
-        If one is missing or altered.
-    """
-    try:
-        return {task: read_model(models / task)[0].sha256 for task in SEGMENTING}
-    except ModelUnavailable as error:
-        raise UsageError(str(error)) from error
 
 
 def check_segmentation(models: Path, output: Path) -> None:

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import argparse
-import os
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from app.arguments import count
-from app.console import quieten, tell
+from app.arguments import add_assignments, count
+from app.console import quieten_unless_debugging, tell
 from app.evaluation.commands import add_bootstrap_arguments, need_jinja, new_folder, write_judgement
 from app.outcome import UsageError
+from models.record import SHIPPED
 
 if TYPE_CHECKING:
     from app.cohort.table import CohortStudy
@@ -21,7 +21,6 @@ if TYPE_CHECKING:
 MODELS = ("lungs", "lesions", "involvement", "cvae", "classifier")
 ROWS = ("plain", "cvae", "full", "covnet", "decovnet", "forest")
 """Of the ablation: three of the paper, three to compare with."""
-SHIPPED = Path(__file__).resolve().parent.parent.parent / "models"
 
 
 def add_train_arguments(parser: argparse.ArgumentParser) -> None:
@@ -32,14 +31,7 @@ def add_train_arguments(parser: argparse.ArgumentParser) -> None:
     add("-o", "--output", metavar="MODELS", type=Path, required=True, help="models folder; MODEL/ in it is written")
     add_data_arguments(parser)
     add("-c", "--config", metavar="FILE", type=Path, help="YAML file of settings other than the recommended ones")
-    add(
-        "--set",
-        metavar="NAME=VALUE",
-        action="append",
-        default=[],
-        dest="assignments",
-        help="change a setting; repeatable",
-    )
+    add_assignments(parser, "change a setting; repeatable")
     add("--start", metavar="MODELS", type=Path, help="models folder whose weights are trained on, instead of random")
     add("--version", default="0.1.0", help="of the model (default 0.1.0)")
     add("--prepare-only", action="store_true", help="fill the cache and stop")
@@ -77,7 +69,7 @@ def add_ablation_arguments(parser: argparse.ArgumentParser) -> None:
     add_data_arguments(parser)
     add("--rows", nargs="+", choices=ROWS, default=list(ROWS), metavar="ROW", help=f"of {', '.join(ROWS)}; default all")
     add("-c", "--config", metavar="FOLDER", type=Path, help="folder of YAML files of settings: TASK.yaml")
-    add("--set", metavar="NAME=VALUE", action="append", default=[], dest="assignments", help="for all rows")
+    add_assignments(parser, "change a setting of all rows; repeatable")
     add_bootstrap_arguments(parser)
     parser.set_defaults(command=ablation)
 
@@ -94,8 +86,7 @@ def ablation(arguments: argparse.Namespace) -> None:
     """
     need_training_packages()
     need_jinja()
-    if os.environ.get("COVID_CT_DEBUG") != "1":
-        quieten()
+    quieten_unless_debugging()
     from app.cohort.table import read_cohort
     from app.training.ablation import Ablation, compared
     from app.training.run import Devices
@@ -129,8 +120,7 @@ def train(arguments: argparse.Namespace) -> None:
         If something cannot be written, or the training fails.
     """
     need_training_packages()
-    if os.environ.get("COVID_CT_DEBUG") != "1":
-        quieten()
+    quieten_unless_debugging()
     from app.cohort.table import read_cohort
     from app.training.checks import learnable
     from app.training.configuration import load_training_settings
@@ -154,8 +144,8 @@ def _train(
     train_studies: tuple[CohortStudy, ...],
     validation_studies: tuple[CohortStudy, ...],
 ) -> None:
-    from app.cohort.preparation import SEGMENTING
-    from app.training.checks import autoencoder_in, check_devices, check_segmentation, segmentation_hashes
+    from app.cohort.preparation import SEGMENTING, segmentation_hashes
+    from app.training.checks import autoencoder_in, check_devices, check_segmentation
     from app.training.data import prepared
     from app.training.output import ModelFolder, add_segmentation
     from app.training.run import Devices, Training, run_training

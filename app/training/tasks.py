@@ -30,11 +30,11 @@ from models.lesions.network import LesionNetwork
 from models.lesions.training import LesionRecipe, LesionSettings
 from models.lungs.network import DeepMedic
 from models.lungs.training import LungRecipe, LungSettings
+from models.record import SHIPPED
 from models.training.recipe import Recipe
 from models.training.settings import TrainingSettings
 from models.training.volumes import LESIONS, LUNGS, Volume
 
-MODELS = Path(__file__).resolve().parent.parent.parent / "models"
 _BASELINE_CHANNELS = 3
 
 Spacing = tuple[float | None, float, float]
@@ -100,7 +100,7 @@ _ALL = (
     Task(
         "lungs",
         LungSettings,
-        MODELS / "lungs" / "training.yaml",
+        SHIPPED / "lungs" / "training.yaml",
         DeepMedic,
         lambda s: {"spacing": list(s.spacing)},
         lambda network, s, *data: LungRecipe(network, s, *map(_volumes, data)),
@@ -110,7 +110,7 @@ _ALL = (
     Task(
         "lesions",
         LesionSettings,
-        MODELS / "lesions" / "training.yaml",
+        SHIPPED / "lesions" / "training.yaml",
         LesionNetwork,
         lambda s: {"spacing": list(s.spacing), "patch": list(s.patch)},
         lambda network, s, *data: LesionRecipe(network, s, *map(_volumes, data)),
@@ -120,7 +120,7 @@ _ALL = (
     Task(
         "involvement",
         InvolvementSettings,
-        MODELS / "involvement" / "training.yaml",
+        SHIPPED / "involvement" / "training.yaml",
         InvolvementNetwork,
         lambda s: {"pixel_mm": s.pixel_mm},
         lambda network, s, *data: InvolvementRecipe(network, s, *map(_volumes, data)),
@@ -130,7 +130,7 @@ _ALL = (
     Task(
         "cvae",
         CVAESettings,
-        MODELS / "classifier" / "cvae.yaml",
+        SHIPPED / "classifier" / "cvae.yaml",
         CVAE,
         lambda s: {"size": s.size, "prior": s.prior, "side_branch": s.side_branch},
         lambda network, s, *data: CVAERecipe(network, s, *map(_studies, data)),
@@ -138,13 +138,13 @@ _ALL = (
     Task(
         "classifier",
         ClassifierSettings,
-        MODELS / "classifier" / "training.yaml",
+        SHIPPED / "classifier" / "training.yaml",
         Classifier,
         lambda s: {"in_plane": s.in_plane, "side_branch": s.side_branch},
         lambda network, s, *data: classifier_recipe(network, s, *map(_studies, data)),
     ),
-    Task("covnet", FocalSettings, MODELS / "baselines" / "covnet.yaml", COVNet, lambda s: {}, _baseline),
-    Task("decovnet", FocalSettings, MODELS / "baselines" / "decovnet.yaml", DeCoVNet, lambda s: {}, _baseline),
+    Task("covnet", FocalSettings, SHIPPED / "baselines" / "covnet.yaml", COVNet, lambda s: {}, _baseline),
+    Task("decovnet", FocalSettings, SHIPPED / "baselines" / "decovnet.yaml", DeCoVNet, lambda s: {}, _baseline),
 )
 TASKS: Mapping[str, Task] = {task.name: task for task in _ALL}
 

@@ -251,9 +251,7 @@ class _Run:
             item = tuple(part.to(fabric.device) for part in self._recipe.validation_item(index))
             with fabric.autocast(), _seeded(self._settings.seed, index, 1):
                 total += objective(*item)
-        mean = self._mean(total, count)
-        objective.train()
-        return mean
+        return self._mean(total, count)
 
 
 @contextmanager
