@@ -238,9 +238,14 @@ class _Run:
         """
         if not any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in network.modules()):
             return
-        images = (self._recipe[number][0].to(self._fabric.device) for number in range(SETTLING_ITEMS))
         with self._fabric.autocast(), _seeded(self._settings.seed):
-            update_bn(images, network)
+            update_bn(self._settling_images(), network)
+
+    def _settling_images(self) -> Iterator[Tensor]:
+        for number in range(SETTLING_ITEMS):
+            with torch.autocast("cpu", enabled=False):  # the coordinates of patches, in bfloat16, would be wrong
+                image = self._recipe[number][0]
+            yield image.to(self._fabric.device)
 
     @torch.no_grad()
     def _validate(self, objective: Objective) -> float:

@@ -446,6 +446,19 @@ def test_a_killed_process_ends_as_if_it_had_not_been(tmp_path: Path) -> None:
     assert_same(result, whole)
 
 
+def test_data_are_made_in_their_own_arithmetic_also_where_the_network_works_in_bfloat16(tmp_path: Path) -> None:
+    """Items are drawn for each step, and for the statistics of batch normalisation."""
+
+    class Watched(Plane):
+        def __getitem__(self, number: int, /) -> Item:
+            assert not torch.is_autocast_enabled("cpu")
+            return super().__getitem__(number)
+
+    torch.manual_seed(0)
+    recipe = Watched(Noisy())
+    fit(recipe, RUNS["averaging"], one_device("bf16-mixed"), Checkpoint(tmp_path, IDENTITY))
+
+
 def test_a_training_in_bfloat16_goes_on_exactly_and_keeps_float32(tmp_path: Path) -> None:
     def run(folder: Path, report: Callable[[Progress], None] = lambda progress: None) -> Trained:
         checkpoint = Checkpoint(folder, IDENTITY)
