@@ -23,7 +23,7 @@ from app.outcome import ExitStatus, Interrupted, RunFailed, UsageError
 from app.package.commands import add_package_commands
 from app.publish import tidier
 from app.supervision import STOPPING, leave, supervised
-from app.training.commands import add_ablation_arguments, add_train_arguments
+from app.training.commands import add_ablation_arguments, add_train_arguments, need_training_packages
 from models.record import SHIPPED
 from operators.refusal import InputRefused
 from operators.software import NAME, RESEARCH_NOTICE, VERSION
@@ -106,6 +106,13 @@ def _parser() -> argparse.ArgumentParser:
     phantom.add_argument("--seed", type=count(0, 2**31), default=0, help="another seed, another phantom (default 0)")
     phantom.add_argument("--cohort", type=int, metavar="N", help="write a cohort of N patients instead, to train on")
     phantom.add_argument(
+        "--bodies",
+        type=Path,
+        nargs="+",
+        metavar="CT",
+        help="with --cohort: put the lesions into these CTs without disease, folders of DICOM or NIfTI files",
+    )
+    phantom.add_argument(
         "--coarse", action="store_true", help="voxels of 6 x 2.8 x 2.8 mm instead of 3 x 1.4 x 1.4, to try things out"
     )
     phantom.set_defaults(command=_phantom)
@@ -117,6 +124,17 @@ def _parser() -> argparse.ArgumentParser:
         nargs=3,
         metavar=("TRAIN", "VALIDATION", "TEST"),
         help="divide the patients in these proportions, and write it into the table",
+    )
+    cohort.add_argument(
+        "--draw-lungs",
+        action="store_true",
+        help="make masks of the lungs for studies without one, by thresholds and morphology: look at them",
+    )
+    cohort.add_argument(
+        "--from-slices",
+        type=Path,
+        metavar="FILE",
+        help="make the cohort, in a new folder, from an NPZ file of annotated slices, see docs/evaluation.md",
     )
     cohort.add_argument("--seed", type=count(0, 2**31), default=0, help="another seed, other splits (default 0)")
     cohort.set_defaults(command=_cohort)
@@ -235,11 +253,23 @@ def _cohort(arguments: argparse.Namespace) -> None:
     from app.cohort.summary import summarise
     from app.cohort.table import TABLE, inspect_cohort
 
+    if arguments.draw_lungs or arguments.from_slices is not None:
+        need_training_packages()
+    if arguments.from_slices is not None:
+        from app.cohort.slices import read_slices, write_slices_cohort
+
+        write_slices_cohort(arguments.folder, read_slices(arguments.from_slices), tell)
+        print(arguments.folder)
+        return
     studies, problems = inspect_cohort(arguments.folder)
     for problem in problems:
         tell(f"{TABLE}: {problem}")
     if problems:
         raise UsageError(f"{arguments.folder / TABLE} has {len(problems)} problem(s)")
+    if arguments.draw_lungs:
+        from app.cohort.lung_masks import add_lung_masks
+
+        studies = add_lung_masks(arguments.folder, studies, tell)
     if arguments.split is not None:
         studies = split_table(arguments.folder, studies, arguments.split, arguments.seed)
     print(summarise(studies))
@@ -247,10 +277,21 @@ def _cohort(arguments: argparse.Namespace) -> None:
 
 def _phantom(arguments: argparse.Namespace) -> None:
     from app.phantom import COARSE_MM, SPACING_MM, write_phantom
-    from app.phantom.cohort import write_cohort
 
+    if arguments.cohort is not None:
+        need_training_packages()
+    if arguments.bodies is not None:
+        from app.phantom.bodies import write_diseased
+
+        if arguments.cohort is None or arguments.coarse:
+            raise UsageError("--bodies needs --cohort N, and takes the voxels of the CTs as they are")
+        write_diseased(arguments.output, arguments.bodies, arguments.cohort, arguments.seed, tell)
+        print(arguments.output)
+        return
     spacing = COARSE_MM if arguments.coarse else SPACING_MM
     if arguments.cohort is not None:
+        from app.phantom.cohort import write_cohort
+
         write_cohort(arguments.output, arguments.cohort, arguments.seed, spacing, tell)
         print(arguments.output)
         return

@@ -55,8 +55,34 @@ def without_headers(hu: FloatArray, grid: Grid) -> CTVolume:
 
 def bare_volume(hu: FloatArray, spacing: tuple[float, float, float]) -> CTVolume:
     """Return an axial volume without headers; ``hu`` (z, y, x) from feet to head, ``spacing`` likewise in mm."""
+    return without_headers(hu, axial_grid(hu.shape, spacing))
+
+
+def axial_grid(
+    shape: tuple[int, int, int], spacing: tuple[float, float, float], origin: tuple[float, float, float] = (0, 0, 0)
+) -> Grid:
+    """Return an axial grid from feet to head; ``spacing`` along z, y, x, ``origin`` as x, y, z (LPS), in mm."""
     affine = np.diag([*spacing, 1.0])[[2, 1, 0, 3]]  # columns z, y, x; rows x, y, z
-    return without_headers(hu, Grid(hu.shape, affine))
+    affine[:3, 3] = origin
+    return Grid(shape, affine)
+
+
+def write_image(path: Path, voxels: npt.NDArray[np.generic], grid: Grid) -> None:
+    """Write an array on a grid as NIfTI, whole at any moment; folders are made where they are missing.
+
+    Raises
+    ------
+    OSError
+        If it cannot be written.
+    """
+    affine = _RAS_TO_LPS @ grid.affine[:, [2, 1, 0, 3]]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".part-{path.name}")
+    try:
+        nib.save(nib.Nifti1Image(voxels.transpose(), affine), partial)  # type: ignore[no-untyped-call, attr-defined]
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
 
 
 def load_mask(path: Path, grid: Grid, highest: int) -> LabelArray:
@@ -88,6 +114,14 @@ def load_mask(path: Path, grid: Grid, highest: int) -> LabelArray:
     if not np.isin(labels, range(highest + 1)).all():
         raise UsageError(f"the mask {path.name} holds other labels than 0 to {highest}")
     return turning.undo(labels.astype(np.uint8))
+
+
+def write_masks(folder: Path, name: str, lungs: LabelArray, lesions: LabelArray, grid: Grid) -> tuple[Path, Path]:
+    """Write both masks of a study; return their paths."""
+    paths = folder / "masks" / f"{name}_lungs.nii.gz", folder / "masks" / f"{name}_lesions.nii.gz"
+    for path, labels in zip(paths, (lungs, lesions), strict=True):
+        write_image(path, labels, grid)
+    return paths
 
 
 def _read(path: Path) -> tuple[npt.NDArray[np.generic], Grid]:

@@ -18,7 +18,7 @@ from app.cohort.table import CohortStudy
 from app.outcome import RunFailed, UsageError
 from models.classifier.studies import CT, LABELS, LESION, LUNG
 from models.involvement.network import InvolvementNetwork
-from models.lesions.network import LesionNetwork
+from models.lesions.network import UNKNOWN_TYPE, LesionNetwork
 from models.lungs.network import DeepMedic
 from models.lungs.reference import AIR_HU, air_in_body
 from models.morphology import body_region
@@ -27,11 +27,11 @@ from models.record import ModelUnavailable, read_model
 from models.store import load_network
 from models.training.volumes import HU, LESIONS, LUNGS, POINTS
 from operators.classification import classifier_input
-from operators.findings import Lesions, LesionType, Lungs
+from operators.findings import Lesions, Lung
 from operators.involvement import segment_involvement
 from operators.lesion_segmentation import segment_lesions
 from operators.lung_segmentation import segment_lungs
-from operators.orientation import standard_lesions, standard_lungs, standard_volume
+from operators.orientation import standard_arrangement, standard_volume
 from operators.refusal import InputRefused
 from operators.resampling import resample, shape_at
 from operators.software import VERSION
@@ -61,7 +61,7 @@ class VolumePreparation:
     @property
     def made_with(self) -> Mapping[str, object]:
         """Resolution and masks."""
-        return {"software": VERSION, "spacing": list(self.spacing), "masks": list(self.masks)}
+        return {"software": VERSION, "spacing": list(self.spacing), "masks": list(self.masks), "kinds": UNKNOWN_TYPE}
 
     @property
     def name(self) -> str:
@@ -83,10 +83,8 @@ class VolumePreparation:
         grid = upright.grid.resampled(shape_at(upright.grid, (upright.grid.spacing[0] if z is None else z, y, x)))
         hu = np.rint(resample(upright.hu, grid.shape)).clip(-1024, 32767).astype(np.int16)
         arrays: dict[str, Array] = {HU: hu}
-        if LUNGS in masks:
-            arrays[LUNGS] = _fit(standard_lungs(Lungs(masks[LUNGS], volume.grid)).labels, grid.shape)
-        if LESIONS in masks:
-            arrays[LESIONS] = _fit(standard_lesions(Lesions(masks[LESIONS], volume.grid)).labels, grid.shape)
+        turn = standard_arrangement(volume.grid)
+        arrays |= {name: _fit(turn.apply(mask), grid.shape) for name, mask in masks.items()}
         arrays |= _points(arrays, grid.spacing)
         return arrays, {}
 
@@ -197,7 +195,7 @@ def _mask(study: CohortStudy, name: str, volume: CTVolume) -> LabelArray:
     if path is None:
         raise UsageError(f"study {study.path.name} has no mask of the {name}")
     try:
-        labels = load_mask(path, volume.grid, 2 if name == LUNGS else len(LesionType))
+        labels = load_mask(path, volume.grid, max(Lung) if name == LUNGS else UNKNOWN_TYPE)
     except UsageError as error:
         raise UsageError(f"study {study.path.name}: {error}") from error
     if name == LUNGS and not labels.any():
@@ -226,7 +224,7 @@ def _points(arrays: Mapping[str, Array], spacing: tuple[float, float, float]) ->
     if LESIONS in arrays:
         lesions = arrays[LESIONS]
         kinds["lesion"] = lambda: lesions > 0
-        kinds |= {f"lesion_{kind}": (lambda kind=kind: lesions == kind) for kind in LesionType}  # type: ignore[misc]
+        kinds |= {f"lesion_{kind}": (lambda kind=kind: lesions == kind) for kind in range(1, UNKNOWN_TYPE + 1)}  # type: ignore[misc]
     else:
         kinds["surface"] = lambda: lungs & ~ndimage.binary_erosion(lungs)
         kinds["other_air"] = lambda: _other_air(arrays[HU].astype(np.float32), lungs, spacing)

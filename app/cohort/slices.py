@@ -5,14 +5,21 @@ from __future__ import annotations
 import tokenize
 import zipfile
 import zlib
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 
+from app.cohort.images import axial_grid, write_image, write_masks
+from app.cohort.table import CohortStudy, write_table
 from app.outcome import UsageError
+from models.lesions.network import UNKNOWN_TYPE
+from operators.lung_segmentation import label_sides
 
+PIXEL_MM, GAP_MM = 1.5, 1.25
+"""What pixels and gaps between slices are taken for where an archive does not say."""
 LUNG_HU, TISSUE_HU = -860.0, 40.0
 """What the medians of healthy lung and of chest wall are taken for."""
 _DAMAGED = (
@@ -67,6 +74,51 @@ def read_slices(path: Path) -> AnnotatedSlices:
     if ct.ndim != 3 or ct.dtype != np.uint8 or min(ct.shape[1:]) < _SMALLEST or study.shape != ct.shape[:1]:
         raise UsageError(f"the arrays in {path} are not as documented in docs/evaluation.md")
     return AnnotatedSlices(ct, lungs, infection & lungs, study)
+
+
+def write_slices_cohort(folder: Path, slices: AnnotatedSlices, tell: Callable[[str], None] = lambda line: None) -> None:
+    """Write annotated slices as a cohort: a volume and two masks for each study, all positive.
+
+    Lesions are of unknown type. Intensities are brought to a scale like HU, slice by slice; distances are taken for
+    :data:`PIXEL_MM` and :data:`GAP_MM`.
+
+    Parameters
+    ----------
+    folder : Path
+        Must be absent or empty; made where absent.
+    slices : AnnotatedSlices
+        In each study from feet to head, rows to the back, columns to the patient's left.
+    tell : callable
+        Receives a line for each study.
+
+    Raises
+    ------
+    UsageError
+        If the folder is not empty or cannot be written.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        if any(folder.iterdir()):
+            raise UsageError(f"the folder {folder} is not empty; give another")
+        studies = []
+        for number in np.unique(slices.study).tolist():
+            own = slices.study == number
+            studies.append(_write_study(folder, f"study{number:03d}", slices, own))
+            tell(f"study {number}: {own.sum()} slices")
+        write_table(folder, studies)
+    except OSError as error:
+        raise UsageError(f"cannot write the cohort to {folder}: {error.strerror}") from error
+
+
+def _write_study(folder: Path, name: str, slices: AnnotatedSlices, own: npt.NDArray[np.bool_]) -> CohortStudy:
+    lungs, infection = slices.lungs[own], slices.infection[own]
+    parts = [to_hounsfield(*each) for each in zip(slices.ct[own], lungs, infection, strict=True)]
+    hu = np.stack(parts).round().clip(-1024, 3071).astype(np.int16)
+    grid = axial_grid(hu.shape, (GAP_MM, PIXEL_MM, PIXEL_MM))
+    path = folder / "studies" / f"{name}.nii.gz"
+    write_image(path, hu, grid)
+    masks = write_masks(folder, name, label_sides(lungs, grid), (UNKNOWN_TYPE * infection).astype(np.uint8), grid)
+    return CohortStudy(name, path, 1, None, None, None, *masks)
 
 
 def _unpacked(packed: npt.NDArray[np.uint8], ct: npt.NDArray[np.uint8]) -> npt.NDArray[np.bool_]:

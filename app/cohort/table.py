@@ -38,7 +38,7 @@ class CohortStudy:
         Where it was acquired.
     lungs, lesions : Path, optional
         Masks as NIfTI files on the grid of the CT: lungs 1 left, 2 right; lesions 1 ground glass, 2 consolidation,
-        3 crazy paving, 4 combined pattern.
+        3 crazy paving, 4 combined pattern, 5 a lesion of unknown type.
     """
 
     patient: str
@@ -59,17 +59,50 @@ def read_cohort(folder: Path) -> tuple[CohortStudy, ...]:
     UsageError
         If anything is wrong with it; names the first problem and says how to see all.
     """
-    studies, problems = inspect_cohort(folder)
-    if problems:
-        more = f"; covid-ct cohort {folder} lists all {len(problems)} problems" if len(problems) > 1 else ""
-        raise UsageError(f"{folder / TABLE}: {problems[0]}{more}")
-    return studies
+    return read_cohorts([folder])
+
+
+def read_cohorts(folders: Sequence[Path]) -> tuple[CohortStudy, ...]:
+    """Read the tables of several cohorts as if they were one.
+
+    Each split needs both classes in all of them together; a pseudonym means the same patient in all of them.
+
+    Raises
+    ------
+    UsageError
+        If anything is wrong; names the first problem and says how to see all.
+    """
+    studies: list[CohortStudy] = []
+    for folder in folders:
+        rows, problems = inspect_rows(folder)
+        if len(folders) == 1:
+            problems += contradictions(rows)
+        if problems:
+            more = f"; covid-ct cohort {folder} lists all {len(problems)} problems" if len(problems) > 1 else ""
+            raise UsageError(f"{folder / TABLE}: {problems[0]}{more}")
+        studies += rows
+    contradiction = next(contradictions(studies), None)
+    if contradiction is not None:
+        raise UsageError(f"the cohorts together: {contradiction}")
+    return tuple(studies)
 
 
 def inspect_cohort(folder: Path) -> tuple[tuple[CohortStudy, ...], list[str]]:
     """Read the table of a cohort and find all that is wrong with it, a line each.
 
     No image is read. Studies are those of the rows without a problem of their own.
+
+    Raises
+    ------
+    UsageError
+        If the table cannot be read at all.
+    """
+    studies, problems = inspect_rows(folder)
+    return studies, problems + list(contradictions(studies))
+
+
+def inspect_rows(folder: Path) -> tuple[tuple[CohortStudy, ...], list[str]]:
+    """Read the rows of a table and find all that is wrong with each, but not whether they agree.
 
     Raises
     ------
@@ -91,7 +124,7 @@ def inspect_cohort(folder: Path) -> tuple[tuple[CohortStudy, ...], list[str]]:
             studies.append(_study(row, folder))
     if not rows:
         problems.append("there are no studies")
-    return tuple(studies), problems + list(contradictions(studies))
+    return tuple(studies), problems
 
 
 def contradictions(studies: Sequence[CohortStudy]) -> Iterator[str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from math import nan
 from pathlib import Path
 from typing import NamedTuple
 
@@ -15,6 +16,7 @@ from app.evaluation.intervals import Estimate, bootstrap, patient_weights
 from app.evaluation.overlap import dice, percent, surface_dice, volume_ml
 from app.evaluation.roc import FloatArray
 from app.outcome import UsageError
+from models.lesions.network import UNKNOWN_TYPE
 from operators.findings import LesionType, Lung
 from operators.volume import CTVolume, Grid, LabelArray
 
@@ -91,8 +93,9 @@ def measure(truth: Masks, found: Masks, spacing: tuple[float, float, float]) -> 
         values[f"{name}_dice"] = dice(own > 0, other > 0)
         values[f"{name}_surface_dice"] = surface_dice(own > 0, other > 0, spacing, TOLERANCE_MM)
         values[f"{name}_error_ml"] = volume_ml(other > 0, spacing) - volume_ml(own > 0, spacing)
+    untyped = bool((truth.lesions == UNKNOWN_TYPE).any())
     for kind in LesionType:
-        values[f"{kind.name.lower()}_dice"] = dice(truth.lesions == kind, found.lesions == kind)
+        values[f"{kind.name.lower()}_dice"] = nan if untyped else dice(truth.lesions == kind, found.lesions == kind)
     share, true_share = (percent(masks.lesions > 0, masks.lungs > 0) for masks in (found, truth))
     values["involvement_error"] = share - true_share
     return values
@@ -134,7 +137,7 @@ def _truth(study: CohortStudy, grid: Grid) -> Masks:
     lungs, lesions = study.lungs, study.lesions
     assert lungs is not None  # noqa: S101 - only such studies are scored
     assert lesions is not None  # noqa: S101
-    return Masks(load_mask(lungs, grid, max(Lung)), load_mask(lesions, grid, max(LesionType)))
+    return Masks(load_mask(lungs, grid, max(Lung)), load_mask(lesions, grid, UNKNOWN_TYPE))
 
 
 def lines(scores: Sequence[StudyScore]) -> Iterator[tuple[str, str, str, float | None]]:

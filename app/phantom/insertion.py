@@ -130,6 +130,22 @@ def insert_lesions(
     return result, labels
 
 
+Box = tuple[slice, slice, slice]
+
+
+def around(
+    centre: tuple[int, int, int], reach: tuple[float, float, float], spacing: Spacing, shape: tuple[int, ...]
+) -> tuple[Box, tuple[FloatArray, FloatArray, FloatArray]]:
+    """Return the box that reaches so many mm around a voxel, and how far in mm its voxels lie off along z, y, x."""
+    steps = [int(np.ceil(r / s)) for r, s in zip(reach, spacing, strict=True)]
+    z, y, x = (slice(max(c - k, 0), min(c + k + 1, n)) for c, k, n in zip(centre, steps, shape, strict=True))
+    away = [
+        (np.arange(s.start, s.stop, dtype=np.float32) - np.float32(c)) * np.float32(step)
+        for s, c, step in zip((z, y, x), centre, spacing, strict=True)
+    ]
+    return (z, y, x), (away[0][:, None, None], away[1][:, None], away[2])
+
+
 @dataclass(frozen=True, slots=True)
 class _Lesion:
     """A lesion to insert: its type, its centre (voxel indices) and its radii (mm), both along z, y, x."""
@@ -157,14 +173,10 @@ def _insert(
     rng: np.random.Generator,
 ) -> None:
     """Insert one lesion into ``hu`` and ``labels``, in place; where another one is, that one stays."""
-    reach = [int(np.ceil(1.5 * r / s)) for r, s in zip(lesion.radii, spacing, strict=True)]
-    box = tuple(slice(max(c - r, 0), c + r + 1) for c, r in zip(lesion.centre, reach, strict=True))
+    a, b, c = lesion.radii
+    box, offsets = around(lesion.centre, (1.5 * a, 1.5 * b, 1.5 * c), spacing, hu.shape)
     before = hu[box]
-    offsets = [
-        (np.arange(s.start, s.start + n) - c) * step / r
-        for s, n, c, step, r in zip(box, before.shape, lesion.centre, spacing, lesion.radii, strict=True)
-    ]
-    distance = np.sqrt(sum(o.reshape([-1 if i == j else 1 for i in range(3)]) ** 2 for j, o in enumerate(offsets)))
+    distance = np.sqrt(sum((offset / radius) ** 2 for offset, radius in zip(offsets, lesion.radii, strict=True)))
     size = float(np.mean(lesion.radii))
     core = np.asarray(1.0 - distance + 0.28 * smooth_noise(before.shape, size * 0.6, spacing, rng), dtype=np.float32)
     edge = np.clip(core / (rng.uniform(1.0, 4.0) / size), 0.0, 1.0) * (lung[box] & (labels[box] == 0))

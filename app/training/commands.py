@@ -27,7 +27,8 @@ def add_train_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments of the command; nothing heavy is imported."""
     add = parser.add_argument
     add("model", choices=MODELS, help="what to train; cvae before classifier")
-    add("cohort", metavar="COHORT", type=Path, help="folder with cohort.csv, see docs/training.md")
+    cohort = "folder with cohort.csv, see docs/training.md; several are learned from together"
+    add("cohorts", metavar="COHORT", type=Path, nargs="+", help=cohort)
     add("-o", "--output", metavar="MODELS", type=Path, required=True, help="models folder; MODEL/ in it is written")
     add_data_arguments(parser)
     add("-c", "--config", metavar="FILE", type=Path, help="YAML file of settings other than the recommended ones")
@@ -121,7 +122,7 @@ def train(arguments: argparse.Namespace) -> None:
     """
     need_training_packages()
     quieten_unless_debugging()
-    from app.cohort.table import read_cohort
+    from app.cohort.table import read_cohorts
     from app.training.checks import learnable
     from app.training.configuration import load_training_settings
     from app.training.tasks import TASKS
@@ -131,7 +132,7 @@ def train(arguments: argparse.Namespace) -> None:
     if target.exists() and not arguments.prepare_only:
         raise UsageError(f"{target} is there already: name another models folder, or remove it to train anew")
     settings = load_training_settings(task.settings, task.recommended, arguments.config, arguments.assignments)
-    studies = read_cohort(arguments.cohort)
+    studies = read_cohorts(arguments.cohorts)
     parts = {split: learnable(studies, task, split) for split in ("train", "validation")}
     tell(f"{task.name}: {', '.join(f'{len(part)} {split} studies' for split, part in parts.items())}")
     _train(arguments, task, settings, parts["train"], parts["validation"])
@@ -183,4 +184,4 @@ def need_training_packages() -> None:
         If it is not.
     """
     if not all(find_spec(package) for package in ("lightning_fabric", "nibabel", "sklearn", "tensorboard")):
-        raise UsageError("more packages are needed to train: pip install 'covid-ct-map[training]'")
+        raise UsageError("more packages are needed: pip install 'covid-ct-map[training]'")

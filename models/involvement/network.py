@@ -8,6 +8,7 @@ from monai.inferers.inferer import SlidingWindowInferer
 from scipy import ndimage
 from torch import Tensor
 
+from models.hounsfield import rescale
 from models.morphology import BoolArray
 from models.unet import UNet
 
@@ -38,8 +39,7 @@ class InvolvementNetwork(UNet):
 
 def normalise(hu: Tensor, near_lungs: Tensor) -> Tensor:
     """Clip Hounsfield units to :data:`HU_RANGE`, rescale to [0, 1], and blank what is not near the lungs."""
-    low, high = HU_RANGE
-    return (hu.clamp(low, high) - low) / (high - low) * near_lungs
+    return rescale(hu, HU_RANGE) * near_lungs
 
 
 def near_lungs(lung: BoolArray, pixel_mm: float) -> BoolArray:

@@ -8,11 +8,14 @@ import torch
 from monai.inferers.inferer import SlidingWindowInferer
 from torch import Tensor
 
+from models.hounsfield import rescale
 from models.unet import UNet
 
 WIDTHS = ((32, 64), (64, 128), (128, 256), (256, 512))
 CLASSES = 5
 """Background, ground-glass opacity, consolidation, crazy paving, combined pattern."""
+UNKNOWN_TYPE = CLASSES
+"""Label of a lesion whose type nobody has stated, as in many data sets. It can be learned from, but is never found."""
 PATCH = (24, 96, 96)
 """Usual block in voxels (z, y, x)."""
 SPACING = (3.0, 1.5, 1.5)
@@ -42,8 +45,7 @@ class LesionNetwork(UNet):
 
 def normalise(hu: Tensor) -> Tensor:
     """Clip Hounsfield units to :data:`HU_RANGE` and rescale to [0, 1]."""
-    low, high = HU_RANGE
-    return (hu.clamp(low, high) - low) / (high - low)
+    return rescale(hu, HU_RANGE)
 
 
 @torch.inference_mode()

@@ -11,14 +11,14 @@ from pydantic import PositiveFloat, field_validator
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from models.lesions.network import CLASSES, LesionNetwork, normalise
+from models.lesions.network import CLASSES, UNKNOWN_TYPE, LesionNetwork, normalise
 from models.training.patches import PatchRecipe, cut_patch, draw_centre
 from models.training.recipe import Item, Objective
 from models.training.settings import PatchSettings
 from models.training.volumes import HU, LESIONS, LUNGS, Volume
 
-KINDS = {**{f"lesion_{kind}": 0.67 / (CLASSES - 1) for kind in range(1, CLASSES)}, "lung": 0.33}
-"""How often a patch lies at a lesion of each type, or anywhere in the lungs."""
+KINDS = {**{f"lesion_{kind}": 0.67 / (CLASSES - 1) for kind in range(1, CLASSES + 1)}, "lung": 0.33}
+"""How often a patch lies at a lesion of each type, or of an unknown one, or anywhere in the lungs."""
 JITTER_MM = 35.0
 """By how much the middle of a patch lies off its voxel at most, along each axis."""
 Row = tuple[float, float, float, float, float]
@@ -65,7 +65,9 @@ class LesionSettings(PatchSettings):
 class LesionObjective(Objective):
     """Generalised Wasserstein Dice inside the lungs (beyond, the lung mask decides), with or without cross-entropy.
 
-    The second cross-entropy, among the lesion types alone, keeps rare types from drowning in ground glass.
+    The second cross-entropy, among the lesion types alone, keeps rare types from drowning in ground glass. Where the
+    type is unknown, any is right: the cross-entropy takes the lesion classes together, and the Wasserstein Dice that
+    which the network finds likeliest.
     """
 
     def __init__(self, network: nn.Module, settings: LesionSettings) -> None:
@@ -82,12 +84,20 @@ class LesionObjective(Objective):
         target = labels.reshape(-1)[inside]
         if len(target) == 0:
             return logits.sum() * 0.0
-        loss = torch.as_tensor(self._wasserstein(flat.T[None], target[None, None])).float()
+        unknown = target == UNKNOWN_TYPE
+        filled = torch.where(unknown, flat[:, 1:].argmax(1) + 1, target)
+        loss = torch.as_tensor(self._wasserstein(flat.T[None], filled[None, None])).float()
         if self._entropy:
-            affected = target > 0
-            loss = loss + F.cross_entropy(flat, target)
-            loss = loss + (F.cross_entropy(flat[affected, 1:], target[affected] - 1) if affected.any() else 0.0)
+            either = torch.where(unknown, _lesion_or_not(flat), F.cross_entropy(flat, filled, reduction="none"))
+            loss = loss + either.mean()
+            typed = (target > 0) & ~unknown
+            loss = loss + (F.cross_entropy(flat[typed, 1:], target[typed] - 1) if typed.any() else 0.0)
         return loss
+
+
+def _lesion_or_not(logits: Tensor) -> Tensor:
+    """Return minus the logarithm of the probability of all lesion classes together, for logits (n, classes)."""
+    return torch.as_tensor(logits.logsumexp(1) - logits[:, 1:].logsumexp(1))
 
 
 class LesionRecipe(PatchRecipe):

@@ -8,6 +8,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from models.hounsfield import AIR_HU, rescale
+
 COARSE = 3
 """Subsampling factor of the second pathway along every axis."""
 HALO = (15, 30, 30)
@@ -85,8 +87,7 @@ class DeepMedic(nn.Module):
 
 def normalise(hu: Tensor) -> Tensor:
     """Clip Hounsfield units to :data:`HU_RANGE` and rescale to [0, 1]."""
-    low, high = HU_RANGE
-    return (hu.clamp(low, high) - low) / (high - low)
+    return rescale(hu, HU_RANGE)
 
 
 @torch.inference_mode()
@@ -109,9 +110,7 @@ def predict(network: DeepMedic, hu: Tensor, slab: int = 24) -> Tensor:
     depth, rows, columns = hu.shape
     fill = [-size % COARSE for size in (rows, columns)]
     filled = -(-depth // slab) * slab
-    padded = F.pad(
-        normalise(hu)[None, None],
-        (HALO[2], HALO[2] + fill[1], HALO[1], HALO[1] + fill[0], HALO[0], HALO[0] + filled - depth),
-    )
+    around = (HALO[2], HALO[2] + fill[1], HALO[1], HALO[1] + fill[0], HALO[0], HALO[0] + filled - depth)
+    padded = normalise(F.pad(hu[None, None], around, value=AIR_HU))
     blocks = [torch.sigmoid(network(padded[:, :, z : z + slab + 2 * HALO[0]]).float()) for z in range(0, filled, slab)]
     return torch.cat(blocks, dim=2)[0, 0, :depth, :rows, :columns]

@@ -20,6 +20,7 @@ from monai.transforms.spatial.dictionary import RandAffined, RandFlipd
 from monai.transforms.utility.dictionary import EnsureTyped
 from torch import Tensor
 
+from models.hounsfield import AIR_HU
 from models.training.recipe import Item, Objective, Recipe, seed_of
 from models.training.settings import PatchSettings
 from models.training.volumes import HU, Size, Volume
@@ -28,6 +29,10 @@ SCALE, ROTATION = 0.15, 10.0
 """How far patches vary in size, and in direction in the axial plane, in degrees."""
 NOISE_HU, OFFSET_HU, CONTRAST = 40.0, 40.0, 0.06
 """How far their intensities vary."""
+THICK = (0.4, 1.3)
+"""Standard deviation in slices of the blur between them where slices are thick."""
+CUT, SHORTEST = 0.3, 6
+"""How often the scan, or its field of view, ends inside a varied patch, and the fewest slices that it has."""
 _TILT = ROTATION / 3.0
 _RIM = 5
 """Voxels at the sides that smoothing spoils, for MONAI pads with zeros: they are cut off after it."""
@@ -126,7 +131,27 @@ def cut_patch(
     vary = variation(size, names)
     vary.set_random_state(seed_of(int(rng.integers(2**62))) % 2**32)
     varied: dict[str, Tensor] = vary(patch)
-    return varied
+    return cut_short(varied, rng) if rng.random() < CUT else varied
+
+
+def cut_short(patch: Mapping[str, Tensor], rng: np.random.Generator) -> dict[str, Tensor]:
+    """End the scan inside a patch: beyond a first and a last slice, or a circular field of view; its middle is kept.
+
+    What lies beyond is as :meth:`~models.training.volumes.Volume.box` gives it.
+    """
+    _, depth, rows, columns = patch[HU].shape
+    scanned = torch.ones(depth, rows, columns, dtype=torch.bool)
+    if depth > 1 and rng.random() < 0.75:
+        length = int(rng.integers(min(SHORTEST, depth), depth + 1))
+        first = int(rng.integers(max(depth // 2 - length + 1, 0), min(depth // 2, depth - length) + 1))
+        scanned[:first] = scanned[first + length :] = False
+    else:
+        radius = rng.uniform(0.7, 1.5) * max(rows, columns)
+        angle, beyond = rng.uniform(0.0, 2.0 * np.pi), rng.uniform(0.0, max(rows, columns) / 2.0)
+        y = torch.arange(rows)[:, None] - rows / 2.0 - (beyond - radius) * np.sin(angle)
+        x = torch.arange(columns) - columns / 2.0 - (beyond - radius) * np.cos(angle)
+        scanned[:] = y**2 + x**2 <= radius**2
+    return {name: array.where(scanned, AIR_HU if name == HU else 0) for name, array in patch.items()}
 
 
 def _room(size: Size) -> Size:
@@ -147,6 +172,7 @@ def variation(size: Size, names: Sequence[str]) -> Compose:
     still, sharp, soft = (0.01, 0.01), (0.2, 0.3), (0.3, 1.0)
     return Compose(
         [
+            RandGaussianSmoothd(HU, sigma_x=THICK, sigma_y=still, sigma_z=still, prob=0.0 if flat else 0.3),
             RandGaussianSmoothd(HU, sigma_x=still, sigma_y=soft, sigma_z=soft, prob=0.4),
             RandGaussianSharpend(
                 HU,

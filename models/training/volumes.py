@@ -10,10 +10,10 @@ import numpy as np
 import numpy.typing as npt
 from safetensors import safe_open
 
+from models.hounsfield import AIR_HU
+
 Size = tuple[int, int, int]
 HU, LUNGS, LESIONS, POINTS = "hu", "lungs", "lesions", "points_"
-AIR_HU = -1024
-"""What lies beyond a volume."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -31,7 +31,7 @@ def cohort(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def _truth(cohort: Path) -> dict[str, dict[str, str]]:
     with (cohort / "truth.csv").open(encoding="utf-8") as file:
-        return {row["patient"]: row for row in csv.DictReader(file)}
+        return {row["study"]: row for row in csv.DictReader(file)}
 
 
 def test_masks_lie_on_the_grid_of_the_ct(cohort: Path) -> None:

@@ -22,7 +22,7 @@ from models.lesions.training import LesionObjective, LesionSettings
 from models.lungs.training import LungObjective, LungSettings
 
 MODELS = Path(__file__).resolve().parents[2] / "models"
-BACKGROUND, GROUND_GLASS, CONSOLIDATION, CRAZY_PAVING, COMBINED = range(5)
+BACKGROUND, GROUND_GLASS, CONSOLIDATION, CRAZY_PAVING, COMBINED, UNKNOWN = range(6)
 
 
 @pytest.fixture(autouse=True)
@@ -139,28 +139,43 @@ def lesion_item(size: tuple[int, int, int] = (2, 3, 4)) -> tuple[Tensor, Tensor,
 
 
 def naive_lesion_loss(logits: Tensor, labels: Tensor, lungs: Tensor, settings: LesionSettings) -> float:
+    """Where the type is unknown (5), the likeliest counts for the Wasserstein Dice, and any for the entropy."""
     inside = [tuple(place) for place in torch.nonzero(lungs[0, 0]).tolist()]
     scores = torch.stack([logits[(0, slice(None), *place)] for place in inside])
     right = torch.stack([labels[(0, 0, *place)] for place in inside])
-    loss = naive_wasserstein_dice(scores, right, [list(row) for row in settings.distances])
+    likeliest = [
+        max(range(1, 5), key=lambda k: s[k]) if t == 5 else t
+        for s, t in zip(scores.tolist(), right.tolist(), strict=True)
+    ]
+    loss = naive_wasserstein_dice(scores, torch.tensor(likeliest), [list(row) for row in settings.distances])
     if settings.entropy:
-        entropies = [-math.log(softmax(s)[t]) for s, t in zip(scores.tolist(), right.tolist(), strict=True)]
+        rows = list(zip(scores.tolist(), right.tolist(), strict=True))
+        entropies = [-math.log(sum(softmax(s)[1:]) if t == 5 else softmax(s)[t]) for s, t in rows]
         loss += sum(entropies) / len(entropies)
-        affected = [(s[1:], t - 1) for s, t in zip(scores.tolist(), right.tolist(), strict=True) if t > 0]
+        affected = [(s[1:], t - 1) for s, t in rows if 0 < t < 5]
         if affected:
             loss += sum(-math.log(softmax(s)[t]) for s, t in affected) / len(affected)
     return loss
 
 
 @pytest.mark.parametrize("entropy", [False, True])
-@pytest.mark.parametrize("labelled", ["all", "background", "one type"])
+@pytest.mark.parametrize("labelled", ["all", "background", "one type", "some unknown", "unknown"])
 def test_lesion_loss_is_the_formula_of_the_paper(entropy: bool, labelled: str) -> None:
     settings = lesion_settings(entropy=entropy)
     logits, image, labels, lungs = lesion_item()
     if labelled != "all":
-        labels = torch.where(labels > 2, CRAZY_PAVING if labelled == "one type" else BACKGROUND, BACKGROUND)
+        kinds = {"one type": CRAZY_PAVING, "background": BACKGROUND, "some unknown": UNKNOWN, "unknown": UNKNOWN}
+        labels = torch.where(labels > 2, kinds[labelled], labels if labelled == "some unknown" else BACKGROUND)
     loss = LesionObjective(Given(logits), settings)(image, labels, lungs)
     assert loss.item() == pytest.approx(naive_lesion_loss(logits, labels, lungs, settings), rel=2e-5)
+
+
+def test_of_a_lesion_of_unknown_type_any_type_costs_nothing() -> None:
+    labels = torch.full((2, 3, 4), UNKNOWN)
+    labels[0] = BACKGROUND
+    for kind in (GROUND_GLASS, CONSOLIDATION, CRAZY_PAVING, COMBINED):
+        assert cost(torch.where(labels > 0, kind, labels), labels, entropy=True) == pytest.approx(0.0, abs=1e-5)
+    assert cost(torch.zeros_like(labels), labels, entropy=False) == pytest.approx(1.0, abs=1e-5)
 
 
 def test_a_loss_is_one_number_in_float32() -> None:

@@ -20,14 +20,19 @@ from torch import Tensor, nn
 from models.involvement.training import InvolvementRecipe, InvolvementSettings
 from models.lesions.training import LesionRecipe, LesionSettings
 from models.lungs.training import LungRecipe, LungSettings
+from models.training import patches
 from models.training.patches import (
     CONTRAST,
+    CUT,
     NOISE_HU,
     OFFSET_HU,
     ROTATION,
     SCALE,
+    SHORTEST,
+    THICK,
     PatchRecipe,
     cut_patch,
+    cut_short,
     draw_centre,
     variation,
 )
@@ -46,6 +51,12 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(before)
+
+
+@pytest.fixture(autouse=True)
+def whole_scans(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Leave patches whole but in the tests of what is cut short."""
+    monkeypatch.setattr(patches, "CUT", 0.0)
 
 
 def write_volume(path: Path, arrays: Mapping[str, Array], points: Mapping[str, npt.ArrayLike] | None = None) -> Volume:
@@ -71,7 +82,7 @@ def chest(path: Path, seed: int = 0) -> Volume:
     hu[lesions > 0] = -300
     hu = (hu + rng.normal(0, 10, hu.shape)).astype(np.int16)
     masks = {"lung": lungs > 0, "lesion": lesions > 0, "body": hu > -600, "surface": lungs == 1, "other_air": hu < -900}
-    masks |= {f"lesion_{kind}": lesions == kind for kind in range(1, 5)}
+    masks |= {f"lesion_{kind}": lesions == kind for kind in range(1, 6)}
     points = {kind: np.argwhere(mask)[::7] for kind, mask in masks.items()}
     return write_volume(path, {"hu": hu, "lungs": lungs, "lesions": lesions}, points)
 
@@ -325,8 +336,8 @@ def test_a_patch_of_one_slice_never_mixes_slices(tmp_path: Path) -> None:
         assert patch["hu"].max() < 0
 
 
-def test_noise_is_of_each_slice_and_blur_only_within_it(tmp_path: Path) -> None:
-    """Slices of alternating intensity stay as far apart as the contrast leaves them."""
+def test_noise_is_of_each_slice_and_blur_of_thin_slices_only_within_it(tmp_path: Path) -> None:
+    """Slices of alternating intensity stay as far apart as the contrast leaves them, but where slices are thick."""
     hu = np.full((30, 60, 60), -800, np.int16)
     hu[::2] = -600
     volume = write_volume(tmp_path / "volume.safetensors", {"hu": hu, "lungs": (hu > -700).astype(np.uint8)})
@@ -334,6 +345,7 @@ def test_noise_is_of_each_slice_and_blur_only_within_it(tmp_path: Path) -> None:
     names = ("hu", "lungs")
     for seed in range(10):
         steps = [step for step in variation((8, 24, 24), names).transforms if not isinstance(step, RandAffined)]
+        steps = [step for step in steps if getattr(getattr(step, "rand_smooth", None), "sigma_x", None) != THICK]
         some = dict(patch)
         for number, step in enumerate(steps):
             if hasattr(step, "set_random_state"):
@@ -342,6 +354,45 @@ def test_noise_is_of_each_slice_and_blur_only_within_it(tmp_path: Path) -> None:
         hu_inside, lungs_inside = (some[name][..., 5:-5, 5:-5] for name in names)  # the rim is cut off later
         bright = float(hu_inside[lungs_inside == 1].mean() - hu_inside[lungs_inside == 0].mean())
         assert 200 * (1 - CONTRAST) - 10 < bright < 200 * (1 + CONTRAST) + 10
+
+
+@pytest.mark.parametrize("size", [(24, 20, 30), (5, 20, 30), (1, 24, 24)])
+def test_a_scan_cut_short_keeps_its_middle_and_what_is_left_of_it(size: Triple) -> None:
+    patch = {"hu": torch.full((1, *size), 50.0), "lungs": torch.ones(1, *size), "lesions": torch.full((1, *size), 3.0)}
+    depth, rows, columns = size
+    lengths, flat, kept = set(), 0, []
+    for seed in range(300):
+        short = cut_short(patch, np.random.default_rng(seed))
+        scanned = short["lungs"][0] == 1
+        assert scanned[depth // 2, rows // 2, columns // 2]
+        for name, beyond in (("hu", -1024.0), ("lungs", 0.0), ("lesions", 0.0)):
+            assert (short[name][0][scanned] == patch[name][0][scanned]).all()
+            assert (short[name][0][~scanned] == beyond).all()
+        if all(bool(plane.all()) or not bool(plane.any()) for plane in scanned) and not scanned.all():
+            there = scanned.any(2).any(1).nonzero().ravel()
+            assert len(there) == there[-1] - there[0] + 1
+            lengths.add(len(there))
+        elif not scanned.all():  # a field of view: the same in every slice, and convex
+            assert (scanned == scanned[:1]).all()
+            for line in (*scanned[0], *scanned[0].T):
+                assert (np.diff(line.numpy().astype(int)) != 0).sum() <= 2
+            flat += 1
+        kept.append(float(scanned.float().mean()))
+    assert lengths <= set(range(min(SHORTEST, depth), depth))
+    assert len(lengths) > (10 if depth > SHORTEST else -1)
+    assert 30 < flat < (120 if depth > 1 else 301)
+    assert min(kept) < 0.8
+    assert all(value == 50.0 for value in patch["hu"].unique()), "the patch given has changed"
+
+
+def test_some_varied_patches_are_cut_short(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(patches, "CUT", CUT)
+    hu = np.full((40, 60, 60), 60, np.int16)
+    volume = write_volume(tmp_path / "volume.safetensors", {"hu": hu, "lungs": np.ones(hu.shape, np.uint8)})
+    cuts = [
+        bool((varied(volume, (12, 16, 16), s, ("hu", "lungs"), (20, 30, 30))["lungs"] == 0).any()) for s in range(200)
+    ]
+    assert stats.binomtest(sum(cuts), 200, CUT).pvalue > 0.001
 
 
 # --- Items of the recipes

@@ -88,7 +88,7 @@ def test_at_its_own_resolution_a_study_stays_as_it_is(tmp_path: Path) -> None:
     voxels = {"hu": hu, "lungs": lungs, "lesions": lesions}
     _equal({name: arrays[name] for name in voxels}, voxels)
     assert said == {}
-    kinds = ("lung", "lesion", "lesion_1", "lesion_2", "lesion_3", "lesion_4")
+    kinds = ("lung", "lesion", "lesion_1", "lesion_2", "lesion_3", "lesion_4", "lesion_5")
     assert arrays.keys() - voxels.keys() == {f"points_{kind}" for kind in kinds}
     assert all(
         arrays[f"points_{kind}"].dtype == np.int32 and arrays[f"points_{kind}"].shape[1:] == (3,) for kind in kinds
@@ -250,7 +250,7 @@ def test_without_lesions_there_are_no_points_at_them(tmp_path: Path) -> None:
     _write_image(study.lesions, np.zeros((36, 24, 30), np.uint8))
     arrays, _ = NATIVE.make(study)
     points = {name.removeprefix("points_"): len(array) for name, array in arrays.items() if name.startswith("points_")}
-    assert points == {"lung": POINTS_KEPT, "lesion": 0, **{f"lesion_{kind}": 0 for kind in range(1, 5)}}
+    assert points == {"lung": POINTS_KEPT, "lesion": 0, **{f"lesion_{kind}": 0 for kind in range(1, 6)}}
 
 
 def test_a_mask_without_lung_cannot_be_used(tmp_path: Path) -> None:
@@ -337,7 +337,7 @@ _SPOILS: dict[str, Callable[[CohortStudy], CohortStudy]] = {
     "mask of another size": _on("lesions", lambda labels: labels[:-1]),
     "mask of another spacing": _on("lungs", lambda labels: labels, spacing=(3.0, 2.0, 2.1)),
     "three lungs": _on("lungs", lambda labels: labels + np.uint8(labels == 2)),
-    "five lesions": _on("lesions", lambda labels: labels + np.uint8(labels == 4)),
+    "six lesions": _on("lesions", lambda labels: labels + np.uint8(2 * (labels == 4))),
     "half a label": _on("lungs", lambda labels: labels * np.float32(0.5)),
     "no number in a mask": _on("lungs", _with(np.nan)),
     "a mask of colours": _colours,
@@ -368,7 +368,7 @@ def _problem(kind: str, folder: Path) -> str:
         ("mask of another size", "mask lesions.nii.gz does not lie on the grid of its CT"),
         ("mask of another spacing", "mask lungs.nii.gz does not lie on the grid of its CT"),
         ("three lungs", "mask lungs.nii.gz holds other labels than 0 to 2"),
-        ("five lesions", "mask lesions.nii.gz holds other labels than 0 to 4"),
+        ("six lesions", "mask lesions.nii.gz holds other labels than 0 to 5"),
         ("half a label", "mask lungs.nii.gz holds other labels than 0 to 2"),
         ("no number in a mask", "mask lungs.nii.gz holds other labels than 0 to 2"),
         ("a mask of colours", "lungs.nii.gz"),
@@ -385,7 +385,7 @@ def test_what_cannot_be_used_is_one_line(kind: str, says: str, tmp_path: Path) -
     assert says in _problem(kind, tmp_path)
 
 
-@pytest.mark.parametrize("kind", ["mask gone", "mask moved", "mask of another size", "three lungs", "five lesions"])
+@pytest.mark.parametrize("kind", ["mask gone", "mask moved", "mask of another size", "three lungs", "six lesions"])
 def test_what_is_wrong_with_a_mask_names_the_study(kind: str, tmp_path: Path) -> None:
     assert "ct.nii.gz" in _problem(kind, tmp_path)
 

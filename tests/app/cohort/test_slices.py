@@ -8,7 +8,10 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
+from app.cli import main
+from app.cohort.images import load_mask, load_study
 from app.cohort.slices import LUNG_HU, TISSUE_HU, read_slices, to_hounsfield
+from app.cohort.table import inspect_cohort
 from app.outcome import UsageError
 
 Masks = npt.NDArray[np.bool_]
@@ -175,3 +178,25 @@ def test_a_wall_as_bright_as_lung_does_not_blow_the_scale_up() -> None:
     hu = to_hounsfield(ct, lungs, np.zeros_like(lungs))
     assert hu[10, 0] == pytest.approx(-860)
     assert hu[0, 0] == pytest.approx(40), "30 steps at least from lung to wall"
+
+
+def test_slices_become_a_cohort(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = _write(tmp_path / "slices.npz", 6, volume_guess=np.array([4, 4, 4, 7, 7, 7]))
+    assert main(["cohort", str(tmp_path / "out"), "--from-slices", str(path)]) == 0
+    assert capsys.readouterr().out == f"{tmp_path / 'out'}\n"
+    slices = read_slices(path)
+    studies, problems = inspect_cohort(tmp_path / "out")
+    assert problems == ["the cohort has only positive studies"]
+    assert [study.patient for study in studies] == ["study004", "study007"]
+    for study, number in zip(studies, (4, 7), strict=True):
+        volume, own = load_study(study), slices.study == number
+        assert volume.grid.spacing == pytest.approx((1.25, 1.5, 1.5))
+        assert study.lungs is not None
+        assert study.lesions is not None
+        lungs, lesions = load_mask(study.lungs, volume.grid, 2), load_mask(study.lesions, volume.grid, 5)
+        np.testing.assert_array_equal(lungs > 0, slices.lungs[own])
+        np.testing.assert_array_equal(lesions, 5 * slices.infection[own])
+        for hu, *parts in zip(volume.hu, slices.ct[own], slices.lungs[own], slices.infection[own], strict=True):
+            np.testing.assert_allclose(hu, to_hounsfield(*parts).clip(-1024, 3071), atol=0.5)
+    assert main(["cohort", str(tmp_path / "out"), "--from-slices", str(path)]) == 64
+    assert "is not empty" in capsys.readouterr().err

@@ -1,0 +1,96 @@
+"""A cohort of synthetic diseases in real bodies: lesions inserted into chest CTs without disease."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import lru_cache
+from pathlib import Path
+
+import numpy as np
+
+from app.cohort.images import load_study, write_image, write_masks
+from app.cohort.lung_masks import draw_lungs
+from app.cohort.table import CohortStudy
+from app.outcome import UsageError
+from app.phantom.cohort import Patient, study_name, write_patients
+from app.phantom.disease import draw_co_rads, draw_kind, fall_ill, involvement_percent
+from app.phantom.mimics import insert_dependent_density, insert_effusion, insert_mimics
+from models.morphology import Spacing, bounding_box
+from operators.orientation import standard_volume
+from operators.volume import CTVolume, FloatArray, LabelArray
+
+DEPENDENT, EFFUSION, MOST_MIMICS = 0.5, 0.15, 12
+"""How often the lungs are denser at the back, and have effusion, and how many other findings there are at most."""
+
+
+def write_diseased(
+    folder: Path, bodies: Sequence[Path], studies: int, seed: int = 0, tell: Callable[[str], None] = lambda line: None
+) -> None:
+    """Write a cohort of studies made from few CTs: ``cohort.csv``, CT and two masks for each as NIfTI, ``truth.csv``.
+
+    The bodies take turns; all studies of one are one patient, who is never divided among splits. Half of the studies
+    of each are positive. All have findings, too, that are no lesions of COVID-19 (:mod:`app.phantom.mimics`).
+
+    Parameters
+    ----------
+    folder : Path
+        Must be absent or empty; made where absent.
+    bodies : sequence of Path
+        Folders of DICOM or NIfTI files: chest CTs without disease. Messages and tables repeat their names.
+    studies : int
+        How many to make.
+    seed : int
+        Another seed, other diseases.
+    tell : callable
+        Receives a line for each study.
+
+    Raises
+    ------
+    UsageError
+        If a body cannot be used, or the folder is not empty or cannot be written.
+    """
+    if len({path.name for path in bodies}) < len(bodies):
+        raise UsageError("two bodies have the same name, which would be the name of their patient")
+    for path in bodies:
+        if not path.exists():
+            raise UsageError(f"the body {path} does not exist")
+    write_patients(folder, studies, lambda number: _write(folder, bodies, number, seed), tell)
+
+
+def _write(folder: Path, bodies: Sequence[Path], number: int, seed: int) -> Patient:
+    rng = np.random.default_rng((seed, number))
+    turn, place = divmod(number, len(bodies))
+    label = turn % 2
+    kind = draw_kind(label, rng)
+    volume, lungs = _body(bodies[place])
+    hu, left_over = volume.hu.copy(), lungs.copy()
+    box = bounding_box(lungs > 0)
+    hu[box], left_over[box] = _with_other_findings(hu[box], lungs[box], volume.grid.spacing, rng)
+    lesions = np.zeros_like(lungs)
+    hu[box], lesions[box] = fall_ill(hu[box], left_over[box], volume.grid.spacing, kind, rng)
+    name = f"s{number:03d}"
+    path = folder / "studies" / f"{name}.nii.gz"
+    write_image(path, np.rint(hu).clip(-1024, 32767).astype(np.int16), volume.grid)
+    masks = write_masks(folder, name, left_over, lesions, volume.grid)
+    involvement = involvement_percent(left_over, lesions)
+    patient = study_name(CohortStudy("", bodies[place], 0))
+    study = CohortStudy(patient, path, label, draw_co_rads(kind, involvement, rng), None, None, *masks)
+    return Patient(study, kind, involvement)
+
+
+@lru_cache(maxsize=2)
+def _body(path: Path) -> tuple[CTVolume, LabelArray]:
+    """Read a body and find its lungs, in the standard arrangement."""
+    volume = standard_volume(load_study(CohortStudy("", path, 0)))
+    return volume, draw_lungs(volume, path.name)
+
+
+def _with_other_findings(
+    hu: FloatArray, lungs: LabelArray, spacing: Spacing, rng: np.random.Generator
+) -> tuple[FloatArray, LabelArray]:
+    if rng.random() < DEPENDENT:
+        hu = insert_dependent_density(hu, lungs, spacing, rng)
+    hu = insert_mimics(hu, lungs, spacing, int(rng.integers(0, MOST_MIMICS + 1)), rng)
+    if rng.random() < EFFUSION:
+        return insert_effusion(hu, lungs, spacing, rng)
+    return hu, lungs
