@@ -13,12 +13,16 @@ from app.cohort.lung_masks import draw_lungs
 from app.cohort.table import CohortStudy
 from app.outcome import UsageError
 from app.phantom.cohort import Patient, study_name, write_patients
-from app.phantom.disease import draw_co_rads, draw_kind, fall_ill, involvement_percent
+from app.phantom.disease import Shares, draw_co_rads, draw_kind, fall_ill, involvement_percent
 from app.phantom.mimics import insert_dependent_density, insert_effusion, insert_mimics
 from models.morphology import Spacing, bounding_box
 from operators.orientation import standard_volume
 from operators.volume import CTVolume, FloatArray, LabelArray
 
+KINDS: Shares = {
+    0: (("healthy", 0.4), ("pneumonia", 0.35), ("lobar", 0.25)),
+    1: (("covid", 0.55), ("severe", 0.35), ("faint", 0.1)),
+}
 DEPENDENT, EFFUSION, MOST_MIMICS = 0.5, 0.15, 12
 """How often the lungs are denser at the back, and have effusion, and how many other findings there are at most."""
 
@@ -61,7 +65,7 @@ def _write(folder: Path, bodies: Sequence[Path], number: int, seed: int) -> Pati
     rng = np.random.default_rng((seed, number))
     turn, place = divmod(number, len(bodies))
     label = turn % 2
-    kind = draw_kind(label, rng)
+    kind = draw_kind(label, KINDS, rng)
     volume, lungs = _body(bodies[place])
     hu, left_over = volume.hu.copy(), lungs.copy()
     box = bounding_box(lungs > 0)

@@ -14,9 +14,10 @@ from app.cohort.table import CohortStudy, write_table
 from app.outcome import UsageError
 from app.phantom import make_phantom, origin_of
 from app.phantom.dicom import write_ct_series
-from app.phantom.disease import Kind, draw_co_rads, draw_kind, fall_ill, involvement_percent
+from app.phantom.disease import Kind, Shares, draw_co_rads, draw_kind, fall_ill, involvement_percent
 
 TRUTH = "truth.csv"
+KINDS: Shares = {0: (("healthy", 0.5), ("pneumonia", 0.5)), 1: (("covid", 0.88), ("faint", 0.12))}
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,7 +136,7 @@ def _write_patient(folder: Path, number: int, patients: int, seed: int, spacing:
     rng = np.random.default_rng((seed, number))
     site = SITES[number % len(SITES)]
     label = label_of(number, patients, seed)
-    kind = draw_kind(label, rng)
+    kind = draw_kind(label, KINDS, rng)
     name = f"p{number:03d}"
     phantom = make_phantom(int(rng.integers(2**31)), spacing, lesions=False)
     hu, lesions = fall_ill(phantom.hu, phantom.lungs, phantom.spacing, kind, rng)

@@ -2,29 +2,34 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping, Sequence
 from typing import Literal
 
 import numpy as np
 
 from app.phantom.insertion import Pattern, insert_lesions
-from app.phantom.patterns import covid_like, other_pneumonia
+from app.phantom.patterns import covid_like, lobar_pneumonia, other_pneumonia, severe_covid
 from models.morphology import Spacing
 from operators.volume import FloatArray, LabelArray
 
-Kind = Literal["healthy", "pneumonia", "covid", "faint"]
-KINDS: dict[int, tuple[tuple[Kind, float], ...]] = {
-    0: (("healthy", 0.5), ("pneumonia", 0.5)),
-    1: (("covid", 0.88), ("faint", 0.12)),
-}
+Kind = Literal["healthy", "pneumonia", "lobar", "covid", "severe", "faint"]
+Shares = Mapping[int, Sequence[tuple[Kind, float]]]
 """By label, how often each kind is drawn."""
 _FAINT = Pattern(count=(1, 2), radius=(4.0, 7.0), weights=(1.0, 0.0, 0.0, 0.0))
 """Lesions that a segmentation misses."""
+_PATTERNS: Mapping[Kind, Callable[[np.random.Generator], Pattern]] = {
+    "pneumonia": other_pneumonia,
+    "lobar": lobar_pneumonia,
+    "covid": covid_like,
+    "severe": severe_covid,
+    "faint": lambda _: _FAINT,
+}
 
 
-def draw_kind(label: int, rng: np.random.Generator) -> Kind:
+def draw_kind(label: int, shares: Shares, rng: np.random.Generator) -> Kind:
     """Draw the kind of a negative (0) or positive (1) patient."""
-    kinds, shares = zip(*KINDS[label], strict=True)
-    kind: Kind = kinds[int(rng.choice(len(kinds), p=shares))]
+    kinds, chances = zip(*shares[label], strict=True)
+    kind: Kind = kinds[int(rng.choice(len(kinds), p=chances))]
     return kind
 
 
@@ -34,8 +39,7 @@ def fall_ill(
     """Insert the lesions of a kind of patient; as :func:`~app.phantom.insertion.insert_lesions`."""
     if kind == "healthy":
         return hu, np.zeros_like(lungs)
-    pattern = {"pneumonia": other_pneumonia, "covid": covid_like}.get(kind, lambda _: _FAINT)(rng)
-    return insert_lesions(hu, lungs, spacing, pattern, rng)
+    return insert_lesions(hu, lungs, spacing, _PATTERNS[kind](rng), rng)
 
 
 def involvement_percent(lungs: LabelArray, lesions: LabelArray) -> float:
@@ -45,5 +49,6 @@ def involvement_percent(lungs: LabelArray, lesions: LabelArray) -> float:
 
 def draw_co_rads(kind: Kind, involvement: float, rng: np.random.Generator) -> int:
     """Suspicion as a radiologist might state it: by pattern and extent, one class off now and then."""
-    usual = {"healthy": 1, "faint": 1, "pneumonia": 3, "covid": 3 + (involvement > 1.0) + (involvement > 4.0)}[kind]
+    extent = 3 + (involvement > 1.0) + (involvement > 4.0)
+    usual = {"healthy": 1, "faint": 1, "pneumonia": 3, "lobar": 2, "covid": extent, "severe": 5}[kind]
     return int(np.clip(usual + int(rng.choice((-1, 0, 1), p=(0.15, 0.7, 0.15))), 1, 5))
