@@ -79,7 +79,7 @@ def write_image(path: Path, voxels: npt.NDArray[np.generic], grid: Grid) -> None
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".part-{path.name}")
     try:
-        nib.save(nib.Nifti1Image(voxels.transpose(), affine), partial)  # type: ignore[no-untyped-call, attr-defined]
+        nib.save(nib.Nifti1Image(voxels.transpose(), affine), partial)  # type: ignore[no-untyped-call]
         partial.replace(path)
     finally:
         partial.unlink(missing_ok=True)

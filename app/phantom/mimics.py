@@ -86,7 +86,8 @@ def _above_the_back(lung: BoolArray, spacing: Spacing) -> FloatArray:
     hindmost = lung.shape[1] - 1 - np.argmax(lung[:, ::-1], axis=1)
     rows = np.arange(lung.shape[1])[None, :, None]
     away = (hindmost[:, None, :] - rows) * spacing[1]
-    return np.where(lung.any(axis=1)[:, None, :], away, np.inf).astype(np.float32)
+    there = np.asarray(lung.any(axis=1))
+    return np.where(there[:, None, :], away, np.inf).astype(np.float32)
 
 
 def _blend(hu: FloatArray, inside: BoolArray, box: Box, share: FloatArray, target: float) -> None:
@@ -152,7 +153,7 @@ def _tube(
     direction /= np.linalg.norm(direction)
     along = sum(o * d for o, d in zip(offsets, direction, strict=True))
     clipped = np.clip(along, -length / 2.0, length / 2.0)
-    away = _length(tuple(o - clipped * d for o, d in zip(offsets, direction, strict=True)))  # type: ignore[arg-type]
+    away = _length(tuple(o - clipped * d for o, d in zip(offsets, direction, strict=True)))
     _blend(hu, inside, box, radius - away + 0.5, rng.uniform(0.0, 60.0))
     if lumen:
         _blend(hu, inside, box, lumen - away + 0.5, rng.uniform(GAS_HU, -880.0))
