@@ -42,7 +42,7 @@ def write_volume(path: Path, seed: int) -> Path:
     hu = np.where(lungs, -850, 30) + 150 * lesions + rng.normal(0, 30, lungs.shape)
     arrays = {"hu": hu.astype(np.int16), "lungs": lungs, "lesions": lesions.astype(np.uint8)}
     masks = {"lung": lungs > 0, "lesion": lesions > 0, "surface": lungs > 0, "other_air": lungs > 1, "body": lungs < 1}
-    masks |= {f"lesion_{kind}": lesions == kind for kind in range(1, 5)}
+    masks |= {f"lesion_{kind}": lesions == kind for kind in range(1, 6)}
     points = {f"points_{kind}": np.argwhere(mask)[::11].astype(np.int32) for kind, mask in masks.items()}
     save_arrays({name: np.ascontiguousarray(array) for name, array in (arrays | points).items()}, path)
     return path

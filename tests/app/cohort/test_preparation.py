@@ -519,3 +519,14 @@ def test_models_and_sizes_tell_preparations_of_slices_apart(models: Path, tmp_pa
 def test_models_that_are_gone_are_our_failure(series: CohortStudy, tmp_path: Path) -> None:
     with pytest.raises(RunFailed, match="model lungs: cannot read"):
         SlicePreparation(tmp_path, ("hash",), 30).make(series)
+
+
+def test_lesions_of_unknown_type_are_kept_as_such(tmp_path: Path) -> None:
+    study = _study(tmp_path)
+    _, _, lesions = _thorax()
+    assert study.lesions is not None
+    _write_image(study.lesions, np.where(lesions == 2, 5, lesions).astype(np.uint8))
+    arrays, _ = NATIVE.make(study)
+    np.testing.assert_array_equal(arrays["lesions"] == 5, lesions == 2)
+    assert len(arrays["points_lesion_5"]) == min((lesions == 2).sum(), POINTS_KEPT)
+    assert len(arrays["points_lesion_2"]) == 0

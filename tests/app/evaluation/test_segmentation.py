@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import math
 import re
 import shutil
 from pathlib import Path
@@ -28,6 +29,7 @@ from app.evaluation.segmentation import (
 from app.outcome import UsageError
 from app.phantom import COARSE_MM
 from app.phantom.cohort import write_cohort
+from operators.findings import LesionType
 
 SPACING = (3.0, 2.0, 2.0)
 
@@ -188,3 +190,18 @@ def test_the_shipped_models_find_the_lungs_of_phantoms(cohort: Path, tmp_path: P
     assert main(["evaluate", "segmentation", "--cohort", str(cohort), "-o", str(output)]) == 0
     means = json.loads((output / "segmentation.json").read_text("utf-8"))["means"]
     assert means["lungs_dice"]["value"] > 0.9
+
+
+def test_where_types_are_unknown_only_the_union_is_judged() -> None:
+    lungs = np.ones((4, 6, 6), np.uint8)
+    known = np.zeros_like(lungs)
+    known[1:3, 1:4] = 2
+    unknown = np.where(known > 0, 5, 0).astype(np.uint8)
+    found = Masks(lungs, known)
+    with_types, without = (measure(Masks(lungs, truth), found, (1.0, 1.0, 1.0)) for truth in (known, unknown))
+    types = {f"{kind.name.lower()}_dice" for kind in LesionType}
+    assert all(math.isnan(without[name]) for name in types)
+    assert with_types["consolidation_dice"] == 1.0
+    assert {name: value for name, value in with_types.items() if name not in types} == {
+        name: value for name, value in without.items() if name not in types
+    }
