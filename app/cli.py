@@ -251,11 +251,13 @@ def _inspect(arguments: argparse.Namespace) -> None:
 def _cohort(arguments: argparse.Namespace) -> None:
     from app.cohort.splits import split_table
     from app.cohort.summary import summarise
-    from app.cohort.table import TABLE, inspect_cohort
+    from app.cohort.table import TABLE, inspect_cohort, lone_classes
 
     if arguments.draw_lungs or arguments.from_slices is not None:
         need_training_packages()
     if arguments.from_slices is not None:
+        if arguments.draw_lungs or arguments.split is not None:
+            raise UsageError("--from-slices makes a cohort with its own masks of the lungs: run again to divide it")
         from app.cohort.slices import read_slices, write_slices_cohort
 
         write_slices_cohort(arguments.folder, read_slices(arguments.from_slices), tell)
@@ -266,6 +268,8 @@ def _cohort(arguments: argparse.Namespace) -> None:
         tell(f"{TABLE}: {problem}")
     if problems:
         raise UsageError(f"{arguments.folder / TABLE} has {len(problems)} problem(s)")
+    for lone in lone_classes(studies):
+        tell(f"{TABLE}: {lone}: no classifier can be trained or judged on it alone")
     if arguments.draw_lungs:
         from app.cohort.lung_masks import add_lung_masks
 
@@ -278,6 +282,7 @@ def _cohort(arguments: argparse.Namespace) -> None:
 def _phantom(arguments: argparse.Namespace) -> None:
     from app.phantom import COARSE_MM, SPACING_MM, write_phantom
 
+    made, spacing = arguments.output, COARSE_MM if arguments.coarse else SPACING_MM
     if arguments.cohort is not None:
         need_training_packages()
     if arguments.bodies is not None:
@@ -286,22 +291,18 @@ def _phantom(arguments: argparse.Namespace) -> None:
         if arguments.cohort is None or arguments.coarse:
             raise UsageError("--bodies needs --cohort N, and takes the voxels of the CTs as they are")
         write_diseased(arguments.output, arguments.bodies, arguments.cohort, arguments.seed, tell)
-        print(arguments.output)
-        return
-    spacing = COARSE_MM if arguments.coarse else SPACING_MM
-    if arguments.cohort is not None:
+    elif arguments.cohort is not None:
         from app.phantom.cohort import write_cohort
 
         write_cohort(arguments.output, arguments.cohort, arguments.seed, spacing, tell)
-        print(arguments.output)
-        return
-    try:
-        arguments.output.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UsageError(f"cannot make the folder {arguments.output}: {error.strerror}") from error
-    tell("Making the phantom ...")
-    series = write_phantom(arguments.output, seed=arguments.seed, spacing=spacing)
-    print(series)
+    else:
+        try:
+            arguments.output.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UsageError(f"cannot make the folder {arguments.output}: {error.strerror}") from error
+        tell("Making the phantom ...")
+        made = write_phantom(arguments.output, seed=arguments.seed, spacing=spacing)
+    print(made)
 
 
 def _picture(arguments: argparse.Namespace) -> None:

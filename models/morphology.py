@@ -27,12 +27,16 @@ def dilate(mask: BoolArray, radius: float, spacing: Spacing) -> BoolArray:
 
 
 def close(mask: BoolArray, radius: float, spacing: Spacing) -> BoolArray:
-    """Close by a ball of ``radius`` mm, with room around so that the border does not attract."""
+    """Close by a ball of ``radius`` mm, with room around so that the border does not attract.
+
+    Beyond the first and the last slice the mask goes on as it ends: a scan that ends in the lungs cuts vessels, too.
+    """
     if not mask.any():
         return mask.copy()
     pad = [int(np.ceil(radius / step)) + 2 for step in spacing]
     box = tuple(slice(max(s.start - p, 0), s.stop + p) for s, p in zip(bounding_box(mask), pad, strict=True))
-    padded = np.pad(mask[box], [(p, p) for p in pad])
+    longer = np.pad(mask[box], [(pad[0], pad[0]), (0, 0), (0, 0)], mode="edge")
+    padded = np.pad(longer, [(0, 0), (pad[1], pad[1]), (pad[2], pad[2])])
     outside = ~dilate(padded, radius, spacing)
     closed = distance_to(outside, spacing) > radius if outside.any() else padded
     result = mask.copy()

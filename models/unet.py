@@ -10,20 +10,36 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 
-class _DoubleConv(nn.Sequential):
-    """Two times: convolution 3 ("same"), instance normalisation, leaky ReLU.
+class InstanceNorm(nn.Module):
+    """Instance normalisation that keeps channels-last memory, with a factor and an offset for each channel.
 
-    Instance normalisation is group normalisation with one channel a group, which keeps channels-last memory.
+    For one instance it is batch normalisation by the statistics of the batch, whose gradient PyTorch computes more than
+    ten times faster on CPUs than that of group normalisation.
     """
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(channels))
+        self.bias = nn.Parameter(torch.zeros(channels))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Normalise each channel of each instance; shape (batch, channels, [z,] y, x)."""
+        if len(x) == 1:
+            return F.batch_norm(x, None, None, self.weight, self.bias, training=True)
+        return F.group_norm(x, len(self.weight), self.weight, self.bias)
+
+
+class _DoubleConv(nn.Sequential):
+    """Two times: convolution 3 ("same"), instance normalisation, leaky ReLU."""
 
     def __init__(self, dimensions: Literal[2, 3], channels: int, first: int, second: int) -> None:
         conv = nn.Conv2d if dimensions == 2 else nn.Conv3d
         super().__init__(
             conv(channels, first, 3, padding=1, bias=False),
-            nn.GroupNorm(first, first),
+            InstanceNorm(first),
             nn.LeakyReLU(0.01, inplace=True),
             conv(first, second, 3, padding=1, bias=False),
-            nn.GroupNorm(second, second),
+            InstanceNorm(second),
             nn.LeakyReLU(0.01, inplace=True),
         )
 

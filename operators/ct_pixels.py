@@ -18,6 +18,7 @@ from pydicom.uid import (
     ImplicitVRLittleEndian,
 )
 
+from models.hounsfield import AIR_HU
 from operators.codestreams import SYNTAXES, decode
 from operators.ct_geometry import numbers
 from operators.ct_images import SliceImage
@@ -26,7 +27,6 @@ from operators.pixel_data import PixelDataError, stored_frames, transfer_syntax
 from operators.refusal import InputRefused, ReasonCode
 from operators.volume import FloatArray
 
-AIR_HU = -1024.0
 MIN_BITS_STORED = 12
 """CT images store at least 12 bits (PS3.3, C.8.2.1.1.4); fewer are too coarse for Hounsfield units."""
 MAX_RESCALE = 1e5

@@ -13,7 +13,7 @@ from monai.deploy.core import ExecutionContext, Fragment, InputContext, Operator
 from scipy import ndimage
 
 from models.lungs.network import DeepMedic, predict
-from models.lungs.reference import AIR_HU
+from models.lungs.reference import AERATED_HU
 from models.morphology import body_region, distance_to, split_sides
 from models.precision import Precision, autocast
 from operators.findings import Lung, Lungs
@@ -80,7 +80,7 @@ def within_body(mask: BoolArray, hu: FloatArray) -> BoolArray:
     hu : ndarray of float32, shape (z, y, x)
         Hounsfield units.
     """
-    pieces, count = ndimage.label(mask & ~body_region(hu > AIR_HU, opening=1))
+    pieces, count = ndimage.label(mask & ~body_region(hu > AERATED_HU, opening=1))
     areas = plane_areas(mask)
     taken = np.zeros(count + 1, bool)
     for number, where in enumerate(ndimage.find_objects(pieces), start=1):

@@ -10,7 +10,11 @@ from pydantic import BaseModel, ConfigDict
 
 from operators.findings import Involvement, Lesions, LesionType, Lung, Lungs
 from operators.journal import Journal
+from operators.remarks import Remark, RemarkCode
 from operators.volume import BoolArray, CTVolume
+
+AGREEMENT = 3.0
+"""By how many percentage points of the lungs the two lesion networks may differ."""
 
 
 class _Frozen(BaseModel):
@@ -101,6 +105,16 @@ def measure(volume: CTVolume, lungs: Lungs, lesions: Lesions, involvement: Invol
     return Measurements(**{name: _measure_lung(volume, mask, lesions, involvement) for name, mask in regions.items()})
 
 
+def check_agreement(measurements: Measurements) -> list[Remark]:
+    """Remark where 3D U-Net and 2DS differ by more than :data:`AGREEMENT`: one of them, at least, is wrong."""
+    total = measurements.total
+    by_unet, by_2ds = (amount.percent_of_lung or 0.0 for amount in (total.all_lesions, total.involvement))
+    if abs(by_unet - by_2ds) <= AGREEMENT:
+        return []
+    message = f"Check how much of the lungs is affected: {by_unet:.1f} % by the 3D U-Net, {by_2ds:.1f} % by 2DS."
+    return [Remark(RemarkCode.INVOLVEMENT_DISAGREES, message)]
+
+
 def _measure_lung(volume: CTVolume, lung: BoolArray, lesions: Lesions, involvement: Involvement) -> LungMeasurements:
     hu = volume.hu[lung]
     voxel_ml = volume.grid.voxel_ml
@@ -121,7 +135,8 @@ def _measure_lung(volume: CTVolume, lung: BoolArray, lesions: Lesions, involveme
 class MeasurementOperator(Operator):
     """Measure lungs and lesions.
 
-    Named inputs ``volume``, ``lungs``, ``lesions``, ``involvement``; named output ``measurements``.
+    Named inputs ``volume``, ``lungs``, ``lesions``, ``involvement``, ``remarks``; named outputs ``measurements``,
+    ``remarks``, the received ones first.
     """
 
     def __init__(self, fragment: Fragment, *args: Any, journal: Journal, **kwargs: Any) -> None:
@@ -132,13 +147,20 @@ class MeasurementOperator(Operator):
         """Declare the ports."""
         for name in ("volume", "lungs", "lesions", "involvement"):
             spec.input(name)
+        spec.input("remarks")
         spec.output("measurements")
+        spec.output("remarks")
 
     def compute(self, op_input: InputContext, op_output: OutputContext, context: ExecutionContext) -> None:
         """Receive the findings, measure, emit."""
+        remarks = op_input.receive("remarks")
         findings = [op_input.receive(name) for name in ("volume", "lungs", "lesions", "involvement")]
         with self._journal.node("Measurements") as found:
             measurements = measure(*findings)
             found(f"{measurements.total.volume_ml / 1000:.1f} L lung")
             found(f"{measurements.total.involvement.percent_of_lung or 0.0:.1f} % involved")
+            doubts = check_agreement(measurements)
+            for doubt in doubts:
+                found(doubt.message)
         op_output.emit(measurements, "measurements")
+        op_output.emit((*remarks, *doubts), "remarks")

@@ -35,6 +35,8 @@ class RemarkCode(StrEnum):
     """The volume of the lungs is unusual for an adult."""
     LUNG_ATTENUATION = "LUNG_ATTENUATION"
     """The lungs are unusually dense or unusually light."""
+    INVOLVEMENT_DISAGREES = "INVOLVEMENT_DISAGREES"
+    """The two lesion networks differ on how much of the lungs is affected."""
     EXPLANATION_UNRELIABLE = "EXPLANATION_UNRELIABLE"
     """The sum of a heatmap is too far from the logit that it explains."""
 

@@ -170,8 +170,7 @@ def _digest(part: Mapping[str, object]) -> str:
 def _file_name(study: CohortStudy) -> str:
     """Name a study: readable, and different for studies of one name in different places."""
     place = hashlib.sha256(os.fsencode(f"{study.patient}\n{study.path.absolute()}")).hexdigest()[:8]
-    name = study.path.name.removesuffix(".gz").removesuffix(".nii")
-    return f"{name[:_LONGEST]}-{place}.safetensors"
+    return f"{study.name[:_LONGEST]}-{place}.safetensors"
 
 
 def _make(folder: Path) -> None:

@@ -16,6 +16,7 @@ from pydicom import Dataset
 
 from app.cohort.table import CohortStudy
 from app.outcome import UsageError
+from models.hounsfield import AIR_HU
 from operators.orientation import standard_arrangement
 from operators.refusal import InputRefused
 from operators.series_loader import load_ct_series
@@ -23,8 +24,6 @@ from operators.volume import CTVolume, FloatArray, Grid, LabelArray
 
 _RAS_TO_LPS = np.diag([-1.0, -1.0, 1.0, 1.0])
 """From the frame of NIfTI to that of DICOM."""
-_AIR_HU = np.float32(-1024.0)
-"""Lower values stand for what was not scanned, as in DICOM."""
 _SAME_PLACE = 0.01
 """How far corners may lie apart in mm that count as the same."""
 
@@ -41,7 +40,7 @@ def load_study(study: CohortStudy) -> CTVolume:
         if study.path.is_dir():
             return load_ct_series(study.path)
         hu, grid = _read(study.path)
-        return without_headers(np.maximum(hu.astype(np.float32), _AIR_HU), grid)
+        return without_headers(np.maximum(hu.astype(np.float32), np.float32(AIR_HU)), grid)
     except InputRefused as refusal:
         raise UsageError(f"study {study.path.name}: {refusal.code}: {refusal.message}") from refusal
     except ValueError as error:

@@ -60,7 +60,7 @@ def add_lung_masks(
         volume = load_study(study)
         upright = standard_volume(volume)
         labels = draw_lungs(upright, study.path.name)
-        path = folder / "masks" / f"{study.path.name.partition('.nii')[0]}_lungs.nii.gz"
+        path = folder / "masks" / f"{study.name}_lungs.nii.gz"
         if path.exists():
             raise UsageError(f"{path} is there already, but not in the table")
         try:

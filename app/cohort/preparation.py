@@ -17,15 +17,16 @@ from app.cohort.images import load_mask, load_study
 from app.cohort.table import CohortStudy
 from app.outcome import RunFailed, UsageError
 from models.classifier.studies import CT, LABELS, LESION, LUNG
+from models.hounsfield import whole
 from models.involvement.network import InvolvementNetwork
 from models.lesions.network import UNKNOWN_TYPE, LesionNetwork
 from models.lungs.network import DeepMedic
-from models.lungs.reference import AIR_HU, air_in_body
+from models.lungs.reference import AERATED_HU, air_in_body
 from models.morphology import body_region
 from models.precision import resolve
 from models.record import ModelUnavailable, read_model
 from models.store import load_network
-from models.training.volumes import HU, LESIONS, LUNGS, POINTS
+from models.training.volumes import COVERAGE, HU, LESIONS, LUNGS, POINTS
 from operators.classification import classifier_input
 from operators.findings import Lesions, Lung
 from operators.involvement import segment_involvement
@@ -39,6 +40,8 @@ from operators.volume import BoolArray, CTVolume, LabelArray
 
 POINTS_KEPT = 2000
 """Voxels of each kind to centre patches on that are kept of a study, evenly over all."""
+BESIDE_HU = -950
+"""Outside the body, what is denser is no air: table, clothes, cables."""
 SEGMENTING = ("lungs", "lesions", "involvement")
 """The models whose findings the classifier learns from, or is judged beside."""
 
@@ -61,7 +64,7 @@ class VolumePreparation:
     @property
     def made_with(self) -> Mapping[str, object]:
         """Resolution and masks."""
-        return {"software": VERSION, "spacing": list(self.spacing), "masks": list(self.masks), "kinds": UNKNOWN_TYPE}
+        return {"software": VERSION, "spacing": list(self.spacing), "masks": list(self.masks), "form": 2}
 
     @property
     def name(self) -> str:
@@ -81,10 +84,14 @@ class VolumePreparation:
         upright = standard_volume(volume)
         z, y, x = self.spacing
         grid = upright.grid.resampled(shape_at(upright.grid, (upright.grid.spacing[0] if z is None else z, y, x)))
-        hu = np.rint(resample(upright.hu, grid.shape)).clip(-1024, 32767).astype(np.int16)
+        hu = whole(resample(upright.hu, grid.shape))
         arrays: dict[str, Array] = {HU: hu}
         turn = standard_arrangement(volume.grid)
-        arrays |= {name: _fit(turn.apply(mask), grid.shape) for name, mask in masks.items()}
+        upright_masks = {name: turn.apply(mask) for name, mask in masks.items()}
+        arrays |= {name: _fit(mask, grid.shape) for name, mask in upright_masks.items()}
+        if LESIONS not in masks:
+            share = resample((upright_masks[LUNGS] > 0).astype(np.float32), grid.shape)
+            arrays[COVERAGE] = np.rint(255.0 * share).astype(np.uint8)
         arrays |= _points(arrays, grid.spacing)
         return arrays, {}
 
@@ -228,7 +235,9 @@ def _points(arrays: Mapping[str, Array], spacing: tuple[float, float, float]) ->
     else:
         kinds["surface"] = lambda: lungs & ~ndimage.binary_erosion(lungs)
         kinds["other_air"] = lambda: _other_air(arrays[HU].astype(np.float32), lungs, spacing)
-        kinds["body"] = lambda: body_region(arrays[HU] > AIR_HU, opening=1)
+        body = body_region(arrays[HU] > AERATED_HU, opening=1)
+        kinds["body"] = lambda: body
+        kinds["beside"] = lambda: ~body & ~lungs & (arrays[HU] > BESIDE_HU)
     return {f"{POINTS}{kind}": _some(mask()) for kind, mask in kinds.items()}
 
 

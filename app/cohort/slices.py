@@ -13,8 +13,9 @@ import numpy as np
 import numpy.typing as npt
 
 from app.cohort.images import axial_grid, write_image, write_masks
-from app.cohort.table import CohortStudy, write_table
+from app.cohort.table import CohortStudy, new_cohort, write_table
 from app.outcome import UsageError
+from models.hounsfield import whole
 from models.lesions.network import UNKNOWN_TYPE
 from operators.lung_segmentation import label_sides
 
@@ -96,24 +97,19 @@ def write_slices_cohort(folder: Path, slices: AnnotatedSlices, tell: Callable[[s
     UsageError
         If the folder is not empty or cannot be written.
     """
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        if any(folder.iterdir()):
-            raise UsageError(f"the folder {folder} is not empty; give another")
+    with new_cohort(folder):
         studies = []
         for number in np.unique(slices.study).tolist():
             own = slices.study == number
             studies.append(_write_study(folder, f"study{number:03d}", slices, own))
             tell(f"study {number}: {own.sum()} slices")
         write_table(folder, studies)
-    except OSError as error:
-        raise UsageError(f"cannot write the cohort to {folder}: {error.strerror}") from error
 
 
 def _write_study(folder: Path, name: str, slices: AnnotatedSlices, own: npt.NDArray[np.bool_]) -> CohortStudy:
     lungs, infection = slices.lungs[own], slices.infection[own]
     parts = [to_hounsfield(*each) for each in zip(slices.ct[own], lungs, infection, strict=True)]
-    hu = np.stack(parts).round().clip(-1024, 3071).astype(np.int16)
+    hu = whole(np.stack(parts))
     grid = axial_grid(hu.shape, (GAP_MM, PIXEL_MM, PIXEL_MM))
     path = folder / "studies" / f"{name}.nii.gz"
     write_image(path, hu, grid)

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from app.cohort.table import SPLITS, TABLE, CohortStudy, Split, contradictions, write_table
+from app.cohort.table import SPLITS, TABLE, CohortStudy, Split, contradictions, lone_classes, write_table
 from app.outcome import UsageError
 
 SHARES = (0.7, 0.15, 0.15)
@@ -51,7 +51,8 @@ def split_cohort(
             for split, some in zip(SPLITS, _portions(order.tolist(), shares), strict=True):
                 place.update({members[index]: split for index in some})
         divided = tuple(replace(study, split=place[study.patient]) for study in studies)
-    wrong = list(contradictions(divided)) + [f"the split {split} is empty" for split in _empty(divided, shares)]
+    wrong = [*contradictions(divided), *lone_classes(divided)]
+    wrong += [f"the split {split} is empty" for split in _empty(divided, shares)]
     if wrong:
         raise UsageError(f"the cohort cannot be split: {wrong[0]}")
     return divided

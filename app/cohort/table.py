@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, get_args
@@ -50,22 +51,49 @@ class CohortStudy:
     lungs: Path | None = None
     lesions: Path | None = None
 
+    @property
+    def name(self) -> str:
+        """Name of its folder or file, without ``.nii`` or ``.nii.gz``."""
+        return stem(self.path)
 
-def read_cohort(folder: Path) -> tuple[CohortStudy, ...]:
-    """Read the table of a cohort.
+
+def stem(path: Path) -> str:
+    """Return the name of a folder, or of a NIfTI file without its ending; dots in it, as of UIDs, stay."""
+    return path.name.removesuffix(".gz").removesuffix(".nii")
+
+
+@contextmanager
+def new_cohort(folder: Path) -> Iterator[None]:
+    """Make the folder of a cohort that is written in the block.
 
     Raises
     ------
     UsageError
-        If anything is wrong with it; names the first problem and says how to see all.
+        If it is not empty, or it or something in it cannot be written.
     """
-    return read_cohorts([folder])
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        if any(folder.iterdir()):
+            raise UsageError(f"the folder {folder} is not empty; give another")
+        yield
+    except OSError as error:
+        raise UsageError(f"cannot write the cohort to {folder}: {error.strerror}") from error
 
 
-def read_cohorts(folders: Sequence[Path]) -> tuple[CohortStudy, ...]:
+def read_cohort(folder: Path, *, classes: bool = True) -> tuple[CohortStudy, ...]:
+    """Read the table of a cohort; as :func:`read_cohorts`."""
+    return read_cohorts([folder], classes=classes)
+
+
+def read_cohorts(folders: Sequence[Path], *, classes: bool = True) -> tuple[CohortStudy, ...]:
     """Read the tables of several cohorts as if they were one.
 
-    Each split needs both classes in all of them together; a pseudonym means the same patient in all of them.
+    Parameters
+    ----------
+    folders : sequence of Path
+        A pseudonym means the same patient in all of them.
+    classes : bool
+        Each split needs both classes in all of them together, as classifiers do.
 
     Raises
     ------
@@ -75,15 +103,14 @@ def read_cohorts(folders: Sequence[Path]) -> tuple[CohortStudy, ...]:
     studies: list[CohortStudy] = []
     for folder in folders:
         rows, problems = inspect_rows(folder)
-        if len(folders) == 1:
-            problems += contradictions(rows)
         if problems:
             more = f"; covid-ct cohort {folder} lists all {len(problems)} problems" if len(problems) > 1 else ""
             raise UsageError(f"{folder / TABLE}: {problems[0]}{more}")
         studies += rows
-    contradiction = next(contradictions(studies), None)
-    if contradiction is not None:
-        raise UsageError(f"the cohorts together: {contradiction}")
+    wrong = [*contradictions(studies), *(lone_classes(studies) if classes else ())]
+    if wrong:
+        where = folders[0] / TABLE if len(folders) == 1 else "the cohorts together"
+        raise UsageError(f"{where}: {wrong[0]}")
     return tuple(studies)
 
 
@@ -128,7 +155,7 @@ def inspect_rows(folder: Path) -> tuple[tuple[CohortStudy, ...], list[str]]:
 
 
 def contradictions(studies: Sequence[CohortStudy]) -> Iterator[str]:
-    """Find what is wrong among studies: the same twice, a patient in two splits, a split without a class."""
+    """Find what is wrong among studies: the same twice, a patient in two splits, a split for some of them only."""
     seen: set[Path] = set()
     for study in studies:
         if study.path in seen:
@@ -143,11 +170,32 @@ def contradictions(studies: Sequence[CohortStudy]) -> Iterator[str]:
     stated = {study.split for study in studies}
     if None in stated and len(stated) > 1:
         yield "some studies have a split and others have none"
-    for split in stated:
+
+
+def lone_classes(studies: Sequence[CohortStudy]) -> Iterator[str]:
+    """Find the splits with studies of one class only: no classifier can be trained, or judged, on them."""
+    for split in {study.split for study in studies}:
         labels = {study.label for study in studies if study.split == split}
         if len(labels) == 1:
             where = "the cohort" if split is None else f"the split {split}"
             yield f"{where} has only {'positive' if labels == {1} else 'negative'} studies"
+
+
+def part(
+    studies: Sequence[CohortStudy], patients: Sequence[str]
+) -> tuple[tuple[CohortStudy, ...], tuple[CohortStudy, ...]]:
+    """Part studies into those of some patients, and the others.
+
+    Raises
+    ------
+    UsageError
+        If one of the patients has no study.
+    """
+    absent = set(patients) - {study.patient for study in studies}
+    if absent:
+        raise UsageError(f"no study is of patient {min(absent)}")
+    theirs = tuple(study for study in studies if study.patient in patients)
+    return theirs, tuple(study for study in studies if study.patient not in patients)
 
 
 def write_table(folder: Path, studies: Sequence[CohortStudy]) -> None:

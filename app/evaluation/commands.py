@@ -15,6 +15,7 @@ from app.outcome import UsageError
 from models.record import SHIPPED
 
 if TYPE_CHECKING:
+    from app.cohort.table import CohortStudy
     from app.evaluation.predictions import Prediction
 
 
@@ -53,13 +54,27 @@ def add_evaluate_arguments(parser: argparse.ArgumentParser) -> None:
     source.add_argument("-m", "--model", type=Path, default=SHIPPED, help="folder of the models to run instead")
     add("-o", "--output", type=Path, required=True, help="new folder for tables, a picture and a page")
     add_bootstrap_arguments(segmentation)
+    _add_only(segmentation)
     segmentation.set_defaults(command=evaluate_segmentation)
+    robustness = parts.add_parser("robustness", help="what other slices, kernels, offsets and noise change")
+    add = robustness.add_argument
+    add("--cohort", type=Path, required=True, metavar="FOLDER", help="cohort with masks of the lungs")
+    add("-m", "--model", type=Path, default=SHIPPED, help="folder of the models; of the lungs alone, or more")
+    add("-o", "--output", type=Path, required=True, help="new folder for tables and pictures")
+    add("--seed", type=count(0, 2**31), default=0, help="of the noise (default 0)")
+    _add_only(robustness)
+    robustness.set_defaults(command=evaluate_robustness)
     compute = parts.add_parser("compute", help="what each model costs here, beside the paper's figures")
     add = compute.add_argument
     add("-i", "--input", type=Path, metavar="FOLDER", help="folder with a chest CT (default: a phantom)")
     add("-m", "--model", type=Path, default=SHIPPED, help="folder of the models")
     add("-o", "--output", type=Path, required=True, help="new folder for the table")
     compute.set_defaults(command=evaluate_compute)
+
+
+def _add_only(parser: argparse.ArgumentParser) -> None:
+    default = "those for testing, or all without splits"
+    parser.add_argument("--only", nargs="+", metavar="PATIENT", help=f"judge on these patients (default: {default})")
 
 
 def add_bootstrap_arguments(parser: argparse.ArgumentParser) -> None:
@@ -185,7 +200,7 @@ def write_judgement(
 def evaluate_segmentation(arguments: argparse.Namespace) -> None:
     """Judge masks and write ``segmentation.json``, ``segmentation.csv``, ``index.html`` and a picture.
 
-    Of a cohort with splits the test studies are judged, else all.
+    The studies of the patients who are asked for are judged; else of a cohort with splits those for testing, or all.
 
     Raises
     ------
@@ -194,11 +209,10 @@ def evaluate_segmentation(arguments: argparse.Namespace) -> None:
         to be judged on, or the folder cannot be written.
     """
     need_jinja()
-    from app.cohort.table import read_cohort
     from app.evaluation.segmentation import from_folder, score_cohort
     from app.evaluation.segmentation_report import write_segmentation
 
-    studies = [study for study in read_cohort(arguments.cohort) if study.split in (None, "test")]
+    studies = _judged(arguments)
     if arguments.predictions is not None:
         segment = from_folder(arguments.predictions)
     else:
@@ -211,6 +225,40 @@ def evaluate_segmentation(arguments: argparse.Namespace) -> None:
         scores = score_cohort(studies, segment, tell)
         write_segmentation(scores, folder, replicates=arguments.replicates, seed=arguments.seed)
     print(arguments.output / "index.html")
+
+
+def _judged(arguments: argparse.Namespace) -> Sequence[CohortStudy]:
+    """Return the studies of a cohort that models are judged on."""
+    from app.cohort.table import part, read_cohort
+
+    studies = read_cohort(arguments.cohort, classes=False)
+    if arguments.only:
+        return part(studies, arguments.only)[0]
+    return [study for study in studies if study.split in (None, "test")]
+
+
+def evaluate_robustness(arguments: argparse.Namespace) -> None:
+    """Measure studies at other image qualities and write ``robustness.json``, ``robustness.md`` and pictures.
+
+    The studies of the patients who are asked for are measured; else of a cohort with splits those for testing, or all.
+
+    Raises
+    ------
+    UsageError
+        If cohort, masks or models cannot be used, a model has learned from a patient whom it is to be judged on, or the
+        folder cannot be written.
+    """
+    need_jinja()
+    from app.cohort.known_patients import refuse_known_patients
+    from app.evaluation.robustness import Networks, try_qualities
+    from app.evaluation.robustness_report import write_robustness
+
+    studies = _judged(arguments)
+    networks = Networks.load(arguments.model)
+    refuse_known_patients(arguments.model, networks.tasks, studies)
+    with new_folder(arguments.output) as folder:
+        write_robustness(try_qualities(studies, networks, arguments.seed, tell), folder)
+    print(arguments.output / "robustness.md")
 
 
 def evaluate_compute(arguments: argparse.Namespace) -> None:

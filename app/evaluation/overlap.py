@@ -8,8 +8,9 @@ from __future__ import annotations
 import numpy as np
 import torch
 from monai.metrics.surface_dice import compute_surface_dice
+from scipy import ndimage
 
-from models.morphology import BoolArray, Spacing
+from models.morphology import BoolArray, Spacing, dilate
 
 
 def dice(truth: BoolArray, found: BoolArray) -> float:
@@ -40,6 +41,12 @@ def surface_dice(truth: BoolArray, found: BoolArray, spacing: Spacing, tolerance
     box = _around(truth | found)
     first, second = (torch.from_numpy(np.stack([~mask[box], mask[box]])[None]) for mask in (found, truth))
     return float(compute_surface_dice(first, second, class_thresholds=[tolerance], spacing=list(spacing))[0, 0])
+
+
+def outside_ml(truth: BoolArray, found: BoolArray, spacing: Spacing, tolerance: float) -> float:
+    """Return the ml of the largest connected piece of ``found`` farther than ``tolerance`` mm from the truth."""
+    labels, count = ndimage.label(found & ~dilate(truth, tolerance, spacing))
+    return float(np.bincount(labels.ravel())[1:].max()) * float(np.prod(spacing)) / 1000.0 if count else 0.0
 
 
 def volume_ml(mask: BoolArray, spacing: Spacing) -> float:

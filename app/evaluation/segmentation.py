@@ -123,8 +123,7 @@ def from_folder(folder: Path) -> Segment:
     """Take masks from ``STUDY_lungs.nii.gz`` and ``STUDY_lesions.nii.gz`` in a folder."""
 
     def segment(study: CohortStudy, volume: CTVolume) -> Masks:
-        name = study.path.name.removesuffix(".gz").removesuffix(".nii")
-        paths = [folder / f"{name}_{part}.nii.gz" for part in ("lungs", "lesions")]
+        paths = [folder / f"{study.name}_{part}.nii.gz" for part in ("lungs", "lesions")]
         absent = next((path for path in paths if not path.is_file()), None)
         if absent is not None:
             raise UsageError(f"{folder} holds no {absent.name}")

@@ -13,6 +13,7 @@ from app.phantom.dicom import write_ct_series
 from app.phantom.lesions import add_lesions
 from app.phantom.space import Field, Mask, Point, Space
 from app.phantom.trees import grow_tree
+from models.hounsfield import whole
 from operators.findings import Lung
 from operators.volume import FloatArray, LabelArray
 
@@ -116,7 +117,7 @@ def _scan(hu: Field, space: Space, rng: np.random.Generator) -> FloatArray:
     grain = ndimage.gaussian_filter(rng.standard_normal(space.shape, dtype=np.float32), (0.3, 0.7, 0.7))
     centre = np.exp(-((space.x / 170.0) ** 2) - (space.y / 120.0) ** 2)
     seen += grain / grain.std() * _NOISE_HU * (0.6 + 0.5 * centre)
-    return np.maximum(np.rint(seen), np.float32(-1024.0)).astype(np.float32)
+    return whole(seen).astype(np.float32)
 
 
 def write_phantom(folder: Path, seed: int = 0, spacing: tuple[float, float, float] = SPACING_MM) -> Path:

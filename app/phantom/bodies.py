@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
 
 from app.cohort.images import load_study, write_image, write_masks
 from app.cohort.lung_masks import draw_lungs
-from app.cohort.table import CohortStudy
+from app.cohort.table import CohortStudy, stem
 from app.outcome import UsageError
-from app.phantom.cohort import Patient, study_name, write_patients
+from app.phantom.cohort import Patient, write_patients
 from app.phantom.disease import Shares, draw_co_rads, draw_kind, fall_ill, involvement_percent
 from app.phantom.mimics import insert_dependent_density, insert_effusion, insert_mimics
+from models.hounsfield import whole
 from models.morphology import Spacing, bounding_box
 from operators.orientation import standard_volume
 from operators.volume import CTVolume, FloatArray, LabelArray
@@ -53,20 +53,28 @@ def write_diseased(
     UsageError
         If a body cannot be used, or the folder is not empty or cannot be written.
     """
-    if len({path.name for path in bodies}) < len(bodies):
+    if len({stem(path) for path in bodies}) < len(bodies):
         raise UsageError("two bodies have the same name, which would be the name of their patient")
     for path in bodies:
         if not path.exists():
             raise UsageError(f"the body {path} does not exist")
-    write_patients(folder, studies, lambda number: _write(folder, bodies, number, seed), tell)
+    lungs = []
+    for path in bodies:
+        lungs.append(draw_lungs(_body(path), path.name))
+        tell(f"body {path.name}: lungs drawn")
+
+    def write(number: int) -> Patient:
+        turn, place = divmod(number, len(bodies))
+        return _write(folder, number, turn % 2, stem(bodies[place]), _body(bodies[place]), lungs[place], seed)
+
+    write_patients(folder, studies, write, tell)
 
 
-def _write(folder: Path, bodies: Sequence[Path], number: int, seed: int) -> Patient:
+def _write(
+    folder: Path, number: int, label: int, patient: str, volume: CTVolume, lungs: LabelArray, seed: int
+) -> Patient:
     rng = np.random.default_rng((seed, number))
-    turn, place = divmod(number, len(bodies))
-    label = turn % 2
     kind = draw_kind(label, KINDS, rng)
-    volume, lungs = _body(bodies[place])
     hu, left_over = volume.hu.copy(), lungs.copy()
     box = bounding_box(lungs > 0)
     hu[box], left_over[box] = _with_other_findings(hu[box], lungs[box], volume.grid.spacing, rng)
@@ -74,19 +82,16 @@ def _write(folder: Path, bodies: Sequence[Path], number: int, seed: int) -> Pati
     hu[box], lesions[box] = fall_ill(hu[box], left_over[box], volume.grid.spacing, kind, rng)
     name = f"s{number:03d}"
     path = folder / "studies" / f"{name}.nii.gz"
-    write_image(path, np.rint(hu).clip(-1024, 32767).astype(np.int16), volume.grid)
+    write_image(path, whole(hu), volume.grid)
     masks = write_masks(folder, name, left_over, lesions, volume.grid)
     involvement = involvement_percent(left_over, lesions)
-    patient = study_name(CohortStudy("", bodies[place], 0))
     study = CohortStudy(patient, path, label, draw_co_rads(kind, involvement, rng), None, None, *masks)
     return Patient(study, kind, involvement)
 
 
-@lru_cache(maxsize=2)
-def _body(path: Path) -> tuple[CTVolume, LabelArray]:
-    """Read a body and find its lungs, in the standard arrangement."""
-    volume = standard_volume(load_study(CohortStudy("", path, 0)))
-    return volume, draw_lungs(volume, path.name)
+def _body(path: Path) -> CTVolume:
+    """Read a body in the standard arrangement."""
+    return standard_volume(load_study(CohortStudy("", path, 0)))
 
 
 def _with_other_findings(

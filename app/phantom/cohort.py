@@ -10,11 +10,12 @@ from pathlib import Path
 import numpy as np
 
 from app.cohort.images import axial_grid, write_masks
-from app.cohort.table import CohortStudy, write_table
+from app.cohort.table import CohortStudy, new_cohort, write_table
 from app.outcome import UsageError
 from app.phantom import make_phantom, origin_of
 from app.phantom.dicom import write_ct_series
 from app.phantom.disease import Kind, Shares, draw_co_rads, draw_kind, fall_ill, involvement_percent
+from models.hounsfield import whole
 
 TRUTH = "truth.csv"
 KINDS: Shares = {0: (("healthy", 0.5), ("pneumonia", 0.5)), 1: (("covid", 0.88), ("faint", 0.12))}
@@ -109,10 +110,7 @@ def write_patients(folder: Path, count: int, write: Callable[[int], Patient], te
     UsageError
         If the folder is not empty or cannot be written.
     """
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        if any(folder.iterdir()):
-            raise UsageError(f"the folder {folder} is not empty; give another")
+    with new_cohort(folder):
         patients = []
         for number in range(count):
             each = write(number)
@@ -121,15 +119,8 @@ def write_patients(folder: Path, count: int, write: Callable[[int], Patient], te
         with (folder / TRUTH).open("w", encoding="utf-8", newline="") as file:
             table = csv.writer(file, lineterminator="\n")
             table.writerow(("study", "kind", "involvement_percent", "noise_hu"))
-            table.writerows((study_name(e.study), e.kind, f"{e.involvement:.4f}", e.noise) for e in patients)
+            table.writerows((e.study.name, e.kind, f"{e.involvement:.4f}", e.noise) for e in patients)
         write_table(folder, [each.study for each in patients])  # last: the cohort is complete when its table is there
-    except OSError as error:
-        raise UsageError(f"cannot write the cohort to {folder}: {error.strerror}") from error
-
-
-def study_name(study: CohortStudy) -> str:
-    """Return the name of a study's folder or file, without its ending."""
-    return study.path.name.partition(".")[0]
 
 
 def _write_patient(folder: Path, number: int, patients: int, seed: int, spacing: tuple[float, float, float]) -> Patient:
@@ -145,7 +136,7 @@ def _write_patient(folder: Path, number: int, patients: int, seed: int, spacing:
     series = folder / "studies" / name
     write_ct_series(
         series,
-        np.maximum(np.rint(hu), np.float32(-1024.0)),
+        whole(hu).astype(np.float32),
         spacing,
         origin=origin_of(phantom),
         study=f"{seed}.{number}",

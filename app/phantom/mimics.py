@@ -106,7 +106,7 @@ def _nodule(
     radius = float(np.exp(rng.uniform(np.log(2.0), np.log(14.0))))
     box, offsets = around(centre, (1.6 * radius,) * 3, spacing, hu.shape)
     rough = rng.uniform(0.0, 0.35) * smooth_noise(hu[box].shape, max(radius, 2.0), spacing, rng)
-    _blend(hu, inside, box, (radius * (1.0 + rough) - _length(offsets)) / 1.0 + 0.5, rng.uniform(0.0, 60.0))
+    _blend(hu, inside, box, (radius * (1.0 + rough) - _length(offsets)) + 0.5, rng.uniform(0.0, 60.0))
 
 
 def _tree_in_bud(
@@ -115,12 +115,8 @@ def _tree_in_bud(
     """Draw small centrilobular nodules, some joined by short branches, in a part of 2 to 5 cm."""
     extent = rng.uniform(10.0, 25.0)
     for _ in range(int(rng.integers(12, 60))):
-        offset = rng.normal(0.0, extent / 2.0, 3)
-        bud = tuple(
-            int(np.clip(round(c + o / s), 0, n - 1))
-            for c, o, s, n in zip(centre, offset, spacing, hu.shape, strict=True)
-        )
-        _tube(hu, inside, (bud[0], bud[1], bud[2]), spacing, rng, rng.uniform(0.8, 1.8), rng.uniform(0.0, 5.0), 0.0)
+        bud = _near(centre, extent / 2.0, hu.shape, spacing, rng)
+        _tube(hu, inside, bud, spacing, rng, rng.uniform(0.8, 1.8), rng.uniform(0.0, 5.0), 0.0)
 
 
 def _bronchiectasis(
@@ -128,13 +124,19 @@ def _bronchiectasis(
 ) -> None:
     """Draw a few wide bronchi with thick walls, some filled with mucus."""
     for _ in range(int(rng.integers(1, 6))):
-        near = tuple(
-            int(np.clip(c + round(rng.normal(0.0, 12.0) / s), 0, n - 1))
-            for c, s, n in zip(centre, spacing, hu.shape, strict=True)
-        )
         lumen = 0.0 if rng.random() < 0.3 else float(rng.uniform(1.5, 5.0))
         radius = lumen + float(rng.uniform(1.0, 2.5))
-        _tube(hu, inside, (near[0], near[1], near[2]), spacing, rng, radius, rng.uniform(8.0, 35.0), lumen)
+        near = _near(centre, 12.0, hu.shape, spacing, rng)
+        _tube(hu, inside, near, spacing, rng, radius, rng.uniform(8.0, 35.0), lumen)
+
+
+def _near(
+    centre: tuple[int, int, int], deviation: float, shape: tuple[int, ...], spacing: Spacing, rng: np.random.Generator
+) -> tuple[int, int, int]:
+    """Draw a voxel near another: the deviation is in mm."""
+    offset = rng.normal(0.0, deviation, 3) / spacing
+    z, y, x = np.clip(np.rint(np.add(centre, offset)), 0, np.subtract(shape, 1)).astype(int).tolist()
+    return z, y, x
 
 
 def _tube(

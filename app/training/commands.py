@@ -33,6 +33,7 @@ def add_train_arguments(parser: argparse.ArgumentParser) -> None:
     add_data_arguments(parser)
     add("-c", "--config", metavar="FILE", type=Path, help="YAML file of settings other than the recommended ones")
     add_assignments(parser, "change a setting; repeatable")
+    add("--leave-out", nargs="+", default=[], metavar="PATIENT", help="learn nothing from these patients")
     add("--start", metavar="MODELS", type=Path, help="models folder whose weights are trained on, instead of random")
     add("--version", default="0.1.0", help="of the model (default 0.1.0)")
     add("--prepare-only", action="store_true", help="fill the cache and stop")
@@ -122,7 +123,7 @@ def train(arguments: argparse.Namespace) -> None:
     """
     need_training_packages()
     quieten_unless_debugging()
-    from app.cohort.table import read_cohorts
+    from app.cohort.table import part, read_cohorts
     from app.training.checks import learnable
     from app.training.configuration import load_training_settings
     from app.training.tasks import TASKS
@@ -132,7 +133,7 @@ def train(arguments: argparse.Namespace) -> None:
     if target.exists() and not arguments.prepare_only:
         raise UsageError(f"{target} is there already: name another models folder, or remove it to train anew")
     settings = load_training_settings(task.settings, task.recommended, arguments.config, arguments.assignments)
-    studies = read_cohorts(arguments.cohorts)
+    _, studies = part(read_cohorts(arguments.cohorts, classes=task.spacing is None), arguments.leave_out)
     parts = {split: learnable(studies, task, split) for split in ("train", "validation")}
     tell(f"{task.name}: {', '.join(f'{len(part)} {split} studies' for split, part in parts.items())}")
     _train(arguments, task, settings, parts["train"], parts["validation"])

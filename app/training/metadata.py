@@ -62,7 +62,7 @@ DESCRIPTIONS: Mapping[str, Description] = {
     "lungs": Description(
         "Lung segmentation in chest CT",
         "3D DeepMedic; both lungs",
-        _data("image", ["3*n+30", "3*n+60", "3*n+60"], ["CT, HU in [-1100, 100] as [0, 1]"], [0, 1], patch=True),
+        _data("image", ["3*n+36", "3*n+66", "3*n+66"], ["CT, HU in [-1100, 100] as [0, 1]"], [0, 1], patch=True),
         _data("probabilities", ["3*n", "3*n", "3*n"], ["lung"], [], patch=True),
         (PAPER, "Kamnitsas et al. 2017, Medical Image Analysis 36:61-78"),
     ),

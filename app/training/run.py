@@ -171,6 +171,8 @@ def _train(fabric: Fabric, training: Training, finish: Finish, parent: int) -> N
     torch.manual_seed(settings.seed)
     network = _network(task, training)
     recipe = task.recipe(network, settings, training.training, training.validation)
+    if training.start is None:
+        recipe.fit_to_data()
     start = time.monotonic()
     try:
         with _board(training.folder, first) as board:

@@ -12,8 +12,8 @@ from models.hounsfield import AIR_HU, rescale
 
 COARSE = 3
 """Subsampling factor of the second pathway along every axis."""
-HALO = (15, 30, 30)
-"""Context in voxels (z, y, x) that the valid convolutions consume on each side of a block."""
+HALO = (18, 33, 33)
+"""Context in voxels (z, y, x) that convolutions, and the interpolation of coarse features, consume on each side."""
 SPACING = (3.0, 2.0, 2.0)
 """Usual working resolution in mm along z, y, x."""
 HU_RANGE = (-1100.0, 100.0)
@@ -22,11 +22,14 @@ _FINE_HALO = (5, 10, 10)
 
 
 def _pathway() -> nn.Sequential:
-    """Five 3x3x1 convolutions in the axial plane, then five 3x3x3, all valid, each with batch normalisation."""
+    """Five 3x3x1 convolutions in the axial plane, then five 3x3x3, all valid.
+
+    Without normalisation: statistics of a patch would take its attenuation away, which tells lung from other tissue.
+    """
     layers: list[nn.Module] = []
     channels = 1
     for width, kernel in [(32, (1, 3, 3))] * 5 + [(48, (3, 3, 3))] * 5:
-        layers += [nn.Conv3d(channels, width, kernel, bias=False), nn.BatchNorm3d(width), nn.PReLU(width)]
+        layers += [nn.Conv3d(channels, width, kernel), nn.PReLU(width)]
         channels = width
     return nn.Sequential(*layers)
 
@@ -34,7 +37,8 @@ def _pathway() -> nn.Sequential:
 class DeepMedic(nn.Module):
     """Two pathways, one at full and one at a third of the resolution, and a 1x1x1 head.
 
-    The coarse pathway sees the mean of 3 x 3 x 3 voxels, so that noise does not alias.
+    The coarse pathway sees the mean of 3 x 3 x 3 voxels, so that noise does not alias; its features are interpolated,
+    so that borders have no steps of its voxels.
 
     Parameters
     ----------
@@ -69,7 +73,7 @@ class DeepMedic(nn.Module):
 
         Parameters
         ----------
-        x : Tensor, shape (batch, 1, z + 30, y + 60, x + 60)
+        x : Tensor, shape (batch, 1, z + 36, y + 66, x + 66)
             Intensities in [0, 1] with a :data:`HALO` on each side; z, y, x multiples of 3.
 
         Returns
@@ -81,7 +85,8 @@ class DeepMedic(nn.Module):
         z, y, x_ = (slice(c, size - c) for c, size in zip(crop, x.shape[2:], strict=True))
         fine = self.fine(x[:, :, z, y, x_])
         coarse = self.coarse(F.avg_pool3d(x, COARSE))
-        coarse = F.interpolate(coarse, scale_factor=float(COARSE), mode="nearest")
+        coarse = F.interpolate(coarse, scale_factor=float(COARSE), mode="trilinear", align_corners=False)
+        coarse = coarse[:, :, COARSE:-COARSE, COARSE:-COARSE, COARSE:-COARSE]
         return torch.as_tensor(self.head(torch.cat([fine, coarse], dim=1)))
 
 

@@ -22,20 +22,22 @@ from models.morphology import (
     split_sides,
 )
 
-AIR_HU = -320.0
+AERATED_HU = -320.0
 """Aerated lung, ground glass included, lies below; midway between air and soft tissue after smoothing."""
 LUMEN_HU = -890.0
 """The lumen of the trachea and the main bronchi lies below this, most lung above."""
 MIN_LUNG_ML = 150.0
 """Smaller pockets of air in the body are not a lung."""
-PURE_GAS_HU = -975.0
-"""Gas in the bowel lies below this after smoothing, lung tissue above."""
+PURE_GAS_HU, GAS_HU = -975.0, -920.0
+"""Gas in the bowel lies below these after smoothing, lung tissue above the first, and most of it above the second."""
+MOSTLY_INSIDE, MOSTLY_OUTSIDE = (0.3, 1.0), (0.01, 0.5)
+"""Least and largest share of a pocket of gas that lies in a mask of the lungs."""
 
 
 def air_in_body(hu: FloatArray, spacing: Spacing) -> BoolArray:
     """Return the air inside the body, in the lungs, the airways or the bowel; shape as ``hu``."""
     smooth = ndimage.gaussian_filter(hu, [0.5 / s for s in spacing])
-    return np.asarray(body_region(smooth > AIR_HU, opening=2) & (smooth < AIR_HU))
+    return np.asarray(body_region(smooth > AERATED_HU, opening=2) & (smooth < AERATED_HU))
 
 
 def _trachea_pieces(lumen: BoolArray, spacing: Spacing) -> BoolArray:
@@ -77,16 +79,19 @@ def airways(hu: FloatArray, spacing: Spacing) -> BoolArray:
     return np.asarray(best.repeat(2, axis=1).repeat(2, axis=2)[:, : hu.shape[1], : hu.shape[2]])
 
 
-def _bowel_gas(hu: FloatArray, lungs: BoolArray, spacing: Spacing) -> BoolArray:
-    """Pockets of pure gas in the lowest part of ``lungs``: stomach and colon under a thin diaphragm."""
+def _bowel_gas(
+    hu: FloatArray, lungs: BoolArray, spacing: Spacing, gas_hu: float, shares: tuple[float, float]
+) -> BoolArray:
+    """Pockets of gas of which such a share lies in the lowest part of ``lungs``: stomach and colon."""
     height = bounding_box(lungs)[0]
     lowest = height.start + int(0.4 * (height.stop - height.start))
     smooth = ndimage.gaussian_filter(hu[:lowest], [2.0 / s for s in spacing])
-    labels, count = ndimage.label(smooth < PURE_GAS_HU)
+    labels, count = ndimage.label(smooth < gas_hu)
     volumes = ndimage.sum_labels(labels > 0, labels, range(1, count + 1)) * float(np.prod(spacing)) / 1000.0
-    inside = ndimage.mean(lungs[:lowest], labels, range(1, count + 1)) if count else np.zeros(0)
+    inside = np.asarray(ndimage.mean(lungs[:lowest], labels, range(1, count + 1)) if count else np.zeros(0))
     result = np.zeros(hu.shape, bool)
-    result[:lowest] = np.isin(labels, 1 + np.flatnonzero((volumes > 2.0) & (np.asarray(inside) > 0.3)))
+    chosen = (volumes > 2.0) & (inside > shares[0]) & (inside <= shares[1])
+    result[:lowest] = np.isin(labels, 1 + np.flatnonzero(chosen))
     return dilate(result, 6.0, spacing)
 
 
@@ -115,7 +120,7 @@ def reference_lungs(hu: FloatArray, spacing: Spacing, closing: float = 10.0) -> 
     lungs = np.isin(labels, 1 + np.flatnonzero(volumes > MIN_LUNG_ML))
     if not lungs.any():
         raise ValueError("no lungs found")
-    lungs &= ~_bowel_gas(hu, lungs, spacing)
+    lungs &= ~_bowel_gas(hu, lungs, spacing, PURE_GAS_HU, MOSTLY_INSIDE)
     # what hung on the lung by a bridge that is now cut was bowel, too
     labels, count = ndimage.label(ndimage.binary_opening(lungs))
     volumes = ndimage.sum_labels(lungs, labels, range(1, count + 1)) * voxel_ml
@@ -126,5 +131,7 @@ def reference_lungs(hu: FloatArray, spacing: Spacing, closing: float = 10.0) -> 
         closed = close(half, closing, spacing)
         # in 3D only: in a slice, the dome of the diaphragm is a hole, too
         closed = ndimage.binary_fill_holes(closed)
+        # and so is a part of what lies beyond a thin diaphragm, which the closing took in
+        closed &= ~_bowel_gas(hu, closed, spacing, GAS_HU, MOSTLY_OUTSIDE)
         result[closed & ~wall & (result == 0)] = side
     return result

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor, nn
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn, update_bn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torch.utils.data import DataLoader
 
 from models.training.checkpoint import Checkpoint, Stage, State
@@ -27,8 +27,6 @@ if TYPE_CHECKING:
 
 WARM_UP = 0.1
 """Share of the steps in which the rate of the cosine schedule rises."""
-SETTLING_ITEMS = 24
-"""Training items over which the statistics of batch normalisation are taken."""
 _QUIET = 30.0
 """Seconds after which a line of progress is due within an epoch."""
 
@@ -180,7 +178,6 @@ class _Run:
                 self._tell(f"epoch {epoch + 1}/{self._settings.epochs}, step {step + 1}/{steps}")
         training_loss = total / steps
         judged = self.judged
-        self._settle(judged.network)
         validation_loss = self._validate(judged)
         if validation_loss < stage.best_loss:
             stage.best_loss, stage.best_epoch = validation_loss, epoch + 1
@@ -230,22 +227,6 @@ class _Run:
         if not math.isfinite(value):
             raise FloatingPointError("the loss is no longer finite: lower the learning rate")
         return value
-
-    def _settle(self, network: nn.Module) -> None:
-        """Take the statistics of batch normalisation over a fixed set of items (Izmailov et al. 2018).
-
-        Those gathered on the way belong to other weights, and to the items that this process has seen.
-        """
-        if not any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in network.modules()):
-            return
-        with self._fabric.autocast(), _seeded(self._settings.seed):
-            update_bn(self._settling_images(), network)
-
-    def _settling_images(self) -> Iterator[Tensor]:
-        for number in range(SETTLING_ITEMS):
-            with torch.autocast("cpu", enabled=False):  # the coordinates of patches, in bfloat16, would be wrong
-                image = self._recipe[number][0]
-            yield image.to(self._fabric.device)
 
     @torch.no_grad()
     def _validate(self, objective: Objective) -> float:

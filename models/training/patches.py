@@ -23,7 +23,7 @@ from torch import Tensor
 from models.hounsfield import AIR_HU
 from models.training.recipe import Item, Objective, Recipe, seed_of
 from models.training.settings import PatchSettings
-from models.training.volumes import HU, Size, Volume
+from models.training.volumes import COVERAGE, HU, Size, Volume
 
 SCALE, ROTATION = 0.15, 10.0
 """How far patches vary in size, and in direction in the axial plane, in degrees."""
@@ -191,7 +191,7 @@ def variation(size: Size, names: Sequence[str]) -> Compose:
                 prob=1.0,
                 rotate_range=((-turn, turn), (-tilt, tilt), (-tilt, tilt)),
                 scale_range=((0.0, 0.0) if flat else scale, scale, scale),
-                mode=["bilinear", *["nearest"] * (len(names) - 1)],
+                mode=["bilinear" if name in (HU, COVERAGE) else "nearest" for name in names],
                 padding_mode="border",
             ),
             RandFlipd(names, prob=0.5, spatial_axis=2),

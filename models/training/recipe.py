@@ -55,6 +55,9 @@ class Recipe(Dataset[Item], ABC):
         """Leave the network behind: processes that read ahead have no use for it."""
         return {**self.__dict__, "objective": None}
 
+    def fit_to_data(self) -> None:
+        """Bring the first, random weights of the network to the scale of the data."""
+
     @abstractmethod
     def __getitem__(self, number: int, /) -> Item:
         """Draw a training item; numbers count from 0 over all epochs."""

@@ -13,15 +13,16 @@ from safetensors import safe_open
 from models.hounsfield import AIR_HU
 
 Size = tuple[int, int, int]
-HU, LUNGS, LESIONS, POINTS = "hu", "lungs", "lesions", "points_"
+HU, LUNGS, COVERAGE, LESIONS, POINTS = "hu", "lungs", "coverage", "lesions", "points_"
 
 
 @dataclass(frozen=True, slots=True)
 class Volume:
     """A prepared volume: a safetensors file of arrays (z, y, x) on one grid.
 
-    ``hu`` (int16) and, where they are known, ``lungs`` (uint8: 1 left, 2 right) and ``lesions`` (uint8: the type);
-    axes run to the head, to the back and to the left. ``points_KIND`` (int32; n, 3) are voxels to centre patches on.
+    ``hu`` (int16) and, where they are known, ``lungs`` (uint8: 1 left, 2 right), ``coverage`` (uint8: how much of a
+    voxel is lung, 255 being all) and ``lesions`` (uint8: the type); axes run to the head, to the back and to the left.
+    ``points_KIND`` (int32; n, 3) are voxels to centre patches on.
     """
 
     path: Path

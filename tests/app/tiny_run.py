@@ -29,9 +29,10 @@ def threshold_network() -> DeepMedic:
     """DeepMedic whose weights hand the voxel itself through to the end: lung is what is below -380 HU."""
     network = DeepMedic()
     with torch.no_grad():
-        for parameter in network.parameters():
-            if parameter.ndim > 1:
-                parameter.zero_()
+        for layer in network.modules():
+            if isinstance(layer, torch.nn.Conv3d):
+                for parameter in layer.parameters():
+                    parameter.zero_()
         for layer in network.fine:
             if isinstance(layer, torch.nn.Conv3d):
                 layer.weight[(0, 0, *(size // 2 for size in layer.kernel_size))] = 1.0

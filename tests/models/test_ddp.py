@@ -40,8 +40,14 @@ def write_volume(path: Path, seed: int) -> Path:
     lungs = (((z - 12) / 9) ** 2 + ((y - 50) / 24) ** 2 + ((x - 50) / 26) ** 2 < 1).astype(np.uint8)
     lesions = lungs * (1 + (x // 8 + y // 8) % 4).astype(np.uint8) * (rng.random((24, 1, 1)) < 0.7)
     hu = np.where(lungs, -850, 30) + 150 * lesions + rng.normal(0, 30, lungs.shape)
-    arrays = {"hu": hu.astype(np.int16), "lungs": lungs, "lesions": lesions.astype(np.uint8)}
-    masks = {"lung": lungs > 0, "lesion": lesions > 0, "surface": lungs > 0, "other_air": lungs > 1, "body": lungs < 1}
+    arrays = {
+        "hu": hu.astype(np.int16),
+        "lungs": lungs,
+        "coverage": 255 * (lungs > 0).astype(np.uint8),
+        "lesions": lesions.astype(np.uint8),
+    }
+    masks = {"lung": lungs > 0, "lesion": lesions > 0, "surface": lungs > 0}
+    masks |= {"other_air": lungs > 1, "body": lungs < 1, "beside": lungs > 1}
     masks |= {f"lesion_{kind}": lesions == kind for kind in range(1, 6)}
     points = {f"points_{kind}": np.argwhere(mask)[::11].astype(np.int32) for kind, mask in masks.items()}
     save_arrays({name: np.ascontiguousarray(array) for name, array in (arrays | points).items()}, path)

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from models.training.checkpoint import Checkpoint
-from models.training.loop import SETTLING_ITEMS, Progress, Trained, fit, rate_at
+from models.training.loop import Progress, Trained, fit, rate_at
 from models.training.recipe import Item, Objective, Recipe
 from models.training.settings import TrainingSettings
 
@@ -66,10 +66,10 @@ def one_device(precision: str = "32-true") -> Fabric:
 
 
 class Noisy(Objective):
-    """Squared error of a network with dropout and batch normalisation, under noise."""
+    """Squared error of a network with dropout, under noise."""
 
     def __init__(self) -> None:
-        layers = (nn.Linear(3, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Dropout(0.3), nn.Linear(8, 1))
+        layers = (nn.Linear(3, 8), nn.ReLU(), nn.Dropout(0.3), nn.Linear(8, 1))
         super().__init__(nn.Sequential(*layers))
 
     def forward(self, *item: Tensor) -> Tensor:
@@ -264,24 +264,6 @@ def test_the_network_of_a_report_is_what_was_judged(averaging: float, tmp_path: 
     assert judged == pytest.approx([row["validation_loss"] for row in result.history], rel=1e-5)
 
 
-# --- Batch normalisation
-
-
-@pytest.mark.parametrize("averaging", [0.0, 0.7])
-def test_statistics_are_taken_over_fixed_items_at_the_weights_that_are_kept(averaging: float, tmp_path: Path) -> None:
-    """The mean over items of each item's mean and variance."""
-    chosen = settings(averaging=averaging)
-    weights = trained(noisy(), chosen, tmp_path).weights
-    recipe = noisy()
-    means, variances = [], []
-    for number in range(SETTLING_ITEMS):
-        features = recipe[number][0].double() @ weights["0.weight"].double().T + weights["0.bias"].double()
-        means.append(features.mean(0))
-        variances.append((features - features.mean(0)).square().sum(0) / 4)
-    torch.testing.assert_close(weights["1.running_mean"], torch.stack(means).mean(0).float(), rtol=1e-4, atol=1e-5)
-    torch.testing.assert_close(weights["1.running_var"], torch.stack(variances).mean(0).float(), rtol=1e-4, atol=1e-5)
-
-
 # --- Patience
 
 
@@ -468,7 +450,7 @@ def test_a_training_in_bfloat16_goes_on_exactly_and_keeps_float32(tmp_path: Path
     with pytest.raises(Stopped):
         run(tmp_path / "cut", stopped_after(2))
     assert_same(run(tmp_path / "cut"), whole)
-    assert {tensor.dtype for tensor in whole.weights.values()} == {torch.float32, torch.int64}
+    assert {tensor.dtype for tensor in whole.weights.values()} == {torch.float32}
     exact = trained(noisy(), RUNS["averaging"], tmp_path / "exact")
     assert whole.history != exact.history
 

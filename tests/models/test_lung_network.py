@@ -1,8 +1,11 @@
 """DeepMedic: shape, size, receptive field and block-wise inference."""
 
+import pytest
 import torch
+from torch import Tensor, nn
 
 from models.lungs.network import HALO, DeepMedic, normalise, predict
+from models.lungs.training import standardise
 
 
 def _network() -> DeepMedic:
@@ -22,10 +25,10 @@ def test_valid_convolutions_consume_the_halo() -> None:
 
 
 def test_receptive_field_is_the_halo_and_no_more() -> None:
-    """The output voxel in the middle depends on the corner of the halo, through the coarse pathway."""
+    """A block of the size of a coarse voxel depends on the corner of the halo, through interpolation."""
     network = _network()
     x = torch.rand(1, 1, 3 + 2 * HALO[0], 3 + 2 * HALO[1], 3 + 2 * HALO[2], requires_grad=True)
-    (gradient,) = torch.autograd.grad(network(x)[0, 0, 1, 1, 1], x)
+    (gradient,) = torch.autograd.grad(network(x).sum(), x)
     z, y, x_ = torch.nonzero(gradient[0, 0], as_tuple=True)
     assert (z.min(), z.max()) == (0, 2 + 2 * HALO[0])
     assert (y.min(), y.max()) == (0, 2 + 2 * HALO[1])
@@ -40,6 +43,24 @@ def test_both_pathways_are_aligned() -> None:
     torch.testing.assert_close(network(x[:, :, 3:, 3:, 3:]), whole[:, :, 3:, 3:, 3:], rtol=1e-4, atol=1e-5)
 
 
+def test_coarse_features_are_interpolated_without_steps() -> None:
+    """With the fine pathway cut off, the logit of a wedge is straight between coarse voxels, at their borders too."""
+    network = _network()
+    with torch.no_grad():
+        for module in network.modules():
+            if isinstance(module, nn.Conv3d):
+                module.weight.zero_()
+                module.bias.zero_()
+        for layer in network.coarse:
+            if isinstance(layer, nn.Conv3d):
+                layer.weight[(0, 0, *(size // 2 for size in layer.kernel_size))] = 1.0
+        first, second, last = (layer for layer in network.head if isinstance(layer, nn.Conv3d))
+        first.weight[0, 48] = second.weight[0, 0] = last.weight[0, 0] = 1.0
+        wedge = torch.linspace(0.1, 0.9, 12 + 2 * HALO[2]).expand(1, 1, 3 + 2 * HALO[0], 3 + 2 * HALO[1], -1)
+        logit = network(wedge)
+    torch.testing.assert_close(logit, wedge[..., HALO[0] : -HALO[0], HALO[1] : -HALO[1], HALO[2] : -HALO[2]])
+
+
 def test_slabs_do_not_change_the_result() -> None:
     network = _network()
     hu = torch.randn(13, 10, 11) * 200 - 600
@@ -49,3 +70,36 @@ def test_slabs_do_not_change_the_result() -> None:
 def test_intensities_are_clipped_and_scaled() -> None:
     got = normalise(torch.tensor([-2000.0, -1100.0, -500.0, 100.0, 900.0]))
     torch.testing.assert_close(got, torch.tensor([0.0, 0.0, 0.5, 1.0, 1.0]))
+
+
+def test_attenuation_is_not_normalised_away() -> None:
+    """What a patch holds elsewhere does not change the features of a voxel, in training either."""
+    network = _network().train()
+    for dropout in (module for module in network.modules() if isinstance(module, nn.Dropout3d)):
+        dropout.eval()
+    x = torch.rand(1, 1, 3 + 2 * HALO[0], 33 + 2 * HALO[1], 3 + 2 * HALO[2])
+    other = x.clone()
+    other[..., -3:, :] = 1.0  # out of reach of the first row
+    torch.testing.assert_close(network(x)[..., 0, :], network(other)[..., 0, :], rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("contrast", [0.02, 1.0])
+def test_standardised_convolutions_have_mean_0_and_variance_1(contrast: float) -> None:
+    network, seen = _network(), []
+    images = 0.7 + contrast * torch.randn(2, 1, 9 + 2 * HALO[0], 12 + 2 * HALO[1], 12 + 2 * HALO[2])
+    before = network.head[-1].weight.clone()
+    standardise(network, images)
+
+    def see(layer: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+        seen.append((output.mean((0, 2, 3, 4)), output.std((0, 2, 3, 4))))
+
+    convolutions = [module for module in network.modules() if isinstance(module, nn.Conv3d)]
+    for layer in convolutions:
+        layer.register_forward_hook(see)
+    with torch.no_grad():
+        network(images)
+    assert len(seen) == len(convolutions) == 23
+    for mean, deviation in seen[:-1]:
+        torch.testing.assert_close(mean, torch.zeros_like(mean), atol=2e-3, rtol=0.0)
+        torch.testing.assert_close(deviation, torch.ones_like(deviation), atol=2e-3, rtol=0.0)
+    assert torch.equal(network.head[-1].weight, before), "the last one is not standardised"

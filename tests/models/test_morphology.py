@@ -48,6 +48,17 @@ def test_closing_does_not_stick_to_the_border_of_the_image() -> None:
     np.testing.assert_array_equal(close(mask, 4.0, (1.0, 1.0, 1.0))[1, :, :2], False)
 
 
+@pytest.mark.parametrize("end", [0, -1])
+def test_closing_fills_vessels_that_the_scan_cuts(end: int) -> None:
+    mask = np.zeros((6, 30, 30), bool)
+    mask[:4, 5:25, 5:25] = True
+    mask[:4, 13:17, 14:16] = False  # a vessel along z
+    turned = mask if end == 0 else mask[::-1]
+    closed = close(turned, 4.0, (1.0, 1.0, 1.0))
+    assert closed[end, 5:25, 5:25].all()
+    assert not closed[4 if end == 0 else 1].any()
+
+
 def test_bounding_box_is_tight() -> None:
     mask = np.zeros((4, 5, 6), bool)
     mask[1, 2, 3] = mask[2, 4, 5] = True

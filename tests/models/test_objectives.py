@@ -56,19 +56,19 @@ def softmax(logits: list[float]) -> list[float]:
 
 
 def test_lung_loss_is_weighted_cross_entropy_and_soft_dice() -> None:
-    """Air that is not lung, darker than 0.6, weighs 1.5; the image has a halo of 15, 30 and 30 voxels."""
+    """Air without any lung, darker than 0.6, weighs 1.5; the image has a halo of 18, 33 and 33 voxels."""
     shape = (2, 3, 4)
-    image = torch.rand(1, 1, 32, 63, 64)
-    target = (torch.rand(1, 1, *shape) < 0.5).float()
+    image = torch.rand(1, 1, 38, 69, 70)
+    target = (2 * torch.rand(1, 1, *shape) - 0.5).clamp(0, 1)  # none, all, and shares
     logits = 2 * torch.randn(1, 1, *shape)
     entropy = overlap = predicted = wanted = 0.0
     for z in range(shape[0]):
         for y in range(shape[1]):
             for x in range(shape[2]):
                 t, p = float(target[0, 0, z, y, x]), sigmoid(float(logits[0, 0, z, y, x]))
-                weight = 1.5 if float(image[0, 0, z + 15, y + 30, x + 30]) < 0.6 and t == 0 else 1.0
+                weight = 1.5 if float(image[0, 0, z + 18, y + 33, x + 33]) < 0.6 and t == 0 else 1.0
                 entropy -= weight * (t * math.log(p) + (1 - t) * math.log(1 - p))
-                overlap, predicted, wanted = overlap + p * t, predicted + p, wanted + t
+                overlap, predicted, wanted = overlap + p * t, predicted + p**2, wanted + t**2
     dice = 1 - (2 * overlap + 1) / (predicted + wanted + 1)
     loss = LungObjective(Given(logits))(image, target)
     assert loss.item() == pytest.approx(entropy / math.prod(shape) + dice, rel=1e-5)
@@ -77,17 +77,31 @@ def test_lung_loss_is_weighted_cross_entropy_and_soft_dice() -> None:
 @pytest.mark.parametrize("share", [0.0, 0.5, 1.0])
 def test_a_perfect_lung_costs_nothing_and_its_opposite_most(share: float) -> None:
     target = (torch.arange(24).reshape(1, 1, 2, 3, 4) < 24 * share).float()
-    image = torch.rand(1, 1, 32, 63, 64)
+    image = torch.rand(1, 1, 38, 69, 70)
     right, wrong = (LungObjective(Given(sign * 60 * (target - 0.5)))(image, target) for sign in (1, -1))
     unsure = LungObjective(Given(torch.zeros_like(target)))(image, target)
     assert right.item() == pytest.approx(0.0, abs=1e-6)
     assert right.item() < unsure.item() < wrong.item()
 
 
+def test_the_share_of_lung_in_a_voxel_is_its_cheapest_probability() -> None:
+    target = torch.rand(1, 1, 2, 3, 4) * 0.9 + 0.05
+    image = torch.ones(1, 1, 38, 69, 70)
+    objective = LungObjective(Given(torch.logit(target)))
+    loss = objective(image, target)
+    loss.backward()
+    assert isinstance(objective.network, Given)
+    torch.testing.assert_close(objective.network.output.grad, torch.zeros_like(target), atol=1e-6, rtol=0.0)
+    for seed in range(20):
+        torch.manual_seed(seed)
+        moved = torch.logit(target) + 0.1 * torch.randn(target.shape)
+        assert LungObjective(Given(moved))(image, target) > loss
+
+
 def test_other_air_called_lung_costs_more_than_dense_tissue_called_lung() -> None:
     target = torch.zeros(1, 1, 1, 1, 2)
-    image = torch.ones(1, 1, 31, 61, 62)
-    image[..., 15, 30, 30] = 0.3  # air; the other voxel is dense
+    image = torch.ones(1, 1, 37, 67, 68)
+    image[..., 18, 33, 33] = 0.3  # air; the other voxel is dense
     called = torch.tensor([[3.0, -3.0], [-3.0, 3.0]])  # the first one, the second one
     air, dense = (LungObjective(Given(logits.reshape(1, 1, 1, 1, 2)))(image, target) for logits in called)
     assert air.item() > 1.2 * dense.item()

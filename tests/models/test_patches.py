@@ -81,10 +81,12 @@ def chest(path: Path, seed: int = 0) -> Volume:
     hu[lungs > 0] = -850
     hu[lesions > 0] = -300
     hu = (hu + rng.normal(0, 10, hu.shape)).astype(np.int16)
-    masks = {"lung": lungs > 0, "lesion": lesions > 0, "body": hu > -600, "surface": lungs == 1, "other_air": hu < -900}
+    masks = {"lung": lungs > 0, "lesion": lesions > 0, "surface": lungs == 1}
+    masks |= {"other_air": hu < -900, "body": hu > -600, "beside": hu > 3000}
     masks |= {f"lesion_{kind}": lesions == kind for kind in range(1, 6)}
     points = {kind: np.argwhere(mask)[::7] for kind, mask in masks.items()}
-    return write_volume(path, {"hu": hu, "lungs": lungs, "lesions": lesions}, points)
+    coverage = np.where(lungs > 0, np.uint8(255), np.uint8(0))
+    return write_volume(path, {"hu": hu, "lungs": lungs, "coverage": coverage, "lesions": lesions}, points)
 
 
 def settings_of(task: str, **changed: object) -> dict[str, object]:
@@ -457,10 +459,10 @@ def test_items_of_the_lungs_are_aligned_and_scaled(data: list[Volume]) -> None:
     seen = set()
     for number in range(12):
         image, target = recipe[number]
-        assert (image.shape, target.shape) == ((1, 1, 33, 66, 63), (1, 1, 3, 6, 3))
+        assert (image.shape, target.shape) == ((1, 1, 39, 72, 69), (1, 1, 3, 6, 3))
         assert (image.dtype, target.dtype) == (torch.float32, torch.float32)
         assert 0.0 <= image.min() <= image.max() <= 1.0
-        interior = image[:, :, 15:-15, 30:-30, 30:-30]
+        interior = image[:, :, 18:-18, 33:-33, 33:-33]
         hu = interior * 1200 - 1100
         assert torch.equal(target == 1, (hu > -950) & (hu < -200))
         seen |= set(target.unique().tolist())

@@ -13,7 +13,7 @@ from models.lesions.network import WIDTHS as WIDTHS_3D
 from models.lesions.network import LesionNetwork
 from models.lesions.network import normalise as normalise_3d
 from models.lesions.network import predict as predict_3d
-from models.unet import UNet
+from models.unet import InstanceNorm, UNet
 
 
 def _convolution_weights(widths: tuple[tuple[int, int], ...], kernel: int, classes: int) -> int:
@@ -44,9 +44,35 @@ def test_output_has_the_size_of_the_input(dimensions: int, shape: tuple[int, ...
     assert network(torch.rand(2, 1, *shape)).shape == (2, 3, *shape)
 
 
-def test_group_norm_with_one_channel_a_group_is_instance_norm() -> None:
-    x = torch.randn(2, 6, 5, 7)
-    torch.testing.assert_close(torch.nn.GroupNorm(6, 6)(x), torch.nn.InstanceNorm2d(6)(x))
+@pytest.mark.parametrize("batch", [1, 3])
+@pytest.mark.parametrize("shape", [(8, 9), (4, 6, 5)])
+def test_instance_norm_is_that_of_each_channel_of_each_instance(batch: int, shape: tuple[int, ...]) -> None:
+    """Values and gradients; in training and in evaluation alike."""
+    torch.manual_seed(0)
+    norm = InstanceNorm(4)
+    with torch.no_grad():
+        norm.weight.normal_()
+        norm.bias.normal_()
+    x = (100 + 3 * torch.randn(batch, 4, *shape)).double().requires_grad_()
+    norm.double()
+    over = tuple(range(2, x.ndim))
+    mean = x.mean(over, keepdim=True)
+    variance = (x - mean).square().mean(over, keepdim=True)
+    factor, offset = (p.reshape(1, 4, *(1 for _ in shape)) for p in (norm.weight, norm.bias))
+    expected = (x - mean) / (variance + 1e-5).sqrt() * factor + offset
+    wanted = torch.autograd.grad(expected.sin().sum(), [x, norm.weight, norm.bias], retain_graph=True)
+    for module in (norm.train(), norm.eval()):
+        torch.testing.assert_close(module(x), expected)
+        for got, want in zip(
+            torch.autograd.grad(module(x).sin().sum(), [x, norm.weight, norm.bias]), wanted, strict=True
+        ):
+            torch.testing.assert_close(got, want, rtol=1e-6, atol=1e-8)
+
+
+@pytest.mark.parametrize("batch", [1, 2])
+def test_instance_norm_keeps_channels_last(batch: int) -> None:
+    x = torch.randn(batch, 4, 4, 6, 5).contiguous(memory_format=torch.channels_last_3d)
+    assert InstanceNorm(4)(x).is_contiguous(memory_format=torch.channels_last_3d)
 
 
 def test_images_of_a_batch_do_not_see_each_other() -> None:

@@ -6,7 +6,8 @@ import pydantic
 import pytest
 
 from operators.findings import Involvement, Lesions, LesionType, Lung, Lungs
-from operators.measurements import Amount, LungMeasurements, Measurements, measure
+from operators.measurements import AGREEMENT, Amount, LungMeasurements, Measurements, check_agreement, measure
+from operators.remarks import RemarkCode
 from operators.volume import CTVolume, LabelArray
 from tests.builders import ct_volume
 
@@ -85,6 +86,30 @@ def test_a_missing_lung_has_no_percentage_and_no_mean() -> None:
     assert measured.left.volume_ml == 0.0
     assert measured.left.involvement == measured.left.all_lesions == measured.left.ground_glass == nothing
     assert measured.right == measured.total
+
+
+@pytest.mark.parametrize(("by_unet", "by_2ds"), [(0.0, 0.0), (12.0, 9.0), (9.0, 12.0), (50.0, 48.0)])
+def test_networks_that_agree_are_not_remarked_on(by_unet: float, by_2ds: float) -> None:
+    assert not check_agreement(_measured(by_unet, by_2ds))
+
+
+@pytest.mark.parametrize(("by_unet", "by_2ds"), [(3.5, 0.0), (1.4, 20.0)])
+def test_networks_that_disagree_are(by_unet: float, by_2ds: float) -> None:
+    (remark,) = check_agreement(_measured(by_unet, by_2ds))
+    assert remark.code == RemarkCode.INVOLVEMENT_DISAGREES
+    assert f"{by_unet:.1f} % by the 3D U-Net, {by_2ds:.1f} % by 2DS" in remark.message
+    assert AGREEMENT == 3.0
+
+
+def _measured(by_unet: float, by_2ds: float) -> Measurements:
+    """Lungs of 1000 voxels, so many percent of which are affected by each network."""
+    shape = (10, 10, 10)
+    volume = ct_volume(np.full(shape, -800.0), SPACING)
+    places = np.arange(1000).reshape(shape)
+    lesions = Lesions((places < 10 * by_unet).astype(np.uint8), volume.grid)
+    return measure(
+        volume, Lungs(np.ones(shape, np.uint8), volume.grid), lesions, Involvement(places < 10 * by_2ds, volume.grid)
+    )
 
 
 def test_survives_json_which_holds_no_nan() -> None:

@@ -197,15 +197,15 @@ class Graph(Application):
         sr = SrWriterOperator(self, **self._output, name="sr")
         sc = ScWriterOperator(self, **self._output, key_slices=2, name="sc")
         flows = {
-            measurements: ("volume", "lungs", "lesions", "involvement"),
+            measurements: ("volume", "lungs", "lesions", "involvement", "remarks"),
             seg: ("volume", "lungs", "lesions"),
-            sr: ("volume", "classification", "explanation", "remarks"),
-            sc: ("volume", "lungs", "lesions", "classification", "explanation", "remarks"),
+            sr: ("volume", "classification", "explanation"),
+            sc: ("volume", "lungs", "lesions", "classification", "explanation"),
         }
         for receiver, ports in flows.items():
             self.add_flow(source, receiver, {(port, port) for port in ports})
         for writer in (sr, sc):
-            self.add_flow(measurements, writer, {("measurements", "measurements")})
+            self.add_flow(measurements, writer, {(port, port) for port in ("measurements", "remarks")})
         self.add_flow(seg, sr, {("segmentation", "segmentation")})
 
 
@@ -221,6 +221,9 @@ def test_all_writers_work_in_a_graph_and_tell_what_they_wrote(tmp_path: Path) ->
     assert set(journal.seconds) == {"Measurements", "Segmentation writer", "Report writer", "Pictures writer"}
     found = no_lesions()
     left = 100 * found.measurements.left.volume_ml / found.measurements.total.volume_ml
+    assert b"INVOLVEMENT_DISAGREES" in (tmp_path / "sr" / "report.dcm").read_bytes()
     said = [line.partition(" (")[0] for line in lines if not line.endswith("...")]
-    assert f"Measurements: {found.measurements.total.volume_ml / 1000:.1f} L lung, {left:.1f} % involved" in said
+    litres = found.measurements.total.volume_ml / 1000
+    doubt = f"Check how much of the lungs is affected: 0.0 % by the 3D U-Net, {left:.1f} % by 2DS."
+    assert f"Measurements: {litres:.1f} L lung, {left:.1f} % involved, {doubt}" in said
     assert "Pictures writer: summary and 2 key slices" in said

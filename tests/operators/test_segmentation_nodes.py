@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from models.lungs.network import HALO
-from models.lungs.reference import AIR_HU
+from models.lungs.reference import AERATED_HU
 from models.morphology import body_region
 from operators.findings import LesionType, Lung, Lungs
 from operators.involvement import segment_involvement
@@ -120,7 +120,7 @@ def test_apices_that_the_shoulders_leave_open_stay() -> None:
     hu[14:, 12:18, 25:30] = hu[14:, 12:18, 60:65] = -1000.0  # air reaches both lungs in their upper slices
     hu[13:18, 18:46, 16:40] = hu[13:18, 18:46, 50:74] = -850.0
     lungs = hu == -850.0
-    assert (lungs & ~body_region(hu > AIR_HU, opening=1)).any()
+    assert (lungs & ~body_region(hu > AERATED_HU, opening=1)).any()
     np.testing.assert_array_equal(within_body(lungs, hu), lungs)
 
 

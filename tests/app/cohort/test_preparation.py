@@ -190,6 +190,24 @@ def test_a_coarser_voxel_is_labelled_where_its_plane_is_covered(tmp_path: Path) 
     np.testing.assert_array_equal(arrays["lungs"] > 0, blocks > 0)
 
 
+def test_lung_networks_learn_how_much_of_a_voxel_is_lung(tmp_path: Path) -> None:
+    """Away from borders all or nothing; at a border half way through a voxel, a half; all together the same volume."""
+    lungs = np.zeros(_thorax()[1].shape, np.uint8)
+    lungs[8:28, 5:19, 4:21] = 1
+    study = replace(_study(tmp_path), lesions=None)
+    assert study.lungs is not None
+    _write_image(study.lungs, lungs)
+    arrays, _ = VolumePreparation((None, 4.0, 4.0), ("lungs",)).make(study)
+    share = arrays["coverage"] / 255.0
+    assert arrays["coverage"].dtype == np.uint8
+    assert share.shape == arrays["lungs"].shape
+    assert share[10:26, 5:7, 4:8].min() == 1.0
+    assert share[:8].max() == share[28:].max() == share[:, :, :1].max() == share[:, :, 13:].max() == 0.0
+    assert share[15, 2, 5] == pytest.approx(0.5, abs=0.01)
+    assert share.sum() * 4 == pytest.approx(lungs.sum(), rel=0.02)
+    assert "coverage" not in NATIVE.make(_study(tmp_path))[0]
+
+
 def test_points_are_of_their_kind_and_evenly_over_it(tmp_path: Path) -> None:
     arrays, _ = NATIVE.make(_study(tmp_path))
     _, lungs, lesions = _thorax()
@@ -208,7 +226,7 @@ def test_points_are_of_their_kind_and_evenly_over_it(tmp_path: Path) -> None:
     assert len(arrays["points_lesion_1"]) == (lesions == 1).sum() < POINTS_KEPT
 
 
-def test_points_around_lungs_are_at_surfaces_other_air_and_in_the_body(tmp_path: Path) -> None:
+def test_points_around_lungs_are_at_surfaces_other_air_in_the_body_and_beside_it(tmp_path: Path) -> None:
     shape = (24, 64, 72)
     hu, lungs = np.full(shape, -1000, np.int16), np.zeros(shape, np.uint8)
     hu[:, 4:-4, 4:-4] = 40
@@ -216,13 +234,15 @@ def test_points_around_lungs_are_at_surfaces_other_air_and_in_the_body(tmp_path:
     hu[lungs > 0] = -850
     trachea = np.s_[:, 30:38, 33:39]
     hu[trachea] = -1000
+    table = np.s_[:, -2:, 6:-6]
+    hu[table] = -900
     study = _study(tmp_path)
     assert study.lungs is not None
     _write_image(study.path, hu)
     _write_image(study.lungs, lungs)
     arrays, _ = VolumePreparation(SPACING, ("lungs",)).make(study)
     assert {name for name in arrays if name.startswith("points_")} == {
-        f"points_{kind}" for kind in ("lung", "surface", "other_air", "body")
+        f"points_{kind}" for kind in ("lung", "surface", "other_air", "body", "beside")
     }
     surface = [voxel for voxel in np.argwhere(lungs) if any(lungs[n] == 0 for n in _neighbours(voxel))]
     at_surface = {tuple(point) for point in arrays["points_surface"].tolist()}
@@ -236,6 +256,13 @@ def test_points_around_lungs_are_at_surfaces_other_air_and_in_the_body(tmp_path:
     in_body[:, 4:-4, 4:-4] = True
     assert len(arrays["points_body"]) == POINTS_KEPT
     assert in_body[tuple(arrays["points_body"].T)].all()
+    in_table = np.zeros(hu.shape, bool)
+    in_table[table] = True
+    beside = tuple(arrays["points_beside"].T)
+    assert len(arrays["points_beside"]) == POINTS_KEPT
+    assert in_table[beside].mean() > 0.8, "the opening takes edges off the body"
+    assert not (lungs[beside] > 0).any()
+    assert hu[beside].min() > -950
 
 
 def _neighbours(voxel: npt.NDArray[np.integer]) -> list[tuple[int, ...]]:
@@ -507,8 +534,9 @@ def test_models_and_sizes_tell_preparations_of_slices_apart(models: Path, tmp_pa
     for task in ("lungs", "lesions", "involvement"):
         shutil.copytree(models / task, tmp_path / task)
     assert slice_preparation(tmp_path, 30).made_with == preparation.made_with
-    metadata = (tmp_path / "lesions" / METADATA).read_text("utf-8")
-    (tmp_path / "lesions" / METADATA).write_text(metadata.replace("40", "48"), "utf-8")
+    metadata = json.loads((tmp_path / "lesions" / METADATA).read_text("utf-8"))
+    metadata["network_settings"]["patch"] = [24, 48, 48]
+    (tmp_path / "lesions" / METADATA).write_text(json.dumps(metadata), "utf-8")
     assert slice_preparation(tmp_path, 30).made_with != preparation.made_with
     with (tmp_path / "involvement" / WEIGHTS).open("ab") as file:
         file.write(b"more")

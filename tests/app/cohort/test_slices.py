@@ -184,9 +184,11 @@ def test_slices_become_a_cohort(tmp_path: Path, capsys: pytest.CaptureFixture[st
     path = _write(tmp_path / "slices.npz", 6, volume_guess=np.array([4, 4, 4, 7, 7, 7]))
     assert main(["cohort", str(tmp_path / "out"), "--from-slices", str(path)]) == 0
     assert capsys.readouterr().out == f"{tmp_path / 'out'}\n"
+    assert main(["cohort", str(tmp_path / "out")]) == 0
+    assert "the cohort has only positive studies: no classifier" in capsys.readouterr().err
     slices = read_slices(path)
     studies, problems = inspect_cohort(tmp_path / "out")
-    assert problems == ["the cohort has only positive studies"]
+    assert not problems
     assert [study.patient for study in studies] == ["study004", "study007"]
     for study, number in zip(studies, (4, 7), strict=True):
         volume, own = load_study(study), slices.study == number
@@ -197,6 +199,9 @@ def test_slices_become_a_cohort(tmp_path: Path, capsys: pytest.CaptureFixture[st
         np.testing.assert_array_equal(lungs > 0, slices.lungs[own])
         np.testing.assert_array_equal(lesions, 5 * slices.infection[own])
         for hu, *parts in zip(volume.hu, slices.ct[own], slices.lungs[own], slices.infection[own], strict=True):
-            np.testing.assert_allclose(hu, to_hounsfield(*parts).clip(-1024, 3071), atol=0.5)
+            np.testing.assert_allclose(hu, to_hounsfield(*parts).clip(min=-1024), atol=0.5)
     assert main(["cohort", str(tmp_path / "out"), "--from-slices", str(path)]) == 64
     assert "is not empty" in capsys.readouterr().err
+    assert main(["cohort", str(tmp_path / "more"), "--from-slices", str(path), "--split", "1", "1", "1"]) == 64
+    assert "--from-slices makes a cohort with its own masks" in capsys.readouterr().err
+    assert not (tmp_path / "more").exists()

@@ -89,11 +89,15 @@ def test_a_divided_patient_is_an_error(folder: Path) -> None:
     assert "patient p1 is in several splits: test, train" in problems
 
 
-def test_a_split_of_one_class_and_half_a_split_are_errors(folder: Path) -> None:
+def test_half_a_split_is_an_error_and_a_split_of_one_class_one_for_classifiers(folder: Path) -> None:
     _write(folder, [{**row, "split": split} for row, split in zip(_ROWS, ("train", "train", "test", ""), strict=True)])
     _, problems = inspect_cohort(folder)
-    assert "the split test has only negative studies" in problems
-    assert "some studies have a split and others have none" in problems
+    assert problems == ["some studies have a split and others have none"]
+    _write(folder, [{**row, "split": "train"} for row in _ROWS if row["label"] == "0"])
+    assert inspect_cohort(folder)[1] == []
+    assert len(read_cohort(folder, classes=False)) == sum(row["label"] == "0" for row in _ROWS)
+    with pytest.raises(UsageError, match=r"cohort\.csv: the split train has only negative studies"):
+        read_cohort(folder)
 
 
 def test_columns_are_checked(folder: Path) -> None:

@@ -225,8 +225,9 @@ def test_a_split_of_one_class_is_told_in_one_line(
 ) -> None:
     copy = copy_of(cohort, tmp_path / "cohort")
     write_rows(copy, [row for row in rows_of(copy) if row["split"] != "validation" or row["label"] == "1"])
-    assert main(arguments("lungs", copy, tmp_path)) == 64
+    assert main(arguments("cvae", copy, tmp_path)) == 64
     assert "the split validation has only positive studies" in last_error(capsys)
+    assert main(arguments("lungs", copy, tmp_path, "--prepare-only")) == 0, "segmentation needs no classes"
 
 
 def test_without_masks_there_is_nothing_to_learn(
@@ -273,3 +274,24 @@ def test_a_models_folder_that_cannot_be_written_loses_no_training(
     assert "cannot write the model" in last_error(capsys)
     (tmp_path / "models").unlink()
     assert main(arguments("lungs", cohort, tmp_path)) == 0
+
+
+def test_a_patient_who_is_left_out_can_be_judged_on_and_no_other(
+    cohort: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    split = {study.patient: study.split for study in read_cohort(cohort)}
+    left, *learned = sorted(patient for patient, own in split.items() if own == "train")
+    assert main(arguments("lungs", cohort, tmp_path, "--leave-out", left)) == 0
+    record = json.loads((tmp_path / "models" / "lungs" / "training.json").read_text("utf-8"))
+    assert record["studies"]["training"]["patients"] == len(learned)
+    judge = ["evaluate", "robustness", "--cohort", str(cohort), "-m", str(tmp_path / "models"), "-o"]
+    assert main([*judge, str(tmp_path / "of a known one"), "--only", learned[0]]) == 64
+    assert "learned from 1 of the patients that it is to be judged on" in last_error(capsys)
+    assert main([*judge, str(tmp_path / "judged"), "--only", left]) == 0
+    trials = json.loads((tmp_path / "judged" / "robustness.json").read_text("utf-8"))["trials"]
+    assert {trial["patient"] for trial in trials} == {left}
+    training = arguments("lungs", cohort, tmp_path / "more")
+    for command in ([*judge, str(tmp_path / "more"), "--only"], [*training, "--leave-out"]):
+        capsys.readouterr()
+        assert main([*command, "nobody"]) == 64
+        assert last_error(capsys) == "error: no study is of patient nobody"

@@ -1,0 +1,177 @@
+"""How much the results of a study change with the quality of its CT, and how well the lungs are found all the same."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeVar
+
+import numpy as np
+from torch import nn
+
+from app.cohort.images import bare_volume, load_mask, load_study
+from app.cohort.table import CohortStudy
+from app.evaluation.overlap import dice, outside_ml, percent, surface_dice
+from app.evaluation.quality import QUALITIES, Quality
+from app.outcome import UsageError
+from models.classifier.network import Classifier
+from models.involvement.network import InvolvementNetwork
+from models.lesions.network import LesionNetwork
+from models.lungs.network import DeepMedic
+from models.morphology import BoolArray, Spacing
+from models.record import ModelUnavailable
+from models.store import load_network
+from models.threads import use_granted_cores
+from operators.classification import classify
+from operators.findings import Lung
+from operators.involvement import segment_involvement
+from operators.lesion_segmentation import segment_lesions
+from operators.lung_segmentation import segment_lungs
+from operators.orientation import standard_arrangement, standard_volume
+from operators.refusal import InputRefused
+from operators.resampling import resample
+from operators.volume import CTVolume, FloatArray
+
+TOLERANCE_MM = 3.0
+"""Of the surface Dice; and pieces of a mask that lie farther from the lungs are outside of them."""
+MEASURES = {
+    "lungs_dice": "lungs, Dice",
+    "lungs_surface_dice": f"lungs, surface Dice at {TOLERANCE_MM:g} mm",
+    "lungs_outside_ml": f"largest piece farther than {TOLERANCE_MM:g} mm from the lungs, ml",
+    "lesions_percent": "lesions by the 3D U-Net, percent of the lungs",
+    "involvement_percent": "involvement by 2DS, percent of the lungs",
+    "probability": "probability of COVID-19",
+}
+"""Name and description of every measure."""
+Network = TypeVar("Network", bound=nn.Module)
+
+
+@dataclass(frozen=True, slots=True)
+class Networks:
+    """The lung network, and those of the others that there are; each needs those before it."""
+
+    lungs: DeepMedic
+    lesions: LesionNetwork | None
+    involvement: InvolvementNetwork | None
+    classifier: Classifier | None
+
+    @classmethod
+    def load(cls, folder: Path) -> Networks:
+        """Load what a models folder holds.
+
+        Raises
+        ------
+        UsageError
+            If it holds no lung network, or a model in it is altered.
+        """
+
+        def optional(task: str, build: Callable[..., Network]) -> Network | None:
+            return load_network(folder / task, build)[0] if (folder / task).exists() else None
+
+        try:
+            lesions = optional("lesions", LesionNetwork)
+            involvement = optional("involvement", InvolvementNetwork)
+            classifier = optional("classifier", Classifier) if lesions is not None else None
+            return cls(load_network(folder / "lungs", DeepMedic)[0], lesions, involvement, classifier)
+        except ModelUnavailable as error:
+            raise UsageError(str(error)) from error
+
+    @property
+    def tasks(self) -> list[str]:
+        """Names of those that there are."""
+        return [task for task in ("lungs", "lesions", "involvement", "classifier") if getattr(self, task) is not None]
+
+
+@dataclass(frozen=True, slots=True)
+class Trial:
+    """What was measured of a study at one quality; ``refused`` where the application would not have taken it."""
+
+    patient: str
+    study: str
+    quality: str
+    measures: Mapping[str, float]
+    refused: str = ""
+
+
+def try_qualities(
+    studies: Sequence[CohortStudy], networks: Networks, seed: int = 0, tell: Callable[[str], None] = lambda line: None
+) -> list[Trial]:
+    """Measure every study with a mask of the lungs at every quality.
+
+    Parameters
+    ----------
+    studies : sequence of CohortStudy
+    networks : Networks
+    seed : int
+        Of the noise.
+    tell : callable
+        Receives a line for each trial.
+
+    Raises
+    ------
+    UsageError
+        If no study has a mask of the lungs, or an image cannot be read.
+    """
+    use_granted_cores()
+    known = [study for study in studies if study.lungs]
+    if not known:
+        raise UsageError("no study of the cohort has a mask of the lungs to judge by")
+    trials = []
+    for number, study in enumerate(known, start=1):
+        volume = load_study(study)
+        upright = standard_volume(volume)
+        assert study.lungs is not None  # noqa: S101 - only such are tried
+        lungs = standard_arrangement(volume.grid).apply(load_mask(study.lungs, volume.grid, max(Lung))) > 0
+        for name, quality in QUALITIES.items():
+            trial = _try(study, upright, lungs, networks, name, quality, np.random.default_rng(seed))
+            trials.append(trial)
+            said = ", ".join(f"{measure} {value:.3f}" for measure, value in trial.measures.items())
+            tell(f"study {number} of {len(known)}, {name}: {said or trial.refused}")
+    return trials
+
+
+def _try(
+    study: CohortStudy,
+    upright: CTVolume,
+    lungs: BoolArray,
+    networks: Networks,
+    name: str,
+    quality: Quality,
+    rng: np.random.Generator,
+) -> Trial:
+    hu, spacing = quality(upright.hu, upright.grid.spacing, rng)
+    try:
+        measures = _measure(bare_volume(hu, spacing), lungs, upright.grid.spacing, networks)
+    except InputRefused as refusal:
+        return Trial(study.patient, study.name, name, {}, str(refusal.code))
+    return Trial(study.patient, study.name, name, measures)
+
+
+def _measure(volume: CTVolume, truth: BoolArray, spacing: Spacing, networks: Networks) -> dict[str, float]:
+    """Run the networks on a CT; its lungs are judged on the grid of the truth, which has the same extent."""
+    lungs = segment_lungs(volume, networks.lungs)
+    found = _on(truth.shape, lungs.mask)
+    measures = {
+        "lungs_dice": dice(truth, found),
+        "lungs_surface_dice": surface_dice(truth, found, spacing, TOLERANCE_MM),
+        "lungs_outside_ml": outside_ml(truth, found, spacing, TOLERANCE_MM),
+    }
+    if networks.lesions is not None:
+        lesions = segment_lesions(volume, lungs, networks.lesions)
+        measures["lesions_percent"] = percent(lesions.mask, lungs.mask)
+    if networks.involvement is not None:
+        measures["involvement_percent"] = percent(
+            segment_involvement(volume, lungs, networks.involvement).mask, lungs.mask
+        )
+    if networks.lesions is not None and networks.classifier is not None:
+        measures["probability"] = classify(volume, lungs, lesions, networks.classifier, 0.5).probability
+    return measures
+
+
+def _on(shape: tuple[int, ...], mask: BoolArray) -> BoolArray:
+    if mask.shape == shape:
+        return mask
+    depth, rows, columns = shape
+    share: FloatArray = resample(mask.astype(np.float32), (depth, rows, columns))
+    return np.asarray(share >= 0.5)
