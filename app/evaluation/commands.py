@@ -52,6 +52,7 @@ def add_evaluate_arguments(parser: argparse.ArgumentParser) -> None:
         "--predictions", type=Path, metavar="FOLDER", help="STUDY_lungs.nii.gz and STUDY_lesions.nii.gz"
     )
     source.add_argument("-m", "--model", type=Path, default=SHIPPED, help="folder of the models to run instead")
+    add("--in-given-lungs", action="store_true", help="look for lesions in the lungs of the cohort's masks")
     add("-o", "--output", type=Path, required=True, help="new folder for tables, a picture and a page")
     add_bootstrap_arguments(segmentation)
     _add_only(segmentation)
@@ -214,13 +215,17 @@ def evaluate_segmentation(arguments: argparse.Namespace) -> None:
 
     studies = _judged(arguments)
     if arguments.predictions is not None:
+        if arguments.in_given_lungs:
+            raise UsageError("--in-given-lungs is for models: masks are judged as they are")
         segment = from_folder(arguments.predictions)
     else:
         from app.cohort.known_patients import refuse_known_patients
+        from app.evaluation.networks import Networks
         from app.evaluation.segmentation_model import from_models
 
-        refuse_known_patients(arguments.model, ("lungs", "lesions"), studies)
-        segment = from_models(arguments.model)
+        networks = Networks.load(arguments.model, lungs=not arguments.in_given_lungs)
+        refuse_known_patients(arguments.model, networks.segmenting, studies)
+        segment = from_models(arguments.model, networks)
     with new_folder(arguments.output) as folder:
         scores = score_cohort(studies, segment, tell)
         write_segmentation(scores, folder, replicates=arguments.replicates, seed=arguments.seed)
@@ -250,7 +255,8 @@ def evaluate_robustness(arguments: argparse.Namespace) -> None:
     """
     need_jinja()
     from app.cohort.known_patients import refuse_known_patients
-    from app.evaluation.robustness import Networks, try_qualities
+    from app.evaluation.networks import Networks
+    from app.evaluation.robustness import try_qualities
     from app.evaluation.robustness_report import write_robustness
 
     studies = _judged(arguments)

@@ -4,30 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import TypeVar
 
 import numpy as np
-from torch import nn
 
 from app.cohort.images import bare_volume, load_mask, load_study
 from app.cohort.table import CohortStudy
+from app.evaluation.networks import Networks
 from app.evaluation.overlap import dice, outside_ml, percent, surface_dice
 from app.evaluation.quality import QUALITIES, Quality
 from app.outcome import UsageError
-from models.classifier.network import Classifier
-from models.involvement.network import InvolvementNetwork
-from models.lesions.network import LesionNetwork
-from models.lungs.network import DeepMedic
 from models.morphology import BoolArray, Spacing
-from models.record import ModelUnavailable
-from models.store import load_network
 from models.threads import use_granted_cores
 from operators.classification import classify
 from operators.findings import Lung
 from operators.involvement import segment_involvement
 from operators.lesion_segmentation import segment_lesions
-from operators.lung_segmentation import segment_lungs
 from operators.orientation import standard_arrangement, standard_volume
 from operators.refusal import InputRefused
 from operators.resampling import resample
@@ -44,43 +35,6 @@ MEASURES = {
     "probability": "probability of COVID-19",
 }
 """Name and description of every measure."""
-Network = TypeVar("Network", bound=nn.Module)
-
-
-@dataclass(frozen=True, slots=True)
-class Networks:
-    """The lung network, and those of the others that there are; each needs those before it."""
-
-    lungs: DeepMedic
-    lesions: LesionNetwork | None
-    involvement: InvolvementNetwork | None
-    classifier: Classifier | None
-
-    @classmethod
-    def load(cls, folder: Path) -> Networks:
-        """Load what a models folder holds.
-
-        Raises
-        ------
-        UsageError
-            If it holds no lung network, or a model in it is altered.
-        """
-
-        def optional(task: str, build: Callable[..., Network]) -> Network | None:
-            return load_network(folder / task, build)[0] if (folder / task).exists() else None
-
-        try:
-            lesions = optional("lesions", LesionNetwork)
-            involvement = optional("involvement", InvolvementNetwork)
-            classifier = optional("classifier", Classifier) if lesions is not None else None
-            return cls(load_network(folder / "lungs", DeepMedic)[0], lesions, involvement, classifier)
-        except ModelUnavailable as error:
-            raise UsageError(str(error)) from error
-
-    @property
-    def tasks(self) -> list[str]:
-        """Names of those that there are."""
-        return [task for task in ("lungs", "lesions", "involvement", "classifier") if getattr(self, task) is not None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,6 +57,7 @@ def try_qualities(
     ----------
     studies : sequence of CohortStudy
     networks : Networks
+        With that of the lungs.
     seed : int
         Of the noise.
     tell : callable
@@ -150,7 +105,7 @@ def _try(
 
 def _measure(volume: CTVolume, truth: BoolArray, spacing: Spacing, networks: Networks) -> dict[str, float]:
     """Run the networks on a CT; its lungs are judged on the grid of the truth, which has the same extent."""
-    lungs = segment_lungs(volume, networks.lungs)
+    lungs = networks.find_lungs(volume)
     found = _on(truth.shape, lungs.mask)
     measures = {
         "lungs_dice": dice(truth, found),

@@ -17,6 +17,7 @@ from app.evaluation.overlap import dice, percent, surface_dice, volume_ml
 from app.evaluation.roc import FloatArray
 from app.outcome import UsageError
 from models.lesions.network import UNKNOWN_TYPE
+from models.morphology import BoolArray
 from operators.findings import LesionType, Lung
 from operators.volume import CTVolume, Grid, LabelArray
 
@@ -29,16 +30,18 @@ MEASURES = {
     "lesions_surface_dice": f"lesions of all types, surface Dice at {TOLERANCE_MM:g} mm",
     "lesions_error_ml": "lesions, volume too large by (ml)",
     **{f"{kind.name.lower()}_dice": f"{kind.name.lower().replace('_', ' ')}, Dice" for kind in LesionType},
+    "affected_dice": "affected lung by 2DS, Dice",
     "involvement_error": "involvement too high by (percentage points)",
 }
 """Name and description of every measure; NaN where it is undefined, as the Dice of lesions that are not there."""
 
 
 class Masks(NamedTuple):
-    """Lungs and lesions of a study on the grid of its CT."""
+    """Lungs, lesions and affected lung of a study on the grid of its CT; None for what nobody has looked for."""
 
     lungs: LabelArray
-    lesions: LabelArray
+    lesions: LabelArray | None
+    affected: BoolArray | None = None
 
 
 Segment = Callable[[CohortStudy, CTVolume], Masks]
@@ -81,24 +84,35 @@ def score_cohort(
         truth = _truth(study, volume.grid)
         measures = measure(truth, segment(study, volume), volume.grid.spacing)
         scores.append(StudyScore(study.patient, study.path.name, measures))
-        found = ", ".join(f"{name} {measures[f'{name}_dice']:.3f}" for name in ("lungs", "lesions"))
-        tell(f"study {number} of {len(known)}: Dice of {found}")
+        dices = {name: measures[f"{name}_dice"] for name in ("lungs", "lesions", "affected")}
+        said = ", ".join(f"{name} {value:.3f}" for name, value in dices.items() if not np.isnan(value))
+        tell(f"study {number} of {len(known)}: Dice of {said}")
     return scores
 
 
 def measure(truth: Masks, found: Masks, spacing: tuple[float, float, float]) -> dict[str, float]:
-    """Return all :data:`MEASURES` of one study."""
-    values: dict[str, float] = {}
-    for name, own, other in (("lungs", truth.lungs, found.lungs), ("lesions", truth.lesions, found.lesions)):
-        values[f"{name}_dice"] = dice(own > 0, other > 0)
-        values[f"{name}_surface_dice"] = surface_dice(own > 0, other > 0, spacing, TOLERANCE_MM)
-        values[f"{name}_error_ml"] = volume_ml(other > 0, spacing) - volume_ml(own > 0, spacing)
-    untyped = bool((truth.lesions == UNKNOWN_TYPE).any())
-    for kind in LesionType:
-        values[f"{kind.name.lower()}_dice"] = nan if untyped else dice(truth.lesions == kind, found.lesions == kind)
-    share, true_share = (percent(masks.lesions > 0, masks.lungs > 0) for masks in (found, truth))
+    """Return all :data:`MEASURES` of one study, whose true lesions are known."""
+    assert truth.lesions is not None  # noqa: S101 - as documented
+    values = dict.fromkeys(MEASURES, nan) | _overlap("lungs", truth.lungs, found.lungs, spacing)
+    if found.affected is not None:
+        values["affected_dice"] = dice(truth.lesions > 0, found.affected)
+    if found.lesions is None:
+        return values
+    values |= _overlap("lesions", truth.lesions, found.lesions, spacing)
+    if not (truth.lesions == UNKNOWN_TYPE).any():
+        for kind in LesionType:
+            values[f"{kind.name.lower()}_dice"] = dice(truth.lesions == kind, found.lesions == kind)
+    true_share, share = percent(truth.lesions > 0, truth.lungs > 0), percent(found.lesions > 0, found.lungs > 0)
     values["involvement_error"] = share - true_share
     return values
+
+
+def _overlap(name: str, truth: LabelArray, found: LabelArray, spacing: tuple[float, float, float]) -> dict[str, float]:
+    return {
+        f"{name}_dice": dice(truth > 0, found > 0),
+        f"{name}_surface_dice": surface_dice(truth > 0, found > 0, spacing, TOLERANCE_MM),
+        f"{name}_error_ml": volume_ml(found > 0, spacing) - volume_ml(truth > 0, spacing),
+    }
 
 
 def summarise_scores(scores: Sequence[StudyScore], *, replicates: int = 2000, seed: int = 0) -> dict[str, Estimate]:
@@ -133,10 +147,15 @@ def from_folder(folder: Path) -> Segment:
 
 
 def _truth(study: CohortStudy, grid: Grid) -> Masks:
-    lungs, lesions = study.lungs, study.lesions
-    assert lungs is not None  # noqa: S101 - only such studies are scored
-    assert lesions is not None  # noqa: S101
-    return Masks(load_mask(lungs, grid, max(Lung)), load_mask(lesions, grid, UNKNOWN_TYPE))
+    lesions = study.lesions
+    assert lesions is not None  # noqa: S101 - only such studies are scored
+    return Masks(lungs_of(study, grid), load_mask(lesions, grid, UNKNOWN_TYPE))
+
+
+def lungs_of(study: CohortStudy, grid: Grid) -> LabelArray:
+    """Load the lungs of a study whose mask is known."""
+    assert study.lungs is not None  # noqa: S101 - as documented
+    return load_mask(study.lungs, grid, max(Lung))
 
 
 def lines(scores: Sequence[StudyScore]) -> Iterator[tuple[str, str, str, float | None]]:

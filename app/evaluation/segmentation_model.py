@@ -5,39 +5,49 @@ from __future__ import annotations
 from pathlib import Path
 
 from app.cohort.table import CohortStudy
-from app.evaluation.segmentation import Masks, Segment
+from app.evaluation.networks import Networks
+from app.evaluation.segmentation import Masks, Segment, lungs_of
 from app.outcome import UsageError
-from models.lesions.network import LesionNetwork
-from models.lungs.network import DeepMedic
-from models.record import ModelUnavailable
-from models.store import load_network
 from models.threads import use_granted_cores
+from operators.findings import Lungs
+from operators.involvement import segment_involvement
 from operators.lesion_segmentation import segment_lesions
-from operators.lung_segmentation import segment_lungs
 from operators.refusal import InputRefused
 from operators.volume import CTVolume
 
 
-def from_models(folder: Path) -> Segment:
-    """Take masks from the lung and lesion networks of a models folder, as the application does.
+def from_models(folder: Path, networks: Networks) -> Segment:
+    """Take masks from the networks of a models folder, as the application does.
+
+    Parameters
+    ----------
+    folder : Path
+        Where they come from.
+    networks : Networks
+        Without that of the lungs, lesions are looked for in the lungs of the cohort.
 
     Raises
     ------
     UsageError
-        If a model is missing or altered, or, when asked, finds no lungs.
+        If there is none that finds lesions, or, when asked, no lungs are found.
     """
-    try:
-        lungs_network, _ = load_network(folder / "lungs", DeepMedic)
-        lesions_network, _ = load_network(folder / "lesions", LesionNetwork)
-    except ModelUnavailable as error:
-        raise UsageError(str(error)) from error
+    if networks.lesions is None and networks.involvement is None:
+        raise UsageError(f"{folder} holds neither a model lesions nor a model involvement")
     use_granted_cores()
 
-    def segment(study: CohortStudy, volume: CTVolume) -> Masks:
+    def find_lungs(study: CohortStudy, volume: CTVolume) -> Lungs:
+        if networks.lungs is None:
+            return Lungs(lungs_of(study, volume.grid), volume.grid)
         try:
-            lungs = segment_lungs(volume, lungs_network)
+            return networks.find_lungs(volume)
         except InputRefused as refusal:
             raise UsageError(f"study {study.path.name}: {refusal.code}: {refusal.message}") from refusal
-        return Masks(lungs.labels, segment_lesions(volume, lungs, lesions_network).labels)
+
+    def segment(study: CohortStudy, volume: CTVolume) -> Masks:
+        lungs = find_lungs(study, volume)
+        unet, two_ds = networks.lesions, networks.involvement
+        lesions = None if unet is None else segment_lesions(volume, lungs, unet).labels
+        affected = None if two_ds is None else segment_involvement(volume, lungs, two_ds).mask
+        return Masks(lungs.labels, lesions, affected)
 
     return segment

@@ -30,6 +30,7 @@ from app.outcome import UsageError
 from app.phantom import COARSE_MM
 from app.phantom.cohort import write_cohort
 from operators.findings import LesionType
+from tests.app.training.small import write_segmentation
 
 SPACING = (3.0, 2.0, 2.0)
 
@@ -58,21 +59,25 @@ def predictions(cohort: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def _random(seed: int) -> Masks:
     rng = np.random.default_rng(seed)
     lungs = rng.integers(0, 3, (6, 10, 12)).astype(np.uint8)
-    return Masks(lungs, np.where(lungs > 0, rng.integers(0, 5, lungs.shape), 0).astype(np.uint8))
+    lesions = np.where(lungs > 0, rng.integers(0, 5, lungs.shape), 0).astype(np.uint8)
+    return Masks(lungs, lesions, lesions > 0)
 
 
 def test_measures_are_those_of_counts() -> None:
     truth, found = _random(0), _random(1)
     values = measure(truth, found, SPACING)
     assert values.keys() == MEASURES.keys()
+    assert truth.lesions is not None
+    assert found.lesions is not None
     true, seen = truth.lesions > 0, found.lesions > 0
+    assert values["lesions_dice"] == values["affected_dice"]
     assert values["lesions_dice"] == pytest.approx(2 * (true & seen).sum() / (true.sum() + seen.sum()))
     assert values["lungs_error_ml"] == pytest.approx(((found.lungs > 0).sum() - (truth.lungs > 0).sum()) * 0.012)
     kind = (truth.lesions == 2), (found.lesions == 2)
     assert values["consolidation_dice"] == pytest.approx(
         2 * (kind[0] & kind[1]).sum() / (kind[0].sum() + kind[1].sum())
     )
-    shares = [100 * (m.lesions > 0).sum() / (m.lungs > 0).sum() for m in (found, truth)]
+    shares = [100 * lesions.sum() / (lungs > 0).sum() for lungs, lesions in ((found.lungs, seen), (truth.lungs, true))]
     assert values["involvement_error"] == pytest.approx(shares[0] - shares[1])
 
 
@@ -205,3 +210,44 @@ def test_where_types_are_unknown_only_the_union_is_judged() -> None:
     assert {name: value for name, value in with_types.items() if name not in types} == {
         name: value for name, value in without.items() if name not in types
     }
+
+
+def test_what_nobody_looked_for_is_undefined() -> None:
+    truth, found = _random(0), _random(1)
+    whole = measure(truth, found, SPACING)
+    lungs = {name for name in MEASURES if name.startswith("lungs")}
+    for part, known in (
+        (Masks(found.lungs, None, found.affected), lungs | {"affected_dice"}),
+        (Masks(found.lungs, found.lesions), MEASURES.keys() - {"affected_dice"}),
+    ):
+        values = measure(truth, part, SPACING)
+        assert {name for name, value in values.items() if not math.isnan(value)} == known
+        assert all(values[name] == whole[name] for name in known)
+
+
+def test_lesions_are_looked_for_in_the_lungs_that_are_given(
+    cohort: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """No lung network is needed, and what is judged are the given lungs; nor need there be both lesion networks."""
+    models, output = tmp_path / "models", tmp_path / "out"
+    write_segmentation(models)
+    command = ["evaluate", "segmentation", "--cohort", str(cohort), "-m", str(models), "-o", str(output)]
+    for task in ("lungs", "lesions"):
+        shutil.rmtree(models / task)
+    assert main(command) == 64
+    assert "model lungs: cannot read" in capsys.readouterr().err
+    assert main([*command, "--in-given-lungs", "--only", "p000", "--replicates", "100"]) == 0
+    means = json.loads((output / "segmentation.json").read_text("utf-8"))["means"]
+    assert means["lungs_dice"]["value"] == means["lungs_surface_dice"]["value"] == 1.0
+    assert 0.0 <= means["affected_dice"]["value"] <= 1.0
+    assert math.isnan(means["lesions_dice"]["value"] or math.nan)
+    shutil.rmtree(models / "involvement")
+    shutil.rmtree(output)
+    capsys.readouterr()
+    for more, says in (
+        (["-m", str(models)], "holds neither a model lesions nor a model involvement"),
+        (["--predictions", str(cohort / "masks")], "--in-given-lungs is for models"),
+    ):
+        assert main([*command[:4], *more, "-o", str(output), "--in-given-lungs"]) == 64
+        assert says in capsys.readouterr().err
+        assert not output.exists()
