@@ -68,17 +68,14 @@ def save_weights(
     settings : mapping, optional
         What the network was built with, where that is not the default.
     dtype : torch.dtype
-        Of the weights on disk; what is no floating point number stays as it is.
+        Of the weights on disk.
 
     Raises
     ------
     ValueError
         If a weight is not finite.
     """
-    state = {
-        name: (tensor.to(dtype) if tensor.is_floating_point() else tensor).detach().contiguous()
-        for name, tensor in network.state_dict().items()
-    }
+    state = {name: tensor.to(dtype).detach().contiguous() for name, tensor in network.state_dict().items()}
     if not all(bool(tensor.isfinite().all()) for tensor in state.values()):
         raise ValueError(f"weights are not finite as {dtype}")
     content = save(state)

@@ -37,7 +37,8 @@ def split_cohort(
     Raises
     ------
     UsageError
-        If a patient is in two splits, or a split would lack a class: there are too few patients.
+        If a patient is in two splits, or a split would be empty or lack a class that others have: there are too few
+        patients.
     """
     if all(study.split is not None for study in studies):
         divided = tuple(studies)
@@ -51,7 +52,8 @@ def split_cohort(
             for split, some in zip(SPLITS, _portions(order.tolist(), shares), strict=True):
                 place.update({members[index]: split for index in some})
         divided = tuple(replace(study, split=place[study.patient]) for study in studies)
-    wrong = [*contradictions(divided), *lone_classes(divided)]
+    both = len({study.label for study in studies}) == 2  # of one class, segmentation can be learned
+    wrong = [*contradictions(divided), *(lone_classes(divided) if both else ())]
     wrong += [f"the split {split} is empty" for split in _empty(divided, shares)]
     if wrong:
         raise UsageError(f"the cohort cannot be split: {wrong[0]}")

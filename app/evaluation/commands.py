@@ -6,6 +6,7 @@ import argparse
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -132,12 +133,12 @@ def evaluate_classification(arguments: argparse.Namespace) -> None:
     Raises
     ------
     UsageError
-        If Jinja is not installed, the predictions are wrong or lack a class, cohort or models cannot be used, or the
+        If packages are missing, the predictions are wrong or lack a class, cohort or models cannot be used, or the
         folder cannot be written.
     RunFailed
         If the cache cannot be written.
     """
-    need_jinja()
+    need_evaluation_packages()
     from app.evaluation.predictions import read_predictions
 
     with new_folder(arguments.output) as folder:
@@ -206,10 +207,10 @@ def evaluate_segmentation(arguments: argparse.Namespace) -> None:
     Raises
     ------
     UsageError
-        If Jinja is not installed, cohort, masks or models cannot be used, a model has learned from a patient whom it is
+        If packages are missing, cohort, masks or models cannot be used, a model has learned from a patient whom it is
         to be judged on, or the folder cannot be written.
     """
-    need_jinja()
+    need_evaluation_packages()
     from app.evaluation.segmentation import from_folder, score_cohort
     from app.evaluation.segmentation_report import write_segmentation
 
@@ -250,10 +251,10 @@ def evaluate_robustness(arguments: argparse.Namespace) -> None:
     Raises
     ------
     UsageError
-        If cohort, masks or models cannot be used, a model has learned from a patient whom it is to be judged on, or the
-        folder cannot be written.
+        If packages are missing, cohort, masks or models cannot be used, a model has learned from a patient whom it is
+        to be judged on, or the folder cannot be written.
     """
-    need_jinja()
+    need_evaluation_packages()
     from app.cohort.known_patients import refuse_known_patients
     from app.evaluation.networks import Networks
     from app.evaluation.robustness import try_qualities
@@ -296,18 +297,16 @@ def evaluate_compute(arguments: argparse.Namespace) -> None:
     print((arguments.output / "compute.md").read_text("utf-8"), end="")
 
 
-def need_jinja() -> None:
-    """Make sure that Jinja is installed.
+def need_evaluation_packages() -> None:
+    """Make sure that what only evaluation needs is installed: to write pages, and to read masks.
 
     Raises
     ------
     UsageError
         If it is not.
     """
-    try:
-        import jinja2  # noqa: F401
-    except ImportError as error:
-        raise UsageError("Jinja is needed for the page: pip install 'covid-ct-map[evaluation]'") from error
+    if not all(find_spec(package) for package in ("jinja2", "nibabel")):
+        raise UsageError("more packages are needed: pip install 'covid-ct-map[evaluation]'")
 
 
 @contextmanager

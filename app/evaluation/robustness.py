@@ -39,7 +39,7 @@ MEASURES = {
 
 @dataclass(frozen=True, slots=True)
 class Trial:
-    """What was measured of a study at one quality; ``refused`` where the application would not have taken it."""
+    """What was measured of a study at one quality; ``refused`` is the reason code where no lungs were found."""
 
     patient: str
     study: str

@@ -41,10 +41,16 @@ def write_robustness(trials: Sequence[Trial], folder: Path) -> None:
 
 
 def _table(trials: Sequence[Trial], measure: str) -> list[str]:
-    studies = list(dict.fromkeys(trial.study for trial in trials))
-    values = {(trial.quality, trial.study): _cell(trial, measure) for trial in trials}
+    studies = list(dict.fromkeys(_name(trial, trials) for trial in trials))
+    values = {(trial.quality, _name(trial, trials)): _cell(trial, measure) for trial in trials}
     rows = (f"| {quality} | {' | '.join(values[quality, study] for study in studies)} |" for quality in QUALITIES)
     return [f"| | {' | '.join(studies)} |", f"|---{'|---' * len(studies)}|", *rows]
+
+
+def _name(trial: Trial, trials: Sequence[Trial]) -> str:
+    """Name the study of a trial, with its patient where those of others have the same name."""
+    alike = {other.patient for other in trials if other.study == trial.study}
+    return trial.study if len(alike) == 1 else f"{trial.patient}/{trial.study}"
 
 
 def _cell(trial: Trial, measure: str) -> str:
@@ -52,9 +58,11 @@ def _cell(trial: Trial, measure: str) -> str:
 
 
 def _draw(trials: Sequence[Trial], measure: str, folder: Path) -> None:
+    curves: dict[str, dict[str, float]] = {}
+    for trial in trials:
+        curves.setdefault(_name(trial, trials), {})[trial.quality] = trial.measures.get(measure, np.nan)
     with figure(folder, measure, wide=6.0) as axes:
-        for study in dict.fromkeys(trial.study for trial in trials):
-            own = {trial.quality: trial.measures.get(measure, np.nan) for trial in trials if trial.study == study}
+        for study, own in curves.items():
             axes.plot([own[quality] for quality in QUALITIES], range(len(QUALITIES)), "o-", markersize=4, label=study)
         axes.set_yticks(range(len(QUALITIES)), list(QUALITIES))
         axes.invert_yaxis()

@@ -58,14 +58,15 @@ def write_diseased(
     for path in bodies:
         if not path.exists():
             raise UsageError(f"the body {path} does not exist")
-    lungs = []
-    for path in bodies:
-        lungs.append(draw_lungs(_body(path), path.name))
-        tell(f"body {path.name}: lungs drawn")
+    lungs: dict[Path, LabelArray] = {}
 
     def write(number: int) -> Patient:
         turn, place = divmod(number, len(bodies))
-        return _write(folder, number, turn % 2, stem(bodies[place]), _body(bodies[place]), lungs[place], seed)
+        path, volume = bodies[place], _body(bodies[place])
+        if path not in lungs:
+            lungs[path] = draw_lungs(volume, path.name)
+            tell(f"body {path.name}: lungs drawn")
+        return _write(folder, number, turn % 2, stem(path), volume, lungs[path], seed)
 
     write_patients(folder, studies, write, tell)
 

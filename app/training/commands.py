@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from app.arguments import add_assignments, count
 from app.console import quieten_unless_debugging, tell
-from app.evaluation.commands import add_bootstrap_arguments, need_jinja, new_folder, write_judgement
+from app.evaluation.commands import add_bootstrap_arguments, need_evaluation_packages, new_folder, write_judgement
 from app.outcome import UsageError
 from models.record import SHIPPED
 
@@ -87,7 +87,7 @@ def ablation(arguments: argparse.Namespace) -> None:
         If something cannot be written, or a training fails.
     """
     need_training_packages()
-    need_jinja()
+    need_evaluation_packages()
     quieten_unless_debugging()
     from app.cohort.table import read_cohort
     from app.training.ablation import Ablation, compared
@@ -123,7 +123,7 @@ def train(arguments: argparse.Namespace) -> None:
     """
     need_training_packages()
     quieten_unless_debugging()
-    from app.cohort.table import part, read_cohorts
+    from app.cohort.table import lone_classes, part, read_cohorts
     from app.training.checks import learnable
     from app.training.configuration import load_training_settings
     from app.training.tasks import TASKS
@@ -133,7 +133,10 @@ def train(arguments: argparse.Namespace) -> None:
     if target.exists() and not arguments.prepare_only:
         raise UsageError(f"{target} is there already: name another models folder, or remove it to train anew")
     settings = load_training_settings(task.settings, task.recommended, arguments.config, arguments.assignments)
-    _, studies = part(read_cohorts(arguments.cohorts, classes=task.spacing is None), arguments.leave_out)
+    _, studies = part(read_cohorts(arguments.cohorts, classes=False), arguments.leave_out)
+    if task.spacing is None:
+        for lone in lone_classes(studies):
+            raise UsageError(f"{task.name} cannot be trained: {lone}")
     parts = {split: learnable(studies, task, split) for split in ("train", "validation")}
     tell(f"{task.name}: {', '.join(f'{len(part)} {split} studies' for split, part in parts.items())}")
     _train(arguments, task, settings, parts["train"], parts["validation"])

@@ -171,10 +171,10 @@ def _train(fabric: Fabric, training: Training, finish: Finish, parent: int) -> N
     torch.manual_seed(settings.seed)
     network = _network(task, training)
     recipe = task.recipe(network, settings, training.training, training.validation)
-    if training.start is None:
-        recipe.fit_to_data()
     start = time.monotonic()
     try:
+        if training.start is None:
+            recipe.fit_to_data()
         with _board(training.folder, first) as board:
             checkpoint = Checkpoint(training.folder, training.identity)
             pictures = recipe.pictures

@@ -88,9 +88,9 @@ def _bowel_gas(
     smooth = ndimage.gaussian_filter(hu[:lowest], [2.0 / s for s in spacing])
     labels, count = ndimage.label(smooth < gas_hu)
     volumes = ndimage.sum_labels(labels > 0, labels, range(1, count + 1)) * float(np.prod(spacing)) / 1000.0
-    inside = np.asarray(ndimage.mean(lungs[:lowest], labels, range(1, count + 1)) if count else np.zeros(0))
+    within = ndimage.sum_labels(lungs[:lowest], labels, range(1, count + 1)) * float(np.prod(spacing)) / 1000.0
     result = np.zeros(hu.shape, bool)
-    chosen = (volumes > 2.0) & (inside > shares[0]) & (inside <= shares[1])
+    chosen = (volumes > 2.0) & (within > shares[0] * volumes) & (within <= shares[1] * volumes)
     result[:lowest] = np.isin(labels, 1 + np.flatnonzero(chosen))
     return dilate(result, 6.0, spacing)
 
@@ -131,7 +131,7 @@ def reference_lungs(hu: FloatArray, spacing: Spacing, closing: float = 10.0) -> 
         closed = close(half, closing, spacing)
         # in 3D only: in a slice, the dome of the diaphragm is a hole, too
         closed = ndimage.binary_fill_holes(closed)
-        # and so is a part of what lies beyond a thin diaphragm, which the closing took in
-        closed &= ~_bowel_gas(hu, closed, spacing, GAS_HU, MOSTLY_OUTSIDE)
         result[closed & ~wall & (result == 0)] = side
+    # what lies beyond a thin diaphragm, the closing took in a part of
+    result[_bowel_gas(hu, result > 0, spacing, GAS_HU, MOSTLY_OUTSIDE) & ~lungs] = 0
     return result

@@ -110,8 +110,8 @@ class LungRecipe(PatchRecipe):
 def standardise(network: nn.Module, images: Tensor) -> None:
     """Scale and shift each 3D convolution but the last so that its channels have mean 0 and variance 1.
 
-    In place, in one pass. Without normalisation layers, this is what lets a deep network learn from the start
-    (Mishkin and Matas 2016, arXiv:1511.06422; Salimans and Kingma 2016, arXiv:1602.07868).
+    In place, in one pass, as the network is used (no dropout). Without normalisation layers, this is what lets a deep
+    network learn from the start (Mishkin and Matas 2016, arXiv:1511.06422; Salimans and Kingma 2016, arXiv:1602.07868).
 
     Parameters
     ----------
@@ -131,7 +131,9 @@ def standardise(network: nn.Module, images: Tensor) -> None:
 
     *layers, _ = (module for module in network.modules() if isinstance(module, nn.Conv3d))
     handles = [layer.register_forward_hook(rescaled) for layer in layers]
-    network(images)
+    training = network.training
+    network.eval()(images)
+    network.train(training)
     for handle in handles:
         handle.remove()
 

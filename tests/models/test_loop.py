@@ -429,8 +429,6 @@ def test_a_killed_process_ends_as_if_it_had_not_been(tmp_path: Path) -> None:
 
 
 def test_data_are_made_in_their_own_arithmetic_also_where_the_network_works_in_bfloat16(tmp_path: Path) -> None:
-    """Items are drawn for each step, and for the statistics of batch normalisation."""
-
     class Watched(Plane):
         def __getitem__(self, number: int, /) -> Item:
             assert not torch.is_autocast_enabled("cpu")

@@ -88,7 +88,9 @@ def test_standardised_convolutions_have_mean_0_and_variance_1(contrast: float) -
     network, seen = _network(), []
     images = 0.7 + contrast * torch.randn(2, 1, 9 + 2 * HALO[0], 12 + 2 * HALO[1], 12 + 2 * HALO[2])
     before = network.head[-1].weight.clone()
-    standardise(network, images)
+    standardise(network.train(), images)
+    assert network.training
+    network.eval()
 
     def see(layer: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
         seen.append((output.mean((0, 2, 3, 4)), output.std((0, 2, 3, 4))))

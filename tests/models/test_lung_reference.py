@@ -7,6 +7,7 @@ import pytest
 
 from app.phantom import make_phantom
 from models.lungs.reference import air_in_body, airways, reference_lungs
+from models.morphology import dilate
 
 SPACING = (3.0, 2.0, 2.0)
 MM = tuple[float, float, float]
@@ -95,6 +96,34 @@ def test_gas_in_the_stomach_under_the_diaphragm_is_no_lung() -> None:
     found = reference_lungs(hu, SPACING) > 0
     assert found[stomach].mean() < 0.15
     assert found[lungs == 1].mean() > 0.9
+
+
+def test_gas_behind_a_thin_diaphragm_that_the_closing_reaches_is_no_lung() -> None:
+    """Between lung and gas lie 6 mm of tissue that a closing of 10 mm fills, and with it a part of the gas."""
+    hu, lungs, _ = _chest()
+    lung = lungs == 1
+    away = dilate(lung, 6.0, SPACING)
+    gas = dilate(lung, 40.0, SPACING) & ~away & _ball(hu.shape, (45.0, 130.0, 215.0), 45.0)
+    hu[gas] = -1000.0
+    found = reference_lungs(hu, SPACING) > 0
+    assert not found[gas].any()
+    assert found[lung].mean() > 0.97
+    assert found[away & ~lung].mean() < 0.15
+
+
+def test_a_light_lung_stays() -> None:
+    """Emphysema is no gas of the bowel."""
+    hu, lungs, _ = _chest()
+    hu[lungs == 1] -= 100.0
+    assert _dice(reference_lungs(hu, SPACING) == 1, lungs == 1) > 0.97
+
+
+def test_one_lung_alone_is_found() -> None:
+    hu, lungs, _ = _chest()
+    hu[lungs == 1] = 40.0
+    found = reference_lungs(hu, SPACING)
+    assert _dice(found == 2, lungs == 2) > 0.97
+    assert not (found == 1).any()
 
 
 def test_a_body_without_lungs_is_an_error() -> None:

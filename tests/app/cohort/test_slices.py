@@ -200,6 +200,11 @@ def test_slices_become_a_cohort(tmp_path: Path, capsys: pytest.CaptureFixture[st
         np.testing.assert_array_equal(lesions, 5 * slices.infection[own])
         for hu, *parts in zip(volume.hu, slices.ct[own], slices.lungs[own], slices.infection[own], strict=True):
             np.testing.assert_allclose(hu, to_hounsfield(*parts).clip(min=-1024), atol=0.5)
+    assert main(["cohort", str(tmp_path / "out"), "--split", "1", "1", "0"]) == 0, (
+        "of one class, segmentation can learn"
+    )
+    assert {study.split for study in inspect_cohort(tmp_path / "out")[0]} == {"train", "validation"}
+    capsys.readouterr()
     assert main(["cohort", str(tmp_path / "out"), "--from-slices", str(path)]) == 64
     assert "is not empty" in capsys.readouterr().err
     assert main(["cohort", str(tmp_path / "more"), "--from-slices", str(path), "--split", "1", "1", "1"]) == 64

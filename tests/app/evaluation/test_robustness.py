@@ -14,7 +14,8 @@ from app.cli import main
 from app.cohort.images import axial_grid, write_image
 from app.evaluation.overlap import outside_ml
 from app.evaluation.quality import AS_IS, QUALITIES
-from app.evaluation.robustness import MEASURES
+from app.evaluation.robustness import MEASURES, Trial
+from app.evaluation.robustness_report import write_robustness
 from models.lungs.network import DeepMedic
 from models.morphology import Spacing
 from models.store import save_weights
@@ -154,6 +155,15 @@ def _blind() -> DeepMedic:
     last.weight.data.zero_()
     last.bias.data.fill_(-9.0)
     return network
+
+
+def test_studies_of_the_same_name_are_told_apart_by_their_patients(tmp_path: Path) -> None:
+    values = {("a", "ct"): 0.25, ("b", "ct"): 0.5, ("b", "other"): 0.75}
+    trials = [Trial(*who, quality, {"lungs_dice": value}) for who, value in values.items() for quality in QUALITIES]
+    write_robustness(trials, tmp_path)
+    table = (tmp_path / "robustness.md").read_text()
+    assert "| | a/ct | b/ct | other |" in table
+    assert f"| {AS_IS} | 0.250 | 0.500 | 0.750 |" in table
 
 
 def test_what_cannot_be_measured_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

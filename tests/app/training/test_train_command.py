@@ -290,6 +290,9 @@ def test_a_patient_who_is_left_out_can_be_judged_on_and_no_other(
     assert main([*judge, str(tmp_path / "judged"), "--only", left]) == 0
     trials = json.loads((tmp_path / "judged" / "robustness.json").read_text("utf-8"))["trials"]
     assert {trial["patient"] for trial in trials} == {left}
+    positive = {study.patient for study in read_cohort(cohort) if study.label == 1 and study.split == "train"}
+    assert main(arguments("cvae", cohort, tmp_path / "more", "--leave-out", *positive)) == 64
+    assert last_error(capsys) == "error: cvae cannot be trained: the split train has only negative studies"
     training = arguments("lungs", cohort, tmp_path / "more")
     for command in ([*judge, str(tmp_path / "more"), "--only"], [*training, "--leave-out"]):
         capsys.readouterr()
