@@ -10,6 +10,7 @@ from pydantic import PositiveFloat, field_validator
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from models.hounsfield import AIR_HU
 from models.lungs.network import HALO, DeepMedic, normalise
 from models.training.patches import PatchRecipe, cut_patch, draw_centre
 from models.training.recipe import Item, Objective
@@ -23,6 +24,10 @@ OTHER_AIR_WEIGHT = 0.5
 KINDS = {"surface": 0.4, "other_air": 0.35, "body": 0.1, "beside": 0.15}
 """How often a patch lies at the border of a lung, at other air in the body, anywhere in it, or at what lies beside
 it: the foam of tables is as dense as lung."""
+WIDE_AIR_HU, LITTER_HU = -880.0, (-960.0, -500.0)
+"""Air lies below the first, and what is put into it in this range."""
+LITTERED = 0.4
+"""How often what is wide air in a varied patch holds something."""
 STANDARDISING_ITEMS = 4
 """Training items over which the first weights are standardised."""
 JITTER_MM = 30.0
@@ -94,6 +99,8 @@ class LungRecipe(PatchRecipe):
         volume, centre = draw_centre(volumes, KINDS, [JITTER_MM / step for step in self._settings.spacing], rng)
         z, y, x = (n + 2 * h for n, h in zip(self._settings.interior, HALO, strict=True))
         patch = cut_patch(volume, centre, (z, y, x), (HU, COVERAGE), rng if vary else None)
+        if vary and rng.random() < LITTERED:
+            patch[HU] = litter(patch[HU], patch[COVERAGE] > 0, rng)
         return normalise(patch[HU])[None], (_interior(patch[COVERAGE]) / 255.0)[None]
 
     def pictures(self, network: nn.Module) -> Mapping[str, Tensor]:
@@ -104,6 +111,30 @@ class LungRecipe(PatchRecipe):
         middle = target.shape[2] // 2
         shown = {"ct": _interior(image)[0, 0], "lungs": target[0, 0], "probability": probability[0, 0]}
         return {name: volume[middle] for name, volume in shown.items()}
+
+
+def litter(hu: Tensor, lung: Tensor, rng: np.random.Generator) -> Tensor:
+    """Put something as light as lung into wide air that is no lung: blankets, foam, what the bowel holds.
+
+    Parameters
+    ----------
+    hu : Tensor of float32, shape (1, z, y, x)
+        Hounsfield units. What was not scanned, at exactly :data:`~models.hounsfield.AIR_HU`, stays as it is.
+    lung : Tensor of bool, shape (1, z, y, x)
+    rng : numpy Generator
+    """
+    air = (hu < WIDE_AIR_HU) & (hu > AIR_HU) & ~lung
+    coarse = air[:, ::2, ::3, ::3].float()
+    narrowed = -F.max_pool3d(-coarse, 3, stride=1, padding=1)
+    wide = F.interpolate(F.max_pool3d(narrowed, 3, stride=1, padding=1)[None], size=hu.shape[1:])[0] > 0
+
+    def texture(scale: float) -> Tensor:
+        grid = rng.standard_normal([1, 1, *(max(2, round(n / scale)) for n in hu.shape[1:])]).astype(np.float32)
+        return F.interpolate(torch.from_numpy(grid), size=hu.shape[1:], mode="trilinear")[0]
+
+    there = air & wide & (texture(rng.uniform(5.0, 25.0)) > rng.uniform(-0.3, 0.6))
+    stuff = rng.uniform(*LITTER_HU) + rng.uniform(0.0, 80.0) * texture(rng.uniform(1.5, 6.0))
+    return torch.where(there, stuff, hu)
 
 
 @torch.no_grad()

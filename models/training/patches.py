@@ -23,12 +23,16 @@ from torch import Tensor
 from models.hounsfield import AIR_HU
 from models.training.recipe import Item, Objective, Recipe, seed_of
 from models.training.settings import PatchSettings
-from models.training.volumes import COVERAGE, HU, Size, Volume
+from models.training.volumes import COVERAGE, HU, LUNGS, Size, Volume
 
 SCALE, ROTATION = 0.15, 10.0
 """How far patches vary in size, and in direction in the axial plane, in degrees."""
 NOISE_HU, OFFSET_HU, CONTRAST = 40.0, 40.0, 0.06
 """How far their intensities vary."""
+INFLATION, INFLATED = (0.35, 2.0), 0.7
+"""Least and greatest factor of the tissue in aerated lung, and how often it varies: as patients breathe in, and age."""
+DENSE_HU, AERATED_HU = -500.0, -700.0
+"""What is denser does not change with the air of the lungs; what is lighter changes fully."""
 THICK = (0.4, 1.3)
 """Standard deviation in slices of the blur between them where slices are thick."""
 CUT, SHORTEST = 0.3, 6
@@ -131,7 +135,29 @@ def cut_patch(
     vary = variation(size, names)
     vary.set_random_state(seed_of(int(rng.integers(2**62))) % 2**32)
     varied: dict[str, Tensor] = vary(patch)
+    if rng.random() < INFLATED:
+        varied[HU] = inflate(varied[HU], _lung_share(varied), float(np.exp(rng.uniform(*np.log(INFLATION)))))
     return cut_short(varied, rng) if rng.random() < CUT else varied
+
+
+def _lung_share(patch: Mapping[str, Tensor]) -> Tensor:
+    return patch[COVERAGE] / 255.0 if COVERAGE in patch else (patch[LUNGS] > 0).float()
+
+
+def inflate(hu: Tensor, lung: Tensor, factor: float) -> Tensor:
+    """Let there be more or less tissue for the air in the lungs.
+
+    Without this, networks take the attenuation that the lungs of a few patients have for that of lungs.
+
+    Parameters
+    ----------
+    hu, lung : Tensor, any shape
+        Hounsfield units, and the share of lung in each voxel.
+    factor : float
+        Of the share of tissue, (HU + 1000) / 1000, in aerated lung; vessels and dense disease stay.
+    """
+    aerated = ((DENSE_HU - hu) / (DENSE_HU - AERATED_HU)).clamp(0.0, 1.0) * lung
+    return hu + aerated * (factor - 1.0) * (hu + 1000.0)
 
 
 def cut_short(patch: Mapping[str, Tensor], rng: np.random.Generator) -> dict[str, Tensor]:

@@ -19,11 +19,13 @@ from torch import Tensor, nn
 
 from models.involvement.training import InvolvementRecipe, InvolvementSettings
 from models.lesions.training import LesionRecipe, LesionSettings
-from models.lungs.training import LungRecipe, LungSettings
+from models.lungs.training import LITTER_HU, WIDE_AIR_HU, LungRecipe, LungSettings, litter
 from models.training import patches
 from models.training.patches import (
     CONTRAST,
     CUT,
+    INFLATED,
+    INFLATION,
     NOISE_HU,
     OFFSET_HU,
     ROTATION,
@@ -34,6 +36,7 @@ from models.training.patches import (
     cut_patch,
     cut_short,
     draw_centre,
+    inflate,
     variation,
 )
 from models.training.recipe import Item
@@ -55,7 +58,8 @@ def one_thread() -> Iterator[None]:
 
 @pytest.fixture(autouse=True)
 def whole_scans(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Leave patches whole but in the tests of what is cut short."""
+    """Leave patches whole, and the air in the lungs as it is, but in the tests of just that."""
+    monkeypatch.setattr(patches, "INFLATED", 0.0)
     monkeypatch.setattr(patches, "CUT", 0.0)
 
 
@@ -395,6 +399,66 @@ def test_some_varied_patches_are_cut_short(tmp_path: Path, monkeypatch: pytest.M
         bool((varied(volume, (12, 16, 16), s, ("hu", "lungs"), (20, 30, 30))["lungs"] == 0).any()) for s in range(200)
     ]
     assert stats.binomtest(sum(cuts), 200, CUT).pvalue > 0.001
+
+
+@pytest.mark.parametrize("factor", [0.35, 1.0, 1.7])
+def test_tissue_in_aerated_lung_is_multiplied_and_nothing_else(factor: float) -> None:
+    rng = np.random.default_rng(0)
+    hu = rng.choice([-1010.0, -950.0, -850.0, -700.0, -650.0, -600.0, -500.0, -200.0, 40.0], (3, 4, 50))
+    lung = rng.choice([0.0, 0.25, 1.0], hu.shape)
+    found = inflate(torch.from_numpy(hu), torch.from_numpy(lung), factor).numpy()
+    for before, share, after in zip(hu.ravel(), lung.ravel(), found.ravel(), strict=True):
+        aerated = share * min(max((-500.0 - before) / 200.0, 0.0), 1.0)
+        assert after == pytest.approx(before + aerated * (factor - 1.0) * (before + 1000.0))
+        if share == 0.0 or before >= -500.0 or factor == 1.0:
+            assert after == before
+        if share == 1.0 and before == -850.0:
+            assert after == pytest.approx(-1000.0 + 150.0 * factor)
+
+
+@pytest.mark.parametrize("mask", ["lungs", "coverage"])
+def test_lungs_hold_more_or_less_air_from_patch_to_patch(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mask: str
+) -> None:
+    monkeypatch.setattr(patches, "INFLATED", INFLATED)
+    hu = np.full((20, 60, 60), -850, np.int16)
+    full = np.full(hu.shape, 255 if mask == "coverage" else 1, np.uint8)
+    full[..., 30:], hu[..., 30:] = 0, -850  # as light, and no lung
+    volume = write_volume(tmp_path / "volume.safetensors", {"hu": hu, mask: full})
+    factors = []
+    for seed in range(60):
+        patch = varied(volume, (4, 24, 24), seed, ("hu", mask), (10, 30, 30))
+        share = patch[mask] / float(full.max())
+        inside, outside = (float(patch["hu"][part].mean()) + 1000.0 for part in (share > 0.99, share == 0.0))
+        factors.append(inside / outside)
+    changed = [factor for factor in factors if abs(factor - 1.0) > 0.02]
+    assert 0.4 * 60 < len(changed) < 0.95 * 60
+    assert INFLATION[0] * 0.9 < min(factors) < 0.5
+    assert 1.6 < max(factors) < INFLATION[1] * 1.1
+
+
+def test_litter_lies_in_wide_air_that_was_scanned_only() -> None:
+    rng = np.random.default_rng(0)
+    hu = torch.full((1, 24, 90, 90), 40.0)
+    hu[:, :, :50] = -1000.0 + torch.from_numpy(rng.normal(0.0, 15.0, (24, 50, 90)).astype(np.float32))
+    hu[:, :, 10:12, 40:42] = 60.0  # a cable
+    hu[:, :, :, :12] = -1024.0  # not scanned
+    hu[:, :, 70:74, 60:64] = -1000.0  # an airway
+    lung = torch.zeros(hu.shape, dtype=torch.bool)
+    hu[:, :, 55:68, 20:50], lung[:, :, 55:68, 20:50] = -950.0, True
+    shares, levels = [], []
+    for seed in range(40):
+        found = litter(hu, lung, np.random.default_rng(seed))
+        assert torch.equal(found, litter(hu, lung, np.random.default_rng(seed)))
+        changed = found != hu
+        assert not (changed & (lung | (hu >= WIDE_AIR_HU) | (hu == -1024.0))).any()
+        assert not changed[:, :, 68:].any(), "an airway is not wide"
+        shares.append(float(changed[:, :, :50, 12:].float().mean()))
+        if changed.any():
+            levels.append(float(found[changed].mean()))
+    assert min(shares) < 0.3
+    assert max(shares) > 0.5
+    assert LITTER_HU[0] - 60 < min(levels) < -850 < -650 < max(levels) < LITTER_HU[1] + 60
 
 
 # --- Items of the recipes
