@@ -152,8 +152,9 @@ def test_check_is_right_and_names_the_weights(tree: Path) -> None:
     done = _run(tree, "check")
     assert (done.returncode, done.stderr) == (0, "")
     for task in TASKS:
-        sha256 = json.loads((tree / _MODELS / task / "metadata.json").read_text("utf-8"))["weights_sha256"]
-        assert f"model {task}: covid-ct-{task} 0.1.0, SHA-256 {sha256[:12]}\n" in done.stdout
+        about = json.loads((tree / _MODELS / task / "metadata.json").read_text("utf-8"))
+        said = f"model {task}: covid-ct-{task} {about['version']}, SHA-256 {about['weights_sha256'][:12]}\n"
+        assert said in done.stdout
 
 
 def test_check_of_folders(tree: Path, tmp_path: Path) -> None:

@@ -67,7 +67,12 @@ def test_too_few_patients_are_refused() -> None:
     with pytest.raises(UsageError, match="cannot be split"):
         split_cohort([CohortStudy("a", Path("a"), 0), CohortStudy("b", Path("b"), 1)])
     with pytest.raises(UsageError, match="has only negative studies"):
-        split_cohort([CohortStudy(str(k), Path(str(k)), 0) for k in range(20)])
+        split_cohort([CohortStudy(str(k), Path(str(k)), int(k == 0)) for k in range(20)])
+
+
+def test_a_cohort_of_one_class_can_be_divided_for_segmentation() -> None:
+    divided = split_cohort([CohortStudy(str(k), Path(str(k)), 0) for k in range(20)])
+    assert [len(_patients(divided, split)) for split in SPLITS] == [14, 3, 3]
 
 
 def test_a_share_of_nothing_may_be_empty() -> None:
