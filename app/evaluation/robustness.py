@@ -7,16 +7,16 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from app.cohort.images import bare_volume, load_mask, load_study
+from app.cohort.images import bare_volume, load_study
 from app.cohort.table import CohortStudy
 from app.evaluation.networks import Networks
 from app.evaluation.overlap import dice, outside_ml, percent, surface_dice
 from app.evaluation.quality import QUALITIES, Quality
+from app.evaluation.segmentation import TOLERANCE_MM, lungs_of
 from app.outcome import UsageError
 from models.morphology import BoolArray, Spacing
 from models.threads import use_granted_cores
 from operators.classification import classify
-from operators.findings import Lung
 from operators.involvement import segment_involvement
 from operators.lesion_segmentation import segment_lesions
 from operators.orientation import standard_arrangement, standard_volume
@@ -24,8 +24,6 @@ from operators.refusal import InputRefused
 from operators.resampling import resample
 from operators.volume import CTVolume, FloatArray
 
-TOLERANCE_MM = 3.0
-"""Of the surface Dice; and pieces of a mask that lie farther from the lungs are outside of them."""
 MEASURES = {
     "lungs_dice": "lungs, Dice",
     "lungs_surface_dice": f"lungs, surface Dice at {TOLERANCE_MM:g} mm",
@@ -76,8 +74,7 @@ def try_qualities(
     for number, study in enumerate(known, start=1):
         volume = load_study(study)
         upright = standard_volume(volume)
-        assert study.lungs is not None  # noqa: S101 - only such are tried
-        lungs = standard_arrangement(volume.grid).apply(load_mask(study.lungs, volume.grid, max(Lung))) > 0
+        lungs = standard_arrangement(volume.grid).apply(lungs_of(study, volume.grid)) > 0
         for name, quality in QUALITIES.items():
             trial = _try(study, upright, lungs, networks, name, quality, np.random.default_rng(seed))
             trials.append(trial)

@@ -22,6 +22,7 @@ from operators.findings import LesionType, Lung
 from operators.volume import CTVolume, Grid, LabelArray
 
 TOLERANCE_MM = 3.0
+"""Of the surface Dice; pieces of a mask that lie farther from the lungs are outside of them."""
 MEASURES = {
     "lungs_dice": "lungs, Dice",
     "lungs_surface_dice": f"lungs, surface Dice at {TOLERANCE_MM:g} mm",
