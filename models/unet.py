@@ -29,11 +29,25 @@ class InstanceNorm(nn.Module):
         return F.group_norm(x, len(self.weight), self.weight, self.bias)
 
 
+class Conv3d(nn.Conv3d):
+    """3D convolution whose gradient is right on two slices, too.
+
+    There the bfloat16 gradient of the weights is that of memory left over from elsewhere, on CPUs with AVX512-BF16
+    (PyTorch 2.13), so two slices are learned from in float32.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:  # noqa: D102 - as that of its parent
+        if x.shape[2] != 2 or x.is_cuda or not torch.is_grad_enabled():
+            return super().forward(x)
+        with torch.autocast("cpu", enabled=False):
+            return super().forward(x.float() if x.dtype == torch.bfloat16 else x)
+
+
 class _DoubleConv(nn.Sequential):
     """Two times: convolution 3 ("same"), instance normalisation, leaky ReLU."""
 
     def __init__(self, dimensions: Literal[2, 3], channels: int, first: int, second: int) -> None:
-        conv = nn.Conv2d if dimensions == 2 else nn.Conv3d
+        conv = nn.Conv2d if dimensions == 2 else Conv3d
         super().__init__(
             conv(channels, first, 3, padding=1, bias=False),
             InstanceNorm(first),
@@ -71,7 +85,7 @@ class UNet(nn.Module):
             _DoubleConv(dimensions, channels[level + 2] + skip, skip, skip)
             for level, (_, skip) in reversed(list(enumerate(widths[:-1])))
         )
-        conv = nn.Conv2d if dimensions == 2 else nn.Conv3d
+        conv = nn.Conv2d if dimensions == 2 else Conv3d
         self.head = conv(widths[0][1], classes, 1)
         self.to(memory_format=self._format)  # type: ignore[call-overload]
 

@@ -104,7 +104,8 @@ def predict(network: DeepMedic, hu: Tensor, slab: int = 24) -> Tensor:
     network : DeepMedic
         In evaluation mode.
     hu : Tensor, shape (z, y, x)
-        Hounsfield units at the working resolution. Outside the volume is taken for air.
+        Hounsfield units at the working resolution. Above and below the volume, its first and last slice are taken to
+        go on; beside it is air.
     slab : int
         Slices in one block, a multiple of 3; bounds the memory, does not change the result.
 
@@ -115,7 +116,8 @@ def predict(network: DeepMedic, hu: Tensor, slab: int = 24) -> Tensor:
     depth, rows, columns = hu.shape
     fill = [-size % COARSE for size in (rows, columns)]
     filled = -(-depth // slab) * slab
-    around = (HALO[2], HALO[2] + fill[1], HALO[1], HALO[1] + fill[0], HALO[0], HALO[0] + filled - depth)
-    padded = normalise(F.pad(hu[None, None], around, value=AIR_HU))
+    beside = (HALO[2], HALO[2] + fill[1], HALO[1], HALO[1] + fill[0])
+    beyond = (0, 0, 0, 0, HALO[0], HALO[0] + filled - depth)
+    padded = normalise(F.pad(F.pad(hu[None, None], beyond, mode="replicate"), beside, value=AIR_HU))
     blocks = [torch.sigmoid(network(padded[:, :, z : z + slab + 2 * HALO[0]]).float()) for z in range(0, filled, slab)]
     return torch.cat(blocks, dim=2)[0, 0, :depth, :rows, :columns]

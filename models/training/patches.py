@@ -166,17 +166,16 @@ def cut_short(patch: Mapping[str, Tensor], rng: np.random.Generator) -> dict[str
     What lies beyond is as :meth:`~models.training.volumes.Volume.box` gives it.
     """
     _, depth, rows, columns = patch[HU].shape
-    scanned = torch.ones(depth, rows, columns, dtype=torch.bool)
     if depth > 1 and rng.random() < 0.75:
         length = int(rng.integers(min(SHORTEST, depth), depth + 1))
         first = int(rng.integers(max(depth // 2 - length + 1, 0), min(depth // 2, depth - length) + 1))
-        scanned[:first] = scanned[first + length :] = False
-    else:
-        radius = rng.uniform(0.7, 1.5) * max(rows, columns)
-        angle, beyond = rng.uniform(0.0, 2.0 * np.pi), rng.uniform(0.0, max(rows, columns) / 2.0)
-        y = torch.arange(rows)[:, None] - rows / 2.0 - (beyond - radius) * np.sin(angle)
-        x = torch.arange(columns) - columns / 2.0 - (beyond - radius) * np.cos(angle)
-        scanned[:] = y**2 + x**2 <= radius**2
+        slices = torch.arange(depth).clamp(first, first + length - 1)
+        return {name: array[:, slices] for name, array in patch.items()}
+    radius = rng.uniform(0.7, 1.5) * max(rows, columns)
+    angle, beyond = rng.uniform(0.0, 2.0 * np.pi), rng.uniform(0.0, max(rows, columns) / 2.0)
+    y = torch.arange(rows)[:, None] - rows / 2.0 - (beyond - radius) * np.sin(angle)
+    x = torch.arange(columns) - columns / 2.0 - (beyond - radius) * np.cos(angle)
+    scanned = y**2 + x**2 <= radius**2
     return {name: array.where(scanned, AIR_HU if name == HU else 0) for name, array in patch.items()}
 
 

@@ -28,23 +28,28 @@ class Volume:
     path: Path
 
     def box(self, name: str, start: Sequence[int], size: Size) -> npt.NDArray[np.generic]:
-        """Read a part of an array; what lies beyond it is air, and no lung."""
+        """Read a part of an array.
+
+        Above and below it, its first and last slice go on, as bodies do; beside it is air, and no lung.
+        """
         with safe_open(self.path, framework="np") as file:
             whole = file.get_slice(name)
             shape = whole.get_shape()
+            slices = np.clip(start[0] + np.arange(size[0]), 0, shape[0] - 1)
+            first = int(slices[0])
             inside = tuple(
                 slice(min(max(s, 0), n), max(min(s + length, n), 0))
-                for s, length, n in zip(start, size, shape, strict=True)
+                for s, length, n in zip(start[1:], size[1:], shape[1:], strict=True)
             )
             fill = AIR_HU if name == HU else 0
             if any(each.start >= each.stop for each in inside):
                 return np.full(size, fill, np.int16 if name == HU else np.uint8)
-            part = whole[inside]
+            part = whole[(slice(first, int(slices[-1]) + 1), *inside)]
         margins = [
             (max(-s, 0), length - max(-s, 0) - (each.stop - each.start))
-            for s, length, each in zip(start, size, inside, strict=True)
+            for s, length, each in zip(start[1:], size[1:], inside, strict=True)
         ]
-        return np.pad(part, margins, constant_values=fill)
+        return np.pad(part[slices - first], [(0, 0), *margins], constant_values=fill)
 
     def points(self, kind: str) -> npt.NDArray[np.int32]:
         """Read the voxels of a kind, (n, 3)."""

@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from models.hounsfield import AIR_HU
 from models.lungs.network import HALO, DeepMedic, normalise, predict
 from models.lungs.training import standardise
 
@@ -65,6 +66,15 @@ def test_slabs_do_not_change_the_result() -> None:
     network = _network()
     hu = torch.randn(13, 10, 11) * 200 - 600
     torch.testing.assert_close(predict(network, hu, slab=3), predict(network, hu, slab=15), rtol=1e-4, atol=1e-5)
+
+
+def test_a_scan_goes_on_beyond_its_ends_and_air_lies_beside_it() -> None:
+    """As if its first and last slice had been scanned again and again, in air."""
+    network = _network()
+    hu = torch.randn(4, 10, 11) * 200 - 600
+    longer = torch.cat([hu[:1].expand(21, -1, -1), hu, hu[-1:].expand(20, -1, -1)])
+    wider = torch.nn.functional.pad(longer, (6, 9, 3, 6), value=AIR_HU)
+    torch.testing.assert_close(predict(network, hu), predict(network, wider)[21:25, 3:-6, 6:-9], rtol=1e-4, atol=1e-5)
 
 
 def test_intensities_are_clipped_and_scaled() -> None:

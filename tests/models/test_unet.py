@@ -13,7 +13,7 @@ from models.lesions.network import WIDTHS as WIDTHS_3D
 from models.lesions.network import LesionNetwork
 from models.lesions.network import normalise as normalise_3d
 from models.lesions.network import predict as predict_3d
-from models.unet import InstanceNorm, UNet
+from models.unet import Conv3d, InstanceNorm, UNet
 
 
 def _convolution_weights(widths: tuple[tuple[int, int], ...], kernel: int, classes: int) -> int:
@@ -73,6 +73,25 @@ def test_instance_norm_is_that_of_each_channel_of_each_instance(batch: int, shap
 def test_instance_norm_keeps_channels_last(batch: int) -> None:
     x = torch.randn(batch, 4, 4, 6, 5).contiguous(memory_format=torch.channels_last_3d)
     assert InstanceNorm(4)(x).is_contiguous(memory_format=torch.channels_last_3d)
+
+
+@pytest.mark.parametrize("depth", [1, 2, 3, 4])
+def test_bfloat16_gradients_are_those_of_float32(depth: int) -> None:
+    """Also on two slices, where PyTorch's own gradient of the weights holds what was in memory before."""
+    torch.manual_seed(0)
+    convolution = Conv3d(16, 32, 3, padding=1, bias=False).to(memory_format=torch.channels_last_3d)
+    x, weights = torch.rand(1, 16, depth, 12, 12).requires_grad_(), torch.randn(1, 32, depth, 12, 12)
+
+    def gradients(lowered: bool) -> tuple[torch.Tensor, ...]:
+        with torch.autocast("cpu", torch.bfloat16, enabled=lowered):
+            output = convolution(x)
+        return torch.autograd.grad((output.float() * weights).sum(), [x, convolution.weight])
+
+    exact = gradients(lowered=False)
+    for _ in range(10):
+        torch.full((1_000_000,), 1e30)  # memory that is given back
+        for got, want in zip(gradients(lowered=True), exact, strict=True):
+            assert float((got - want).abs().max()) < 0.02 * float(want.abs().max())
 
 
 def test_images_of_a_batch_do_not_see_each_other() -> None:
