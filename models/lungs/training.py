@@ -28,6 +28,10 @@ WIDE_AIR_HU, LITTER_HU = -880.0, (-960.0, -500.0)
 """Air lies below the first, and what is put into it in this range."""
 LITTERED = 0.4
 """How often what is wide air in a varied patch holds something."""
+TISSUE_HU, GAS_HU = -200.0, (-1010.0, -930.0)
+"""Tissue lies above the first, and gas that is put into it in this range."""
+POCKETED = 0.4
+"""How often tissue in a varied patch holds pockets of gas."""
 STANDARDISING_ITEMS = 4
 """Training items over which the first weights are standardised."""
 JITTER_MM = 30.0
@@ -101,6 +105,8 @@ class LungRecipe(PatchRecipe):
         patch = cut_patch(volume, centre, (z, y, x), (HU, COVERAGE), rng if vary else None)
         if vary and rng.random() < LITTERED:
             patch[HU] = litter(patch[HU], patch[COVERAGE] > 0, rng)
+        if vary and rng.random() < POCKETED:
+            patch[HU] = pocket(patch[HU], patch[COVERAGE] > 0, rng)
         return normalise(patch[HU])[None], (_interior(patch[COVERAGE]) / 255.0)[None]
 
     def pictures(self, network: nn.Module) -> Mapping[str, Tensor]:
@@ -127,14 +133,38 @@ def litter(hu: Tensor, lung: Tensor, rng: np.random.Generator) -> Tensor:
     coarse = air[:, ::2, ::3, ::3].float()
     narrowed = -F.max_pool3d(-coarse, 3, stride=1, padding=1)
     wide = F.interpolate(F.max_pool3d(narrowed, 3, stride=1, padding=1)[None], size=hu.shape[1:])[0] > 0
+    there = air & wide & (_texture(hu.shape, rng.uniform(5.0, 25.0), rng) > rng.uniform(-0.3, 0.6))
+    return torch.where(there, _stuff(hu.shape, rng), hu)
 
-    def texture(scale: float) -> Tensor:
-        grid = rng.standard_normal([1, 1, *(max(2, round(n / scale)) for n in hu.shape[1:])]).astype(np.float32)
-        return F.interpolate(torch.from_numpy(grid), size=hu.shape[1:], mode="trilinear")[0]
 
-    there = air & wide & (texture(rng.uniform(5.0, 25.0)) > rng.uniform(-0.3, 0.6))
-    stuff = rng.uniform(*LITTER_HU) + rng.uniform(0.0, 80.0) * texture(rng.uniform(1.5, 6.0))
-    return torch.where(there, stuff, hu)
+def pocket(hu: Tensor, lung: Tensor, rng: np.random.Generator) -> Tensor:
+    """Put pockets of gas, or of what looks like lung, into tissue that is no lung: bowel, also right below the lungs.
+
+    Parameters
+    ----------
+    hu : Tensor of float32, shape (1, z, y, x)
+        Hounsfield units.
+    lung : Tensor of bool, shape (1, z, y, x)
+        No pocket is in it, nor in the voxels beside it: a wall remains.
+    rng : numpy Generator
+    """
+    walled = F.max_pool3d(lung.float(), 3, stride=1, padding=1) > 0
+    blobs = _texture(hu.shape, rng.uniform(5.0, 15.0), rng) > rng.uniform(0.3, 1.0)
+    there = (hu > TISSUE_HU) & ~walled & blobs
+    held = rng.uniform(*GAS_HU) if rng.random() < 0.7 else _stuff(hu.shape, rng)
+    noise = torch.from_numpy(rng.standard_normal(hu.shape, dtype=np.float32))  # as in lung, or it would tell them apart
+    return torch.where(there, held + rng.uniform(0.0, 40.0) * noise, hu)
+
+
+def _texture(shape: Sequence[int], scale: float, rng: np.random.Generator) -> Tensor:
+    """Draw normal noise (1, z, y, x) whose grains have so many voxels across."""
+    grid = rng.standard_normal([1, 1, *(max(2, round(n / scale)) for n in shape[1:])]).astype(np.float32)
+    return F.interpolate(torch.from_numpy(grid), size=tuple(shape[1:]), mode="trilinear")[0]
+
+
+def _stuff(shape: Sequence[int], rng: np.random.Generator) -> Tensor:
+    """Draw Hounsfield units of something as light as lung."""
+    return rng.uniform(*LITTER_HU) + rng.uniform(0.0, 80.0) * _texture(shape, rng.uniform(1.5, 6.0), rng)
 
 
 @torch.no_grad()

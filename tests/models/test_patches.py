@@ -19,7 +19,16 @@ from torch import Tensor, nn
 
 from models.involvement.training import InvolvementRecipe, InvolvementSettings
 from models.lesions.training import LesionRecipe, LesionSettings
-from models.lungs.training import LITTER_HU, WIDE_AIR_HU, LungRecipe, LungSettings, litter
+from models.lungs.training import (
+    GAS_HU,
+    LITTER_HU,
+    TISSUE_HU,
+    WIDE_AIR_HU,
+    LungRecipe,
+    LungSettings,
+    litter,
+    pocket,
+)
 from models.training import patches
 from models.training.patches import (
     CONTRAST,
@@ -466,6 +475,30 @@ def test_litter_lies_in_wide_air_that_was_scanned_only() -> None:
     assert min(shares) < 0.3
     assert max(shares) > 0.5
     assert LITTER_HU[0] - 60 < min(levels) < -850 < -650 < max(levels) < LITTER_HU[1] + 60
+
+
+def test_pockets_of_gas_lie_in_tissue_with_a_wall_to_the_lung() -> None:
+    hu = torch.full((1, 24, 60, 60), 40.0)
+    hu[:, :, :10] = -1000.0
+    lung = torch.zeros(hu.shape, dtype=torch.bool)
+    hu[:, 8:16, 20:40, 20:40], lung[:, 8:16, 20:40, 20:40] = -850.0, True
+    walled = torch.zeros_like(lung)
+    walled[:, 7:17, 19:41, 19:41] = True
+    shares, levels, beside = [], [], False
+    for seed in range(60):
+        found = pocket(hu, lung, np.random.default_rng(seed))
+        assert torch.equal(found, pocket(hu, lung, np.random.default_rng(seed)))
+        changed = found != hu
+        assert not (changed & (walled | (hu <= TISSUE_HU))).any()
+        shares.append(float(changed[hu == 40.0].float().mean()))
+        if changed.any():
+            levels.append(float(found[changed].mean()))
+            assert GAS_HU[0] - 200 < levels[-1] < LITTER_HU[1] + 100
+            beside = beside or bool(changed[:, 7:17, 18, 19:41].any())
+    assert min(shares) < 0.2
+    assert 0.3 < max(shares) < 0.6
+    assert beside, "no pocket comes near the lung"
+    assert 0.5 * len(levels) < sum(level < GAS_HU[1] + 5 for level in levels) < 0.95 * len(levels)
 
 
 # --- Items of the recipes
