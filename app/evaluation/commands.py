@@ -200,7 +200,7 @@ def write_judgement(
 
 
 def evaluate_segmentation(arguments: argparse.Namespace) -> None:
-    """Judge masks and write ``segmentation.json``, ``segmentation.csv``, ``index.html`` and a picture.
+    """Judge masks and write ``segmentation.json``, ``segmentation.csv``, ``index.html`` and pictures.
 
     The studies of the patients who are asked for are judged; else of a cohort with splits those for testing, or all.
 
@@ -212,7 +212,7 @@ def evaluate_segmentation(arguments: argparse.Namespace) -> None:
     """
     need_evaluation_packages()
     from app.evaluation.segmentation import from_folder, score_cohort
-    from app.evaluation.segmentation_report import write_segmentation
+    from app.evaluation.segmentation_report import DifferencesIn, write_segmentation
 
     studies = _judged(arguments)
     if arguments.predictions is not None:
@@ -228,7 +228,7 @@ def evaluate_segmentation(arguments: argparse.Namespace) -> None:
         refuse_known_patients(arguments.model, networks.segmenting, studies)
         segment = from_models(arguments.model, networks)
     with new_folder(arguments.output) as folder:
-        scores = score_cohort(studies, segment, tell)
+        scores = score_cohort(studies, segment, tell, DifferencesIn(folder))
         write_segmentation(scores, folder, replicates=arguments.replicates, seed=arguments.seed)
     print(arguments.output / "index.html")
 

@@ -128,13 +128,22 @@ SEGMENTATION = (
 <h2>Where to look first</h2>
 <p>The studies whose lesions agree least.</p>
 <table>
-<tr><th>study</th><th>lungs, Dice</th><th>lesions, Dice</th><th>involvement too high by</th></tr>
-{% for score in worst %}
-<tr><td>{{ score.study }}</td><td class="n">{{ "%.3f" | format(score.measures.lungs_dice) }}</td>
-<td class="n">{{ "%.3f" | format(score.measures.lesions_dice) }}</td>
-<td class="n">{{ "%+.2f" | format(score.measures.involvement_error) }}</td></tr>
+<tr><th>study</th><th>lungs, Dice</th><th>lesions, Dice</th><th>affected lung by 2DS, Dice</th>
+<th>involvement too high by</th></tr>
+{% for score, _ in worst %}
+<tr><td>{{ score.study }}</td>
+{% for name, form in (("lungs_dice", "%.3f"), ("lesions_dice", "%.3f"), ("affected_dice", "%.3f"),
+("involvement_error", "%+.2f")) %}
+{% set value = score.measures[name] %}
+<td class="n">{{ form | format(value) if value == value else "" }}</td>
+{% endfor %}
+</tr>
 {% endfor %}
 </table>
+{% for score, picture in worst if picture %}
+<figure class="wide"><img src="{{ picture }}" alt="Where the masks of {{ score.study }} differ most">
+<figcaption>{{ score.study }}: the slices in which the masks differ most.</figcaption></figure>
+{% endfor %}
 <p class="note">Means over the studies in which a measure is defined: the Dice of lesions that neither mask holds is
 not. Intervals: 95 %, percentiles of {{ content.replicates }} bootstrap replicates over patients. The figures of every
 study are in segmentation.csv, the means in segmentation.json.</p>

@@ -46,6 +46,8 @@ class Masks(NamedTuple):
 
 
 Segment = Callable[[CohortStudy, CTVolume], Masks]
+Look = Callable[[CTVolume, Masks, Masks], None]
+"""Receives the CT, the true masks and those that are judged."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +60,10 @@ class StudyScore:
 
 
 def score_cohort(
-    studies: Sequence[CohortStudy], segment: Segment, tell: Callable[[str], None] = lambda line: None
+    studies: Sequence[CohortStudy],
+    segment: Segment,
+    tell: Callable[[str], None] = lambda line: None,
+    look: Look = lambda volume, truth, found: None,
 ) -> list[StudyScore]:
     """Score the studies of a cohort whose masks are known, one after the other.
 
@@ -70,6 +75,8 @@ def score_cohort(
         Gives the masks to be judged.
     tell : callable
         Receives a line for each study.
+    look : callable
+        Called for each study before it is scored.
 
     Raises
     ------
@@ -82,8 +89,9 @@ def score_cohort(
     scores = []
     for number, study in enumerate(known, start=1):
         volume = load_study(study)
-        truth = _truth(study, volume.grid)
-        measures = measure(truth, segment(study, volume), volume.grid.spacing)
+        truth, found = _truth(study, volume.grid), segment(study, volume)
+        look(volume, truth, found)
+        measures = measure(truth, found, volume.grid.spacing)
         scores.append(StudyScore(study.patient, study.path.name, measures))
         dices = {name: measures[f"{name}_dice"] for name in ("lungs", "lesions", "affected")}
         said = ", ".join(f"{name} {value:.3f}" for name, value in dices.items() if not np.isnan(value))

@@ -10,10 +10,12 @@ from pathlib import Path
 
 import numpy as np
 
+from app.evaluation.differences import draw_differences, greatest_differences
 from app.evaluation.page import SEGMENTATION, render
 from app.evaluation.plots import figure
-from app.evaluation.segmentation import MEASURES, StudyScore, lines, summarise_scores
+from app.evaluation.segmentation import MEASURES, Masks, StudyScore, lines, summarise_scores
 from operators.software import NAME, RESEARCH_NOTICE, VERSION
+from operators.volume import CTVolume
 
 _MOST_LISTED = 10
 
@@ -24,7 +26,7 @@ def write_segmentation(scores: Sequence[StudyScore], folder: Path, *, replicates
     Parameters
     ----------
     scores : sequence of StudyScore
-        At least one.
+        At least one; what :class:`DifferencesIn` drew of them is shown.
     folder : Path
         Must exist.
     replicates, seed : int
@@ -45,7 +47,8 @@ def write_segmentation(scores: Sequence[StudyScore], folder: Path, *, replicates
         table.writerow(("patient", "study", "measure", "value"))
         table.writerows(lines(scores))
     _draw(scores, folder)
-    worst = sorted(scores, key=lambda score: np.nan_to_num(score.measures["lesions_dice"], nan=1.0))[:_MOST_LISTED]
+    numbered = sorted(enumerate(scores, start=1), key=lambda numbered: _agreement(numbered[1]))
+    worst = [(score, _picture(folder, number)) for number, score in numbered[:_MOST_LISTED]]
     page = render(
         SEGMENTATION,
         content=content,
@@ -55,6 +58,41 @@ def write_segmentation(scores: Sequence[StudyScore], folder: Path, *, replicates
         software=f"{NAME} {VERSION}",
     )
     (folder / "index.html").write_text(page, "utf-8")
+
+
+class DifferencesIn:
+    """Draws where the masks of one study after the other differ most, into a folder of evaluation.
+
+    Parameters
+    ----------
+    folder : Path
+        Must exist.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._folder, self._studies = folder, 0
+
+    def __call__(self, volume: CTVolume, truth: Masks, found: Masks) -> None:
+        """Draw the next study."""
+        self._studies += 1
+        path = self._folder / _picture_name(self._studies)
+        path.parent.mkdir(exist_ok=True)
+        draw_differences(greatest_differences(volume, truth, found), path)
+
+
+def _picture_name(number: int) -> str:
+    return f"differences/{number:04d}.png"  # not after the study, whose name two patients may share
+
+
+def _picture(folder: Path, number: int) -> str | None:
+    name = _picture_name(number)
+    return name if (folder / name).is_file() else None
+
+
+def _agreement(score: StudyScore) -> float:
+    """Return the Dice to sort by: that of lesions, else of affected lung, else of the lungs."""
+    values = (score.measures[name] for name in ("lesions_dice", "affected_dice", "lungs_dice"))
+    return next((value for value in values if not np.isnan(value)), 1.0)
 
 
 def _draw(scores: Sequence[StudyScore], folder: Path) -> None:

@@ -163,6 +163,7 @@ def test_the_command_writes_what_it_measured(
         rows = {(row["study"], row["measure"]): row["value"] for row in csv.DictReader(file)}
     assert float(rows["p001", "lungs_dice"]) == pytest.approx(scores[1].measures["lungs_dice"])
     page = (output / "index.html").read_text("utf-8")
+    assert len(list((output / "differences").iterdir())) == page.count('src="differences/') == len(scores)
     assert f"{expected:.2f} [" in page
     assert "Research use only" in page
     for name in re.findall(r'src="([^"]+)"', page):
