@@ -32,6 +32,8 @@ TISSUE_HU, GAS_HU = -200.0, (-1010.0, -930.0)
 """Tissue lies above the first, and gas that is put into it in this range."""
 POCKETED = 0.4
 """How often tissue in a varied patch holds pockets of gas."""
+FARTHER_HU = 50.0
+"""By how much more than others patches are shifted at most: lungs are known by shape, not by attenuation."""
 STANDARDISING_ITEMS = 4
 """Training items over which the first weights are standardised."""
 JITTER_MM = 30.0
@@ -107,6 +109,8 @@ class LungRecipe(PatchRecipe):
             patch[HU] = litter(patch[HU], patch[COVERAGE] > 0, rng)
         if vary and rng.random() < POCKETED:
             patch[HU] = pocket(patch[HU], patch[COVERAGE] > 0, rng)
+        if vary:
+            patch[HU] = shift(patch[HU], rng.uniform(-FARTHER_HU, FARTHER_HU))
         return normalise(patch[HU])[None], (_interior(patch[COVERAGE]) / 255.0)[None]
 
     def pictures(self, network: nn.Module) -> Mapping[str, Tensor]:
@@ -154,6 +158,11 @@ def pocket(hu: Tensor, lung: Tensor, rng: np.random.Generator) -> Tensor:
     held = rng.uniform(*GAS_HU) if rng.random() < 0.7 else _stuff(hu.shape, rng)
     noise = torch.from_numpy(rng.standard_normal(hu.shape, dtype=np.float32))  # as in lung, or it would tell them apart
     return torch.where(there, held + rng.uniform(0.0, 40.0) * noise, hu)
+
+
+def shift(hu: Tensor, by: float) -> Tensor:
+    """Add to Hounsfield units of any shape; what was not scanned, at exactly ``AIR_HU``, stays as it is."""
+    return torch.where(hu == AIR_HU, hu, hu + by)
 
 
 def _texture(shape: Sequence[int], scale: float, rng: np.random.Generator) -> Tensor:

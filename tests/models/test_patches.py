@@ -17,9 +17,12 @@ from safetensors.numpy import save_file
 from scipy import stats
 from torch import Tensor, nn
 
+from models.hounsfield import AIR_HU
 from models.involvement.training import InvolvementRecipe, InvolvementSettings
 from models.lesions.training import LesionRecipe, LesionSettings
+from models.lungs import training as lung_training
 from models.lungs.training import (
+    FARTHER_HU,
     GAS_HU,
     LITTER_HU,
     TISSUE_HU,
@@ -28,6 +31,7 @@ from models.lungs.training import (
     LungSettings,
     litter,
     pocket,
+    shift,
 )
 from models.training import patches
 from models.training.patches import (
@@ -501,6 +505,11 @@ def test_pockets_of_gas_lie_in_tissue_with_a_wall_to_the_lung() -> None:
     assert 0.5 * len(levels) < sum(level < GAS_HU[1] + 5 for level in levels) < 0.95 * len(levels)
 
 
+def test_a_shift_spares_what_was_not_scanned() -> None:
+    hu = torch.tensor([AIR_HU, AIR_HU + 1.0, -850.0, 40.0])
+    assert shift(hu, 30.0).tolist() == [AIR_HU, AIR_HU + 31.0, -820.0, 70.0]
+
+
 # --- Items of the recipes
 
 
@@ -517,6 +526,20 @@ def lesions_recipe(data: list[Volume], seed: int = 0, augment: bool = True) -> L
 def involvement_recipe(data: list[Volume], seed: int = 0, augment: bool = True) -> InvolvementRecipe:
     settings = InvolvementSettings.model_validate(settings_of("involvement", patches=2, seed=seed, augment=augment))
     return InvolvementRecipe(nn.Identity(), settings, data[:2], data[2:])  # type: ignore[arg-type]
+
+
+def test_lung_patches_are_shifted_farther_than_others(monkeypatch: pytest.MonkeyPatch, data: list[Volume]) -> None:
+    def level(*args: object) -> dict[str, Tensor]:
+        return {name: torch.full((1, 39, 72, 69), value) for name, value in (("hu", -600.0), ("coverage", 255.0))}
+
+    monkeypatch.setattr(lung_training, "cut_patch", level)
+    monkeypatch.setattr(lung_training, "normalise", lambda hu: hu)
+    for augment, most in ((True, FARTHER_HU), (False, 0.0)):
+        recipe = lungs_recipe(data, augment=augment)
+        shifts = np.array([float(recipe[number][0].mean()) + 600.0 for number in range(60)])
+        assert abs(shifts).max() <= most
+        if augment:
+            assert stats.kstest(shifts, "uniform", (-most, 2 * most)).pvalue > 0.001
 
 
 RECIPES = {"lungs": lungs_recipe, "lesions": lesions_recipe, "involvement": involvement_recipe}
