@@ -14,7 +14,7 @@ from scipy import ndimage
 
 from models.lungs.network import DeepMedic, predict
 from models.lungs.reference import AERATED_HU
-from models.morphology import body_region, distance_to, split_sides
+from models.morphology import Spacing, body_region, close, dilate, distance_to, split_sides
 from models.precision import Precision, autocast
 from operators.findings import Lung, Lungs
 from operators.journal import Journal
@@ -27,6 +27,10 @@ LUNG_PROBABILITY = 0.45
 """Lung at or above; where over- and under-segmentation of the training volumes balance."""
 MAX_OUTSIDE = 0.05
 """Larger pieces of a lung mask, as a share of it in the slices where they lie, are not air under clothes."""
+PLEURAL_MM, MEDIASTINAL_MM = 10.0, 4.0
+"""Radius of the closing over dense disease at the pleura, and of that near the mediastinum, where vessels enter."""
+HILUM_MM = 8.0
+"""How far from what lies between the lungs the second radius holds."""
 MIN_LUNG_ML = 100.0
 """Smaller components are not a lung."""
 MIN_SHARE = 0.08
@@ -38,7 +42,8 @@ def segment_lungs(volume: CTVolume, network: DeepMedic, precision: Precision = "
 
     The network works at its own resolution; its probability is interpolated to the grid of the CT and cut at
     :data:`LUNG_PROBABILITY`. What lies outside the body is left out. Kept are the largest component and, where there
-    is one of lung size, the second; holes are filled. Left and right are told apart in the patient coordinate system.
+    is one of lung size, the second; holes are filled, and each lung is closed over dense disease at its surface. Left
+    and right are told apart in the patient coordinate system.
 
     Parameters
     ----------
@@ -62,7 +67,7 @@ def segment_lungs(volume: CTVolume, network: DeepMedic, precision: Precision = "
     likely = probability >= LUNG_PROBABILITY
     inside = within_body(likely, hu)
     probability[likely & ~inside] = 0.0
-    sides = label_sides(lung_components(inside, grid), grid)
+    sides = close_sides(label_sides(lung_components(inside, grid), grid), grid.spacing)
     return lungs_on(volume.grid, Lungs(_refine(probability, sides, upright.grid), upright.grid))
 
 
@@ -116,6 +121,35 @@ def label_sides(mask: BoolArray, grid: Grid) -> LabelArray:
     to_left = grid.affine[0, 2] > 0  # does the column index run to the patient's left?
     left, right = (high, low) if to_left else (low, high)
     return (np.uint8(Lung.LEFT) * left + np.uint8(Lung.RIGHT) * right).astype(np.uint8)
+
+
+def close_sides(sides: LabelArray, spacing: Spacing) -> LabelArray:
+    """Close each lung over what dents it: consolidation, nodules and mucus at the pleura belong to the lung.
+
+    By a ball of :data:`PLEURAL_MM`, but up to :data:`HILUM_MM` from what lies between the two lungs of an axial row
+    by one of :data:`MEDIASTINAL_MM`, for the larger one would take in the hilum.
+
+    Parameters
+    ----------
+    sides : ndarray of uint8, shape (z, y, x)
+        :class:`Lung` of each voxel, 0 elsewhere; slices are axial.
+    spacing : tuple of float
+        Voxel size in mm along z, y, x.
+    """
+    before, after = _last_in_row(sides), _last_in_row(sides[..., ::-1])[..., ::-1]
+    medial = dilate((before > 0) & (after > 0) & (before != after), HILUM_MM, spacing)
+    result = sides.copy()
+    for side in Lung:
+        lung = sides == side
+        closed = np.where(medial, close(lung, MEDIASTINAL_MM, spacing), close(lung, PLEURAL_MM, spacing))
+        result[ndimage.binary_fill_holes(closed) & (result == 0)] = side
+    return result
+
+
+def _last_in_row(sides: LabelArray) -> LabelArray:
+    """Return, for each voxel, the label of the last lung voxel up to it in its row; 0 where there is none."""
+    column = np.where(sides > 0, np.arange(sides.shape[-1]), 0)
+    return np.take_along_axis(sides, np.maximum.accumulate(column, axis=-1), axis=-1)
 
 
 def _refine(probability: FloatArray, sides: LabelArray, grid: Grid) -> LabelArray:
