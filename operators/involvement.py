@@ -11,7 +11,8 @@ import numpy as np
 import torch
 from monai.deploy.core import ExecutionContext, Fragment, InputContext, Operator, OperatorSpec, OutputContext
 
-from models.involvement.network import MARGIN_MM, InvolvementNetwork, near_lungs, normalise, predict
+from models.involvement.network import InvolvementNetwork, predict
+from models.lung_region import MARGIN_MM, near_lungs, normalise
 from models.precision import Precision, autocast
 from operators.findings import Involvement, Lungs
 from operators.journal import Journal
@@ -53,7 +54,7 @@ def segment_involvement(
     _, dy, dx = upright.grid.spacing
     pixel = network.pixel_mm
     shape = (hu.shape[0], max(1, round(hu.shape[1] * dy / pixel)), max(1, round(hu.shape[2] * dx / pixel)))
-    near = near_lungs(resample(lung.astype(np.float32), shape) >= 0.5, pixel)
+    near = near_lungs(resample(lung.astype(np.float32), shape) >= 0.5, (pixel, pixel))
     present = np.flatnonzero(near.any(axis=(1, 2)))
     image = normalise(torch.from_numpy(resample(hu, shape)), torch.from_numpy(near))
     probability = np.zeros(shape, np.float32)

@@ -13,6 +13,7 @@ from monai.deploy.core import ExecutionContext, Fragment, InputContext, Operator
 from scipy import ndimage
 
 from models.lesions.network import LesionNetwork, predict
+from models.lung_region import MARGIN_MM, near_lungs, normalise
 from models.morphology import bounding_box, distance_to
 from models.precision import Precision, autocast
 from operators.findings import Lesions, LesionType, Lungs
@@ -21,8 +22,6 @@ from operators.orientation import lesions_on, standard_lungs, standard_volume
 from operators.resampling import resample, shape_at
 from operators.volume import BoolArray, CTVolume, FloatArray, Grid
 
-MARGIN_MM = 10.0
-"""Room around the lungs that the network sees."""
 MIN_LESION_ML = 0.1
 """Smaller specks are noise, vessel ends or mucus."""
 MIN_DEPTH_MM = 2.0
@@ -42,9 +41,9 @@ def around_lungs(lungs: Lungs, margin_mm: float) -> tuple[slice, slice, slice]:
 def segment_lesions(volume: CTVolume, lungs: Lungs, network: LesionNetwork, precision: Precision = "auto") -> Lesions:
     """Segment ground glass, consolidation, crazy paving and the combined pattern inside the lungs.
 
-    The network works at its own resolution in the bounding box of the lungs. Probabilities are interpolated to
-    the grid of the CT; a voxel is a lesion where the lesion classes together outweigh background, and has the type
-    with the largest probability.
+    The network works at its own resolution in the bounding box of the lungs, blanked away from them. Probabilities
+    are interpolated to the grid of the CT; a voxel is a lesion where the lesion classes together outweigh background,
+    and has the type with the largest probability.
 
     Parameters
     ----------
@@ -66,11 +65,13 @@ def segment_lesions(volume: CTVolume, lungs: Lungs, network: LesionNetwork, prec
         raise ValueError("the lungs must be on the grid of the CT")
     upright, upright_lungs = standard_volume(volume), standard_lungs(lungs)
     box = around_lungs(upright_lungs, MARGIN_MM)
-    hu = upright.hu[box]
+    hu, lung = upright.hu[box], upright_lungs.mask[box]
     shape = shape_at(Grid(hu.shape, upright.grid.affine), network.spacing)
+    near = near_lungs(resample(lung.astype(np.float32), shape) >= 0.5, network.spacing[1:])
+    image = normalise(torch.from_numpy(resample(hu, shape)), torch.from_numpy(near))
     with autocast(precision):
-        probability = predict(network, torch.from_numpy(resample(hu, shape))).numpy()
-    affected = (resample(1.0 - probability[0], hu.shape) >= 0.5) & upright_lungs.mask[box]
+        probability = predict(network, image).numpy()
+    affected = (resample(1.0 - probability[0], hu.shape) >= 0.5) & lung
     mask = remove_specks(affected, upright.grid)
     labels = np.zeros(upright.grid.shape, np.uint8)
     labels[box][mask] = _strongest(probability[1:], hu.shape)[mask]

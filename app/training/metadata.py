@@ -69,7 +69,7 @@ DESCRIPTIONS: Mapping[str, Description] = {
     "lesions": Description(
         "Lesion segmentation by type inside the lungs",
         "3D U-Net of four levels, generalised Wasserstein Dice loss",
-        _data("image", ["8*n", "8*n", "8*n"], ["CT, HU in [-1000, 400] as [0, 1]"], [0, 1], patch=True),
+        _data("image", ["8*n", "8*n", "8*n"], ["CT near the lungs, HU in [-1000, 400] as [0, 1]"], [0, 1], patch=True),
         _data("probabilities", ["8*n", "8*n", "8*n"], _LESIONS, [], patch=True),
         (PAPER, "Cicek et al. 2016, arXiv:1606.06650", "Fidon et al. 2017, arXiv:1707.00478"),
     ),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -11,7 +10,8 @@ from pydantic import PositiveFloat, PositiveInt
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from models.involvement.network import MARGIN_MM, PATCH, InvolvementNetwork, near_lungs, normalise
+from models.involvement.network import PATCH, InvolvementNetwork
+from models.lung_region import margins, near_lungs, normalise
 from models.training.patches import PatchRecipe, cut_patch, draw_centre
 from models.training.recipe import Item, Objective
 from models.training.settings import PatchSettings
@@ -83,11 +83,11 @@ class InvolvementRecipe(PatchRecipe):
         """Return image, affected lung and lungs, each (1, 1, rows, columns)."""
         pixel = self._settings.pixel_mm
         volume, centre = draw_centre(volumes, KINDS, (0.0, JITTER_MM / pixel, JITTER_MM / pixel), rng)
-        margin = math.ceil(MARGIN_MM / pixel)  # lung beyond the patch may be near, too
+        margin, _ = margins((pixel, pixel))
         rows, columns = (size + 2 * margin for size in PATCH)
         patch = cut_patch(volume, centre, (1, rows, columns), (HU, LESIONS, LUNGS), rng if vary else None)
         lungs = patch[LUNGS] > 0
-        image = normalise(patch[HU], torch.from_numpy(near_lungs(lungs[0].numpy(), pixel))[None])
+        image = normalise(patch[HU], torch.from_numpy(near_lungs(lungs[0].numpy(), (pixel, pixel)))[None])
         parts = image, (patch[LESIONS] > 0) & lungs, lungs
         inner = slice(margin, -margin)
         cut, affected, inside = (part[..., inner, inner].float() for part in parts)

@@ -8,7 +8,6 @@ import torch
 from monai.inferers.inferer import SlidingWindowInferer
 from torch import Tensor
 
-from models.hounsfield import rescale
 from models.unet import UNet
 
 WIDTHS = ((32, 64), (64, 128), (128, 256), (256, 512))
@@ -20,8 +19,6 @@ PATCH = (24, 96, 96)
 """Usual block in voxels (z, y, x)."""
 SPACING = (3.0, 1.5, 1.5)
 """Usual working resolution in mm along z, y, x."""
-HU_RANGE = (-1000.0, 400.0)
-"""Hounsfield units are clipped to this range and rescaled to [0, 1]."""
 
 
 class LesionNetwork(UNet):
@@ -43,21 +40,16 @@ class LesionNetwork(UNet):
         self.patch = (depth, rows, columns)
 
 
-def normalise(hu: Tensor) -> Tensor:
-    """Clip Hounsfield units to :data:`HU_RANGE` and rescale to [0, 1]."""
-    return rescale(hu, HU_RANGE)
-
-
 @torch.inference_mode()
-def predict(network: LesionNetwork, hu: Tensor) -> Tensor:
+def predict(network: LesionNetwork, image: Tensor) -> Tensor:
     """Return the probability of each class in each voxel.
 
     Parameters
     ----------
     network : LesionNetwork
         In evaluation mode.
-    hu : Tensor, shape (z, y, x)
-        Hounsfield units at the network's spacing, cropped to the bounding box of the lungs.
+    image : Tensor, shape (z, y, x)
+        From :func:`models.lung_region.normalise`, at the network's spacing, cropped to the bounding box of the lungs.
 
     Returns
     -------
@@ -66,5 +58,5 @@ def predict(network: LesionNetwork, hu: Tensor) -> Tensor:
     inferer = SlidingWindowInferer(
         network.patch, sw_batch_size=1, overlap=0.25, mode="gaussian", padding_mode="constant"
     )
-    logits = torch.as_tensor(inferer(normalise(hu)[None, None], network)).float()
+    logits = torch.as_tensor(inferer(image[None, None], network)).float()
     return torch.softmax(logits, dim=1)[0]

@@ -11,7 +11,8 @@ from pydantic import PositiveFloat, field_validator
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from models.lesions.network import CLASSES, UNKNOWN_TYPE, LesionNetwork, normalise
+from models.lesions.network import CLASSES, UNKNOWN_TYPE, LesionNetwork
+from models.lung_region import margins, near_lungs, normalise
 from models.training.patches import PatchRecipe, cut_patch, draw_centre
 from models.training.recipe import Item, Objective
 from models.training.settings import PatchSettings
@@ -119,10 +120,15 @@ class LesionRecipe(PatchRecipe):
 
     def patch(self, volumes: Sequence[Volume], rng: np.random.Generator, vary: bool) -> Item:
         """Return intensities, labels and lungs, each (1, 1, z, y, x)."""
-        jitter = [JITTER_MM / step for step in self._settings.spacing]
-        volume, centre = draw_centre(volumes, KINDS, jitter, rng)
-        patch = cut_patch(volume, centre, self._settings.patch, (HU, LESIONS, LUNGS), rng if vary else None)
-        return normalise(patch[HU])[None], patch[LESIONS].long()[None], (patch[LUNGS] > 0)[None]
+        spacing, (depth, rows, columns) = self._settings.spacing, self._settings.patch
+        volume, centre = draw_centre(volumes, KINDS, [JITTER_MM / step for step in spacing], rng)
+        y, x = margins(spacing[1:])
+        room = depth, rows + 2 * y, columns + 2 * x
+        patch = cut_patch(volume, centre, room, (HU, LESIONS, LUNGS), rng if vary else None)
+        lungs = patch[LUNGS] > 0
+        image = normalise(patch[HU], torch.from_numpy(near_lungs(lungs[0].numpy(), spacing[1:]))[None])
+        inner = (..., slice(y, -y), slice(x, -x))
+        return image[inner][None], patch[LESIONS].long()[inner][None], lungs[inner][None]
 
     def pictures(self, network: nn.Module) -> Mapping[str, Tensor]:
         """Draw CT, lesions and what is found of the slice with most lesion of the first validation patch."""

@@ -611,6 +611,27 @@ def test_items_of_the_lesions_are_aligned_and_scaled(data: list[Volume]) -> None
     assert kinds == {0, 1, 2, 3, 4}
 
 
+def test_items_of_the_lesions_are_blanked_away_from_the_lungs(data: list[Volume]) -> None:
+    settings = LesionSettings.model_validate(settings_of("lesions", patch=(8, 64, 64), augment=False))
+    recipe = LesionRecipe(nn.Identity(), settings, data[:2], data[2:])  # type: ignore[arg-type]
+    inner = np.zeros((64, 64), bool)
+    inner[10:-10, 10:-10] = True  # where no lung beyond the patch is near
+    places = np.argwhere(np.ones((64, 64), bool)) * 1.5
+    blanked = shown = 0
+    for number in range(6):
+        image, _, lungs = (part[0, 0].numpy() for part in recipe[number])
+        for plane, lung in zip(image, lungs, strict=True):
+            own = np.argwhere(lung) * 1.5
+            if not len(own):
+                continue
+            distance = np.linalg.norm(places[:, None] - own[None], axis=2).min(axis=1).reshape(64, 64)
+            assert not plane[(distance > 15.0) & inner].any()
+            blanked += int(((distance > 15.0) & inner).sum())
+            shown += int((plane[(distance <= 15.0) & ~lung] > 0.7).sum())
+    assert blanked > 0
+    assert shown > 0, "the wall of the chest is seen"
+
+
 def test_items_of_the_involvement_are_blanked_away_from_the_lungs(data: list[Volume]) -> None:
     recipe = involvement_recipe(data, augment=False)
     for number in range(2):

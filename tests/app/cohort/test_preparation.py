@@ -22,10 +22,11 @@ from app.cohort.preparation import POINTS_KEPT, SlicePreparation, VolumePreparat
 from app.cohort.table import CohortStudy
 from app.outcome import RunFailed, UsageError
 from models.classifier.studies import LESION, LUNG, PreparedStudy
-from models.involvement.network import InvolvementNetwork, normalise
+from models.involvement.network import InvolvementNetwork
 from models.involvement.network import predict as involvement_probability
 from models.lesions.network import LesionNetwork
 from models.lesions.network import predict as lesions_probability
+from models.lung_region import normalise
 from models.record import METADATA, WEIGHTS, ModelUnavailable
 from models.store import load_network, save_weights
 from models.training.volumes import Volume
@@ -439,15 +440,16 @@ def models(series: CohortStudy, tmp_path_factory: pytest.TempPathFactory) -> Pat
     hu = torch.from_numpy(np.array(load_study(series).hu))
     hu = hu[4:12]  # as good as all
     lung = hu < -400
+    image = normalise(hu, torch.ones_like(lung))
     with torch.random.fork_rng(), torch.no_grad():
         torch.manual_seed(1)
         settings = {"spacing": list(TINY_MM), "patch": [40, 24, 32]}
         lesions = LesionNetwork(**settings).eval()
-        background = lesions_probability(lesions, hu)[0][lung]
+        background = lesions_probability(lesions, image)[0][lung]
         lesions.head.bias[0] += torch.logit(1.0 - background).median()
         save_weights(folder / "lesions", lesions, {"name": "test lesions", "version": "0"}, settings)
         involvement = InvolvementNetwork(pixel_mm=TINY_MM[1]).eval()
-        affected = involvement_probability(involvement, normalise(hu, torch.ones_like(lung)))[lung]
+        affected = involvement_probability(involvement, image)[lung]
         involvement.head.bias -= torch.logit(affected).median()
         named = {"name": "test involvement", "version": "0"}
         save_weights(folder / "involvement", involvement, named, {"pixel_mm": TINY_MM[1]})
