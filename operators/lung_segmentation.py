@@ -27,6 +27,10 @@ LUNG_PROBABILITY = 0.45
 """Lung at or above; where over- and under-segmentation of the training volumes balance."""
 MAX_OUTSIDE = 0.05
 """Larger pieces of a lung mask, as a share of it in the slices where they lie, are not air under clothes."""
+BRIDGE_MM, BOWEL_ML = 4.0, 5.0
+"""Half of the width of a bridge by which bowel hangs on a lung, and the least volume of bowel beyond it."""
+EMPTIER_HU, LOWEST = 60.0, 0.4
+"""By how much bowel gas is lighter than the lungs, and the part of their height in which it lies."""
 PLEURAL_MM, MEDIASTINAL_MM = 10.0, 4.0
 """Radius of the closing over dense disease at the pleura, and of that near the mediastinum, where vessels enter."""
 HILUM_MM = 8.0
@@ -41,9 +45,9 @@ def segment_lungs(volume: CTVolume, network: DeepMedic, precision: Precision = "
     """Segment both lungs, without trachea and main bronchi, with disease of any density.
 
     The network works at its own resolution; its probability is interpolated to the grid of the CT and cut at
-    :data:`LUNG_PROBABILITY`. What lies outside the body is left out. Kept are the largest component and, where there
-    is one of lung size, the second; holes are filled, and each lung is closed over dense disease at its surface. Left
-    and right are told apart in the patient coordinate system.
+    :data:`LUNG_PROBABILITY`. What lies outside the body is left out, and bowel. Kept are the largest component and,
+    where there is one of lung size, the second; holes are filled, and each lung is closed over dense disease at its
+    surface. Left and right are told apart in the patient coordinate system.
 
     Parameters
     ----------
@@ -65,7 +69,7 @@ def segment_lungs(volume: CTVolume, network: DeepMedic, precision: Precision = "
         hu = resample(upright.hu, grid.shape)
         probability = predict(network, torch.from_numpy(hu)).numpy()
     likely = probability >= LUNG_PROBABILITY
-    inside = within_body(likely, hu)
+    inside = without_bowel(within_body(likely, hu), hu, grid.spacing)
     probability[likely & ~inside] = 0.0
     sides = close_sides(label_sides(lung_components(inside, grid), grid), grid.spacing)
     return lungs_on(volume.grid, Lungs(_refine(probability, sides, upright.grid), upright.grid))
@@ -94,6 +98,37 @@ def within_body(mask: BoolArray, hu: FloatArray) -> BoolArray:
         taken[number] = not at_edge and size <= MAX_OUTSIDE * areas[where[0]].sum()
     inside: BoolArray = mask & ~taken[pieces]
     return inside
+
+
+def without_bowel(mask: BoolArray, hu: FloatArray, spacing: Spacing) -> BoolArray:
+    """Take stomach and colon out of a lung mask: below a thin diaphragm they look like lung.
+
+    Taken out is what hangs on the rest by no more than a bridge, lies low, and is filled with gas rather than lung.
+
+    Parameters
+    ----------
+    mask : ndarray of bool, shape (z, y, x)
+        Lung mask; z runs to the head.
+    hu : ndarray of float32, shape (z, y, x)
+        Hounsfield units.
+    spacing : tuple of float
+        Voxel size in mm along z, y, x.
+    """
+    cores, count = ndimage.label(distance_to(~mask, spacing) > BRIDGE_MM)
+    if count < 2:
+        return mask
+    numbers = np.arange(1, count + 1)
+    sizes = ndimage.sum_labels(cores > 0, cores, numbers) * float(np.prod(spacing)) / 1000.0
+    contents = np.array(ndimage.median(hu, cores, numbers))
+    heights = np.array(ndimage.center_of_mass(cores > 0, cores, numbers))[:, 0]
+    slices = np.flatnonzero(mask.any(axis=(1, 2)))
+    low = heights < slices[0] + LOWEST * (slices[-1] - slices[0])
+    gas = contents < contents[sizes.argmax()] - EMPTIER_HU
+    bowel = np.isin(cores, numbers[low & gas & (sizes >= BOWEL_ML)])
+    if not bowel.any():
+        return mask
+    nearer: BoolArray = distance_to(bowel, spacing) < distance_to((cores > 0) & ~bowel, spacing)
+    return mask & ~nearer
 
 
 def lung_components(mask: BoolArray, grid: Grid) -> BoolArray:

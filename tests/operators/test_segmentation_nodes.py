@@ -19,6 +19,7 @@ from operators.lung_segmentation import (
     lung_components,
     segment_lungs,
     within_body,
+    without_bowel,
 )
 from operators.refusal import InputRefused, ReasonCode
 from operators.volume import CTVolume, Grid
@@ -203,6 +204,45 @@ def test_the_segmented_lung_holds_a_dense_nodule_at_the_pleura() -> None:
     assert lost.any()
     assert (found[lost] == Lung.LEFT).mean() > 0.7
     assert (found > 0)[whole == 0].mean() < 0.005
+
+
+def _lung_over_bowel(bowel_hu: float, upside_down: bool = False) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """A lung, something round below it, a bridge between them, and Hounsfield units with noise."""
+    lung, bowel = _ball((80, 60, 90), 32), _ball((24, 60, 90), 18)
+    bridge = np.zeros(lung.shape, bool)
+    bridge[13:17, 29:32, 44:47] = True
+    hu = np.where(bowel, bowel_hu, -850.0) + np.random.default_rng(0).normal(0, 30, lung.shape)
+    if upside_down:
+        lung, bowel, bridge, hu = (each[::-1] for each in (lung, bowel, bridge, hu))
+    return lung | bridge, bowel, hu.astype(np.float32)
+
+
+@pytest.mark.parametrize("offset", [-50.0, 0.0, 50.0])
+def test_bowel_that_hangs_on_a_lung_is_taken_out(offset: float) -> None:
+    lung, bowel, hu = _lung_over_bowel(-1000.0)
+    found = without_bowel(lung | bowel, hu + np.float32(offset), CLOSING_STEP)
+    assert found[_ball((80, 60, 90), 32)].all()
+    assert not (found & bowel & ~lung).any()
+
+
+@pytest.mark.parametrize(
+    ("bowel_hu", "upside_down"),
+    [
+        pytest.param(-870.0, False, id="filled with lung"),
+        pytest.param(-1000.0, True, id="a bulla at the apex"),
+    ],
+)
+def test_a_part_of_a_lung_behind_a_bridge_stays(bowel_hu: float, upside_down: bool) -> None:
+    lung, bowel, hu = _lung_over_bowel(bowel_hu, upside_down)
+    np.testing.assert_array_equal(without_bowel(lung | bowel, hu, CLOSING_STEP), lung | bowel)
+
+
+def test_a_broad_base_full_of_air_stays() -> None:
+    """Emphysema is as light as gas, but nothing parts it from the lung."""
+    lung = _ball((60, 60, 90), 55)
+    hu = np.full(lung.shape, -850.0, np.float32)
+    hu[:18] = -1000.0
+    np.testing.assert_array_equal(without_bowel(lung, hu, CLOSING_STEP), lung)
 
 
 def test_one_lung_is_enough() -> None:
