@@ -27,8 +27,9 @@ LUNG_PROBABILITY = 0.45
 """Lung at or above; where over- and under-segmentation of the training volumes balance."""
 MAX_OUTSIDE = 0.05
 """Larger pieces of a lung mask, as a share of it in the slices where they lie, are not air under clothes."""
-BRIDGE_MM, BOWEL_ML = 4.0, 5.0
-"""Half of the width of a bridge by which bowel hangs on a lung, and the least volume of bowel beyond it."""
+BRIDGES_MM, BOWEL_ML = (4.0, 8.0), 5.0
+"""Half of the width of a bridge by which bowel hangs on a lung, and the least volume of bowel beyond it. The wider
+one is that of thick slices, the narrower one finds smaller pieces."""
 EMPTIER_HU, LOWEST = 60.0, 0.4
 """By how much bowel gas is lighter than the lungs, and the part of their height in which it lies."""
 PLEURAL_MM, MEDIASTINAL_MM = 10.0, 4.0
@@ -114,7 +115,13 @@ def without_bowel(mask: BoolArray, hu: FloatArray, spacing: Spacing) -> BoolArra
     spacing : tuple of float
         Voxel size in mm along z, y, x.
     """
-    cores, count = ndimage.label(distance_to(~mask, spacing) > BRIDGE_MM)
+    for bridge in BRIDGES_MM:
+        mask = _without_low_gas(mask, hu, spacing, bridge)
+    return mask
+
+
+def _without_low_gas(mask: BoolArray, hu: FloatArray, spacing: Spacing, bridge: float) -> BoolArray:
+    cores, count = ndimage.label(distance_to(~mask, spacing) > bridge)
     if count < 2:
         return mask
     numbers = np.arange(1, count + 1)

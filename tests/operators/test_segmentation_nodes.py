@@ -206,11 +206,13 @@ def test_the_segmented_lung_holds_a_dense_nodule_at_the_pleura() -> None:
     assert (found > 0)[whole == 0].mean() < 0.005
 
 
-def _lung_over_bowel(bowel_hu: float, upside_down: bool = False) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def _lung_over_bowel(
+    bowel_hu: float, upside_down: bool = False, wide: int = 3
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """A lung, something round below it, a bridge between them, and Hounsfield units with noise."""
     lung, bowel = _ball((80, 60, 90), 32), _ball((24, 60, 90), 18)
     bridge = np.zeros(lung.shape, bool)
-    bridge[13:17, 29:32, 44:47] = True
+    bridge[13:17, 29 : 29 + wide, 44 : 44 + wide] = True
     hu = np.where(bowel, bowel_hu, -850.0) + np.random.default_rng(0).normal(0, 30, lung.shape)
     if upside_down:
         lung, bowel, bridge, hu = (each[::-1] for each in (lung, bowel, bridge, hu))
@@ -218,8 +220,9 @@ def _lung_over_bowel(bowel_hu: float, upside_down: bool = False) -> tuple[np.nda
 
 
 @pytest.mark.parametrize("offset", [-50.0, 0.0, 50.0])
-def test_bowel_that_hangs_on_a_lung_is_taken_out(offset: float) -> None:
-    lung, bowel, hu = _lung_over_bowel(-1000.0)
+@pytest.mark.parametrize("wide", [3, 6])
+def test_bowel_that_hangs_on_a_lung_is_taken_out(offset: float, wide: int) -> None:
+    lung, bowel, hu = _lung_over_bowel(-1000.0, wide=wide)
     found = without_bowel(lung | bowel, hu + np.float32(offset), CLOSING_STEP)
     assert found[_ball((80, 60, 90), 32)].all()
     assert not (found & bowel & ~lung).any()
