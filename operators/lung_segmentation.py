@@ -27,8 +27,8 @@ LUNG_PROBABILITY = 0.45
 """Lung at or above; where over- and under-segmentation of the training volumes balance."""
 MAX_OUTSIDE = 0.05
 """Larger pieces of a lung mask, as a share of it in the slices where they lie, are not air under clothes."""
-BRIDGES_MM, BOWEL_ML = (4.0, 8.0), 5.0
-"""Half of the width of a bridge by which bowel hangs on a lung, and the least volume of bowel beyond it. The wider
+BRIDGES_MM, BOWEL_ML = (4.0, 8.0), 2.0
+"""Half of the width of a bridge by which bowel hangs on a lung, and the least volume of its core beyond it. The wider
 one is that of thick slices, the narrower one finds smaller pieces."""
 EMPTIER_HU, LOWEST = 60.0, 0.4
 """By how much bowel gas is lighter than the lungs, and the part of their height in which it lies."""
