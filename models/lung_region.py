@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 
 import numpy as np
+import torch
 from scipy import ndimage
 from torch import Tensor
 
@@ -35,6 +36,20 @@ def near_lungs(lung: BoolArray, pixel: tuple[float, float]) -> BoolArray:
     for number in np.flatnonzero(lung.any(axis=(1, 2))):
         near[number] = ndimage.distance_transform_edt(~lung[number], sampling=pixel) <= MARGIN_MM
     return near
+
+
+def lung_region(hu: Tensor, lung: BoolArray, pixel: tuple[float, float]) -> Tensor:
+    """Return what a lesion network sees of a CT.
+
+    Parameters
+    ----------
+    hu : Tensor of float32, shape (slices, rows, columns)
+        Hounsfield units.
+    lung : ndarray of bool, shape as ``hu``
+    pixel : tuple of float
+        In mm along y, x.
+    """
+    return normalise(hu, torch.from_numpy(near_lungs(lung, pixel)))
 
 
 def normalise(hu: Tensor, near: Tensor) -> Tensor:

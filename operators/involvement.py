@@ -12,7 +12,7 @@ import torch
 from monai.deploy.core import ExecutionContext, Fragment, InputContext, Operator, OperatorSpec, OutputContext
 
 from models.involvement.network import InvolvementNetwork, predict
-from models.lung_region import MARGIN_MM, near_lungs, normalise
+from models.lung_region import MARGIN_MM, lung_region
 from models.precision import Precision, autocast
 from operators.findings import Involvement, Lungs
 from operators.journal import Journal
@@ -54,9 +54,9 @@ def segment_involvement(
     _, dy, dx = upright.grid.spacing
     pixel = network.pixel_mm
     shape = (hu.shape[0], max(1, round(hu.shape[1] * dy / pixel)), max(1, round(hu.shape[2] * dx / pixel)))
-    near = near_lungs(resample(lung.astype(np.float32), shape) >= 0.5, (pixel, pixel))
-    present = np.flatnonzero(near.any(axis=(1, 2)))
-    image = normalise(torch.from_numpy(resample(hu, shape)), torch.from_numpy(near))
+    coarse_lung = resample(lung.astype(np.float32), shape) >= 0.5
+    present = np.flatnonzero(coarse_lung.any(axis=(1, 2)))
+    image = lung_region(torch.from_numpy(resample(hu, shape)), coarse_lung, (pixel, pixel))
     probability = np.zeros(shape, np.float32)
     with autocast(precision):
         probability[present] = predict(network, image[present]).numpy()

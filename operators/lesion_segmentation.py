@@ -13,7 +13,7 @@ from monai.deploy.core import ExecutionContext, Fragment, InputContext, Operator
 from scipy import ndimage
 
 from models.lesions.network import LesionNetwork, predict
-from models.lung_region import MARGIN_MM, near_lungs, normalise
+from models.lung_region import MARGIN_MM, lung_region
 from models.morphology import bounding_box, distance_to
 from models.precision import Precision, autocast
 from operators.findings import Lesions, LesionType, Lungs
@@ -67,8 +67,8 @@ def segment_lesions(volume: CTVolume, lungs: Lungs, network: LesionNetwork, prec
     box = around_lungs(upright_lungs, MARGIN_MM)
     hu, lung = upright.hu[box], upright_lungs.mask[box]
     shape = shape_at(Grid(hu.shape, upright.grid.affine), network.spacing)
-    near = near_lungs(resample(lung.astype(np.float32), shape) >= 0.5, network.spacing[1:])
-    image = normalise(torch.from_numpy(resample(hu, shape)), torch.from_numpy(near))
+    coarse_lung = resample(lung.astype(np.float32), shape) >= 0.5
+    image = lung_region(torch.from_numpy(resample(hu, shape)), coarse_lung, network.spacing[1:])
     with autocast(precision):
         probability = predict(network, image).numpy()
     affected = (resample(1.0 - probability[0], hu.shape) >= 0.5) & lung

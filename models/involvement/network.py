@@ -38,7 +38,7 @@ def predict(network: InvolvementNetwork, image: Tensor, batch: int = 16) -> Tens
     network : InvolvementNetwork
         In evaluation mode.
     image : Tensor, shape (slices, rows, columns)
-        From :func:`models.lung_region.normalise`, at the network's pixel size, cropped to the box around the lungs.
+        From :func:`models.lung_region.lung_region`, at the network's pixel size, cropped to the box around the lungs.
     batch : int
         Patches at a time.
 

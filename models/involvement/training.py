@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from models.involvement.network import PATCH, InvolvementNetwork
-from models.lung_region import margins, near_lungs, normalise
+from models.lung_region import lung_region, margins
 from models.training.patches import PatchRecipe, cut_patch, draw_centre
 from models.training.recipe import Item, Objective
 from models.training.settings import PatchSettings
@@ -87,7 +87,7 @@ class InvolvementRecipe(PatchRecipe):
         rows, columns = (size + 2 * margin for size in PATCH)
         patch = cut_patch(volume, centre, (1, rows, columns), (HU, LESIONS, LUNGS), rng if vary else None)
         lungs = patch[LUNGS] > 0
-        image = normalise(patch[HU], torch.from_numpy(near_lungs(lungs[0].numpy(), (pixel, pixel)))[None])
+        image = lung_region(patch[HU][0], lungs[0].numpy(), (pixel, pixel))[None]
         parts = image, (patch[LESIONS] > 0) & lungs, lungs
         inner = slice(margin, -margin)
         cut, affected, inside = (part[..., inner, inner].float() for part in parts)

@@ -49,7 +49,7 @@ def predict(network: LesionNetwork, image: Tensor) -> Tensor:
     network : LesionNetwork
         In evaluation mode.
     image : Tensor, shape (z, y, x)
-        From :func:`models.lung_region.normalise`, at the network's spacing, cropped to the bounding box of the lungs.
+        From :func:`models.lung_region.lung_region`, at the network's spacing, cropped to the box around the lungs.
 
     Returns
     -------

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from models.lesions.network import CLASSES, UNKNOWN_TYPE, LesionNetwork
-from models.lung_region import margins, near_lungs, normalise
+from models.lung_region import lung_region, margins
 from models.training.patches import PatchRecipe, cut_patch, draw_centre
 from models.training.recipe import Item, Objective
 from models.training.settings import PatchSettings
@@ -126,7 +126,7 @@ class LesionRecipe(PatchRecipe):
         room = depth, rows + 2 * y, columns + 2 * x
         patch = cut_patch(volume, centre, room, (HU, LESIONS, LUNGS), rng if vary else None)
         lungs = patch[LUNGS] > 0
-        image = normalise(patch[HU], torch.from_numpy(near_lungs(lungs[0].numpy(), spacing[1:]))[None])
+        image = lung_region(patch[HU][0], lungs[0].numpy(), spacing[1:])[None]
         inner = (..., slice(y, -y), slice(x, -x))
         return image[inner][None], patch[LESIONS].long()[inner][None], lungs[inner][None]
 
