@@ -182,11 +182,22 @@ def model_card(task: str, model_version: str, learned: Learned) -> str:
         "data (`training.png`). That says that it has learned, not how well it does: "
         "`covid-ct evaluate` measures that on patients whom it has not seen.",
         "",
+        *_calibration(trained),
         "**Known failures.** None were looked for. Other scanners, protocols, diseases and populations than those of "
         "the cohort are unknown territory.",
         "",
     ]
     return "\n".join(lines)
+
+
+def _calibration(trained: Trained) -> list[str]:
+    if not trained.calibration:
+        return []
+    said = ", ".join(f"{name} {value:.3g}" for name, value in trained.calibration.items())
+    return [
+        f"**Calibrated** on the validation data ({said}): its probabilities fit their prevalence, and no other.",
+        "",
+    ]
 
 
 _COUNTS = {

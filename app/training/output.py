@@ -72,6 +72,7 @@ class ModelFolder:
             "segmentation": self.segmentation,
             "started_from": {folder.name: read_model(folder)[0].sha256 for folder in predecessors},
             "kept_epoch": trained.kept_epoch,
+            "calibration": trained.calibration,
             "history": trained.history,
             "seconds": round(seconds),
         }

@@ -11,7 +11,7 @@ import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -198,7 +198,8 @@ def _train(fabric: Fabric, training: Training, finish: Finish, parent: int) -> N
         raise RunFailed("a process that reads data died, as happens where memory runs out: --set workers=0") from error
     if first:
         network.load_state_dict(trained.weights)
-        finish(training, network.cpu().eval(), trained, time.monotonic() - start)
+        calibration = recipe.calibrate(network.cpu().eval())
+        finish(training, network, replace(trained, calibration=calibration), time.monotonic() - start)
     fabric.barrier()
 
 

@@ -16,13 +16,13 @@ from models.classifier.network import Classifier
 from models.classifier.studies import PreparedStudy
 from models.classifier.training import (
     ClassifierObjective,
+    ClassifierRecipe,
     ClassifierSettings,
     CVAERecipe,
     CVAESettings,
     FocalSettings,
     StudyRecipe,
     StudySettings,
-    classifier_recipe,
 )
 from models.involvement.network import InvolvementNetwork
 from models.involvement.training import InvolvementRecipe, InvolvementSettings
@@ -141,7 +141,7 @@ _ALL = (
         SHIPPED / "classifier" / "training.yaml",
         Classifier,
         lambda s: {"in_plane": s.in_plane, "side_branch": s.side_branch},
-        lambda network, s, *data: classifier_recipe(network, s, *map(_studies, data)),
+        lambda network, s, *data: ClassifierRecipe(network, s, *map(_studies, data)),
     ),
     Task("covnet", FocalSettings, SHIPPED / "baselines" / "covnet.yaml", COVNet, lambda s: {}, _baseline),
     Task("decovnet", FocalSettings, SHIPPED / "baselines" / "decovnet.yaml", DeCoVNet, lambda s: {}, _baseline),

@@ -7,6 +7,7 @@ and early stopping. What the paper leaves open is a setting.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from typing import Literal
 
 import numpy as np
@@ -15,6 +16,7 @@ import torch.nn.functional as F
 from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt
 from torch import Tensor, nn
 
+from models.classifier.calibration import platt_scaling
 from models.classifier.cvae import CVAE, PriorInputs
 from models.classifier.losses import ClassFocalLoss
 from models.classifier.network import CLASSES, Classifier
@@ -87,10 +89,13 @@ class ClassifierSettings(FocalSettings):
         Where the weights of the encoder come from.
     side_branch : bool
         False leaves the side branch out.
+    calibrate : bool
+        Bring the probabilities to scale on the validation studies in the end.
     """
 
     initial: Literal["cvae", "random"]
     side_branch: bool
+    calibrate: bool
 
 
 class CVAEObjective(Objective):
@@ -210,14 +215,39 @@ class CVAERecipe(StudyRecipe):
         return pictures
 
 
-def classifier_recipe(
-    network: Classifier,
-    settings: ClassifierSettings,
-    training: Sequence[PreparedStudy],
-    validation: Sequence[PreparedStudy],
-) -> StudyRecipe:
-    """Return the recipe of the classifier, which learns from CT and lesion mask."""
-    return StudyRecipe(ClassifierObjective(network, settings), settings, training, validation)
+class ClassifierRecipe(StudyRecipe):
+    """CT and lesion mask of studies; in the end the probabilities are calibrated on the validation studies.
+
+    Parameters
+    ----------
+    network : Classifier
+    settings : ClassifierSettings
+    training, validation : sequence of PreparedStudy
+    """
+
+    def __init__(
+        self,
+        network: Classifier,
+        settings: ClassifierSettings,
+        training: Sequence[PreparedStudy],
+        validation: Sequence[PreparedStudy],
+    ) -> None:
+        super().__init__(ClassifierObjective(network, settings), settings, training, validation)
+        self._wanted = settings.calibrate
+
+    @torch.inference_mode()
+    def calibrate(self, network: nn.Module) -> Mapping[str, float]:
+        """Fold the Platt scaling of the validation studies into the last layer, where it can be found."""
+        assert isinstance(network, Classifier)  # noqa: S101 - of this recipe
+        if not self._wanted:
+            return {}
+        items = [self.validation_item(index) for index in range(self.validation)]
+        logits = [network(slices).double().diff().item() for slices, _ in items]
+        scaling = platt_scaling([int(label) for _, label in items], logits)
+        if scaling is None:
+            return {}
+        scaling.fold_into(network.output)
+        return asdict(scaling)
 
 
 def start_from_cvae(classifier: Classifier, cvae: CVAE) -> None:

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
@@ -46,11 +46,12 @@ class Progress:
 
 @dataclass(frozen=True, slots=True)
 class Trained:
-    """What a training gives: the weights that are kept, and the losses of each epoch."""
+    """What a training gives: the weights that are kept, the losses of each epoch, and how they are calibrated."""
 
     weights: State
     history: list[dict[str, float]]
     kept_epoch: int
+    calibration: Mapping[str, float] = field(default_factory=dict)
 
 
 Tell = Callable[[str], None]

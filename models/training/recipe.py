@@ -58,6 +58,10 @@ class Recipe(Dataset[Item], ABC):
     def fit_to_data(self) -> None:
         """Bring the first, random weights of the network to the scale of the data."""
 
+    def calibrate(self, network: nn.Module) -> Mapping[str, float]:
+        """Bring what the trained network says to scale on the validation data; return what was changed, by name."""
+        return {}
+
     @abstractmethod
     def __getitem__(self, number: int, /) -> Item:
         """Draw a training item; numbers count from 0 over all epochs."""

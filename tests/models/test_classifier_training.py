@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +18,10 @@ from models.classifier.cvae import CVAE
 from models.classifier.network import Classifier
 from models.classifier.studies import CT, LABELS, LESION, LUNG, PreparedStudy
 from models.classifier.training import (
+    ClassifierRecipe,
     ClassifierSettings,
     CVAERecipe,
     CVAESettings,
-    StudyRecipe,
-    classifier_recipe,
     resized_slices,
     start_from_cvae,
 )
@@ -60,12 +60,12 @@ def trained(recipe: Recipe, chosen: Any, folder: Path) -> Trained:
     return fit(recipe, chosen, Fabric(accelerator="cpu", devices=1), Checkpoint(folder, "{}"))
 
 
-def classifier_on(folder: Path, chosen: ClassifierSettings, start: CVAE | None = None) -> StudyRecipe:
+def classifier_on(folder: Path, chosen: ClassifierSettings, start: CVAE | None = None) -> ClassifierRecipe:
     torch.manual_seed(0)
     network = Classifier(chosen.in_plane, chosen.side_branch)
     if start is not None:
         start_from_cvae(network, start)
-    return classifier_recipe(network, chosen, studies(folder, 8, 1), studies(folder, 4, 2))
+    return ClassifierRecipe(network, chosen, studies(folder, 8, 1), studies(folder, 4, 2))
 
 
 def test_the_paper_s_choices_are_recommended() -> None:
@@ -103,7 +103,7 @@ def test_each_epoch_has_each_study_once_in_a_new_order(tmp_path: Path) -> None:
     training = studies(tmp_path, 6, 1)
     for index, study in enumerate(training):  # a mark by which an item tells where it is from
         save_file({CT: torch.full((2, 24, 24), index / 8).half(), LABELS: torch.zeros(2, 24, 24).byte()}, study.path)
-    recipe = classifier_recipe(Classifier(), settings("classifier", batch=3), training, training)
+    recipe = ClassifierRecipe(Classifier(), settings("classifier", batch=3), training, training)
     assert recipe.steps == 2
     orders = [[round(float(recipe[6 * epoch + k][0][0, 0, 0, 0]) * 8) for k in range(6)] for epoch in range(4)]
     assert all(sorted(order) == list(range(6)) for order in orders)
@@ -112,7 +112,7 @@ def test_each_epoch_has_each_study_once_in_a_new_order(tmp_path: Path) -> None:
 
 def test_a_last_step_that_is_not_full_takes_studies_again(tmp_path: Path) -> None:
     training = studies(tmp_path, 5, 1)
-    recipe = classifier_recipe(Classifier(), settings("classifier", batch=2), training, training)
+    recipe = ClassifierRecipe(Classifier(), settings("classifier", batch=2), training, training)
     assert recipe.steps == 3
     labels = [int(recipe[number][1]) for number in range(6)]
     assert sum(labels) in (2, 3)
@@ -124,7 +124,7 @@ def test_a_subset_of_slices_is_drawn_without_repetition(tmp_path: Path) -> None:
     save_file({CT: ct.half().contiguous(), LABELS: torch.zeros(10, 8, 8).byte()}, path)
     training = [PreparedStudy(path, 1)]
     chosen = settings("classifier", batch=1, slices_per_study=4)
-    recipe = classifier_recipe(Classifier(), chosen, training, training)
+    recipe = ClassifierRecipe(Classifier(), chosen, training, training)
     drawn = [sorted((recipe[number][0][:, 0, 0, 0] * 16).tolist()) for number in range(8)]
     assert all(len(set(each)) == 4 for each in drawn)
     assert len(set(map(tuple, drawn))) > 3
@@ -201,3 +201,32 @@ def test_resizing_averages_the_ct_and_keeps_the_mask_binary() -> None:
     expected[4:12, 5:10] = 1.0
     torch.testing.assert_close(resized[0, 1], expected)
     assert resized_slices(slices, 32) is slices
+
+
+def calibrated(folder: Path, **changes: Any) -> tuple[ClassifierRecipe, Classifier, Classifier, Mapping[str, float]]:
+    """Learn a little, then calibrate: the recipe, the network before and after, and what was found."""
+    chosen = settings("classifier", epochs=2, learning_rate=1e-4, slices_per_study=2, **changes)
+    recipe = classifier_on(folder, chosen)
+    weights = trained(recipe, chosen, folder / "state").weights
+    before, after = Classifier(), Classifier()
+    for network in (before, after):
+        network.load_state_dict(weights)
+    return recipe, before, after, recipe.calibrate(after)
+
+
+def test_calibration_makes_the_validation_labels_likelier_and_keeps_their_order(tmp_path: Path) -> None:
+    recipe, before, after, found = calibrated(tmp_path)
+    assert set(found) == {"slope", "offset"}
+    items = [recipe.validation_item(index) for index in range(recipe.validation)]
+    odds = torch.tensor([[net(slices).diff().item() for slices, _ in items] for net in (before, after)])
+    torch.testing.assert_close(odds[1], found["slope"] * odds[0] + found["offset"], rtol=1e-3, atol=1e-3)
+    assert odds[0].argsort().tolist() == odds[1].argsort().tolist()
+    labels = torch.cat([label for _, label in items]).float()
+    losses = [torch.nn.functional.binary_cross_entropy_with_logits(row, labels) for row in odds]
+    assert losses[1] < losses[0]
+
+
+def test_calibration_can_be_left_out(tmp_path: Path) -> None:
+    _, before, after, found = calibrated(tmp_path, calibrate=False)
+    assert found == {}
+    assert all(torch.equal(one, other) for one, other in zip(before.parameters(), after.parameters(), strict=True))
