@@ -18,7 +18,7 @@ JOBS = min(4, os.cpu_count() or 1)
 MEMORY = 256 << 20
 
 
-SECONDS = 120.0
+SECONDS = 60.0
 """After so long no further case is begun; ``make fuzz`` runs all."""
 
 
