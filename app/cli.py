@@ -113,6 +113,11 @@ def _parser() -> argparse.ArgumentParser:
         help="with --cohort: put the lesions into these CTs without disease, folders of DICOM or NIfTI files",
     )
     phantom.add_argument(
+        "--varied",
+        action="store_true",
+        help="with --bodies: vary the kernel, the thickness of the slices and the noise of each study",
+    )
+    phantom.add_argument(
         "--coarse", action="store_true", help="voxels of 6 x 2.8 x 2.8 mm instead of 3 x 1.4 x 1.4, to try things out"
     )
     phantom.set_defaults(command=_phantom)
@@ -285,12 +290,16 @@ def _phantom(arguments: argparse.Namespace) -> None:
     made, spacing = arguments.output, COARSE_MM if arguments.coarse else SPACING_MM
     if arguments.cohort is not None:
         need_training_packages()
+    if arguments.varied and arguments.bodies is None:
+        raise UsageError("--varied needs --bodies")
     if arguments.bodies is not None:
         from app.phantom.bodies import write_diseased
 
         if arguments.cohort is None or arguments.coarse:
             raise UsageError("--bodies needs --cohort N, and takes the voxels of the CTs as they are")
-        write_diseased(arguments.output, arguments.bodies, arguments.cohort, arguments.seed, tell)
+        write_diseased(
+            arguments.output, arguments.bodies, arguments.cohort, arguments.seed, varied=arguments.varied, tell=tell
+        )
     elif arguments.cohort is not None:
         from app.phantom.cohort import write_cohort
 

@@ -14,6 +14,7 @@ from app.outcome import UsageError
 from app.phantom.cohort import Patient, write_patients
 from app.phantom.disease import Shares, draw_co_rads, draw_kind, fall_ill, involvement_percent
 from app.phantom.mimics import insert_dependent_density, insert_effusion, insert_mimics
+from app.phantom.scanner import scanned
 from models.hounsfield import whole
 from models.morphology import Spacing, bounding_box
 from operators.orientation import standard_volume
@@ -28,7 +29,13 @@ DEPENDENT, EFFUSION, MOST_MIMICS = 0.5, 0.15, 12
 
 
 def write_diseased(
-    folder: Path, bodies: Sequence[Path], studies: int, seed: int = 0, tell: Callable[[str], None] = lambda line: None
+    folder: Path,
+    bodies: Sequence[Path],
+    studies: int,
+    seed: int = 0,
+    *,
+    varied: bool = False,
+    tell: Callable[[str], None] = lambda line: None,
 ) -> None:
     """Write a cohort of studies made from few CTs: ``cohort.csv``, CT and two masks for each as NIfTI, ``truth.csv``.
 
@@ -45,6 +52,8 @@ def write_diseased(
         How many to make.
     seed : int
         Another seed, other diseases.
+    varied : bool
+        Of each study, vary kernel, slice thickness and noise; its disease stays the same.
     tell : callable
         Receives a line for each study.
 
@@ -66,13 +75,21 @@ def write_diseased(
         if path not in lungs:
             lungs[path] = draw_lungs(volume, path.name)
             tell(f"body {path.name}: lungs drawn")
-        return _write(folder, number, turn % 2, stem(path), volume, lungs[path], seed)
+        scanner = np.random.default_rng((seed, number, 1)) if varied else None
+        return _write(folder, number, turn % 2, stem(path), volume, lungs[path], seed, scanner)
 
     write_patients(folder, studies, write, tell)
 
 
 def _write(
-    folder: Path, number: int, label: int, patient: str, volume: CTVolume, lungs: LabelArray, seed: int
+    folder: Path,
+    number: int,
+    label: int,
+    patient: str,
+    volume: CTVolume,
+    lungs: LabelArray,
+    seed: int,
+    scanner: np.random.Generator | None,
 ) -> Patient:
     rng = np.random.default_rng((seed, number))
     kind = draw_kind(label, KINDS, rng)
@@ -81,13 +98,16 @@ def _write(
     hu[box], left_over[box] = _with_other_findings(hu[box], lungs[box], volume.grid.spacing, rng)
     lesions = np.zeros_like(lungs)
     hu[box], lesions[box] = fall_ill(hu[box], left_over[box], volume.grid.spacing, kind, rng)
+    noise = 0.0
+    if scanner is not None:
+        hu, noise = scanned(hu, volume.grid.spacing, scanner)
     name = f"s{number:03d}"
     path = folder / "studies" / f"{name}.nii.gz"
     write_image(path, whole(hu), volume.grid)
     masks = write_masks(folder, name, left_over, lesions, volume.grid)
     involvement = involvement_percent(left_over, lesions)
     study = CohortStudy(patient, path, label, draw_co_rads(kind, involvement, rng), None, None, *masks)
-    return Patient(study, kind, involvement)
+    return Patient(study, kind, involvement, round(noise, 1))
 
 
 def _body(path: Path) -> CTVolume:

@@ -88,6 +88,21 @@ def test_only_lungs_have_changed_and_lesions_lie_in_them(cohort: Path, person: P
     assert len(set(changed)) == len(changed), "no two are alike"
 
 
+def test_scanners_vary_and_diseases_stay(cohort: Path, bodies: list[Path], tmp_path: Path) -> None:
+    out = tmp_path / "varied"
+    assert main(["phantom", str(out), "--cohort", "8", "--seed", "2", "--varied", "--bodies", *map(str, bodies)]) == 0
+    with (out / "truth.csv").open(encoding="utf-8") as file:
+        noise = [float(row["noise_hu"]) for row in csv.DictReader(file)]
+    assert min(noise) == 0.0
+    assert len(set(noise)) > 2
+    for one, other, told in zip(read_cohort(cohort), read_cohort(out), noise, strict=True):
+        (hu, *masks), (varied, *others) = _masks(one), _masks(other)
+        assert all(np.array_equal(mask, again) for mask, again in zip(masks, others, strict=True))
+        assert abs(varied - hu).max() < 1500
+        difference = np.diff(varied - hu, axis=0)[hu[1:] > -900]  # of neighbours: noise shows, slices do less
+        assert difference.std() >= told
+
+
 def test_the_command_gives_the_same_for_the_same_seed(
     cohort: Path, bodies: list[Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -104,6 +119,7 @@ def test_the_command_gives_the_same_for_the_same_seed(
     [
         (["--cohort", "2", "--bodies", "nowhere"], "the body nowhere does not exist"),
         (["--bodies", "."], "--bodies needs --cohort N"),
+        (["--cohort", "4", "--varied"], "--varied needs --bodies"),
         (["--cohort", "2", "--coarse", "--bodies", "."], "--bodies needs --cohort N"),
         (["--cohort", "2", "--bodies", "a/x", "b/x"], "two bodies have the same name"),
         (["--cohort", "2", "--bodies", "flat.nii.gz"], "study flat.nii.gz: no lungs found"),
