@@ -29,12 +29,13 @@ class PlattScaling:
     def fold_into(self, output: nn.Linear) -> None:
         """Give the layer that yields the logits (negative, positive) the scale, so that nothing else has to know of it.
 
-        Relevances are scaled with it, and what the offset adds is part of the bias.
+        The offset goes to the logit of negative: that of positive, the one that is usually explained, and its relevance
+        keep their proportion.
         """
         with torch.no_grad():
             output.weight.mul_(self.slope)
             output.bias.mul_(self.slope)
-            output.bias.add_(torch.tensor([-0.5, 0.5]).to(output.bias) * self.offset)
+            output.bias[0] -= self.offset
 
 
 def platt_scaling(labels: npt.ArrayLike, logits: npt.ArrayLike) -> PlattScaling | None:

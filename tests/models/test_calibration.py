@@ -98,8 +98,9 @@ def test_folded_into_the_last_layer_it_scales_the_logit_and_nothing_else() -> No
     network = Classifier(in_plane=32).double().eval()
     slices = torch.rand(3, 2, 16, 16, dtype=torch.float64)
     before = {name: value.clone() for name, value in network.state_dict().items()}
-    logit = network(slices).diff().item()
+    positive, logit = network(slices)[1].item(), network(slices).diff().item()
     PlattScaling(slope=3.0, offset=-0.7).fold_into(network.output)
+    assert network(slices)[1].item() == pytest.approx(3.0 * positive, rel=1e-12), "as its relevance"
     assert network(slices).diff().item() == pytest.approx(3.0 * logit - 0.7, rel=1e-12)
     for name, value in network.state_dict().items():
         assert torch.equal(value, before[name]) != name.startswith("output")
