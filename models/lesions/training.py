@@ -11,6 +11,7 @@ from pydantic import PositiveFloat, field_validator
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from models.lesions.calibration import best_shift, lesion_odds, shift_background
 from models.lesions.network import CLASSES, UNKNOWN_TYPE, LesionNetwork
 from models.lung_region import lung_region, margins
 from models.training.patches import PatchRecipe, cut_patch, draw_centre
@@ -89,16 +90,13 @@ class LesionObjective(Objective):
         filled = torch.where(unknown, flat[:, 1:].argmax(1) + 1, target)
         loss = torch.as_tensor(self._wasserstein(flat.T[None], filled[None, None])).float()
         if self._entropy:
-            either = torch.where(unknown, _lesion_or_not(flat), F.cross_entropy(flat, filled, reduction="none"))
+            either = torch.where(
+                unknown, F.softplus(-lesion_odds(flat)), F.cross_entropy(flat, filled, reduction="none")
+            )
             loss = loss + either.mean()
             typed = (target > 0) & ~unknown
             loss = loss + (F.cross_entropy(flat[typed, 1:], target[typed] - 1) if typed.any() else 0.0)
         return loss
-
-
-def _lesion_or_not(logits: Tensor) -> Tensor:
-    """Return minus the logarithm of the probability of all lesion classes together, for logits (n, classes)."""
-    return torch.as_tensor(logits.logsumexp(1) - logits[:, 1:].logsumexp(1))
 
 
 class LesionRecipe(PatchRecipe):
@@ -129,6 +127,21 @@ class LesionRecipe(PatchRecipe):
         image = lung_region(patch[HU][0], lungs[0].numpy(), spacing[1:])[None]
         inner = (..., slice(y, -y), slice(x, -x))
         return image[inner][None], patch[LESIONS].long()[inner][None], lungs[inner][None]
+
+    @torch.inference_mode()
+    def calibrate(self, network: nn.Module) -> Mapping[str, float]:
+        """Shift background to where the Dice of lesions in the validation patches is largest."""
+        assert isinstance(network, LesionNetwork)  # noqa: S101 - of this recipe
+        odds, lesion = [], []
+        for index in range(self.validation):
+            image, labels, lungs = self.validation_item(index)
+            inside = lungs[0, 0]
+            logits = network(image).float()[0]
+            odds.append(lesion_odds(logits[:, inside].T))
+            lesion.append(labels[0, 0][inside] > 0)
+        shift = best_shift(torch.cat(odds), torch.cat(lesion))
+        shift_background(network.head, shift)
+        return {"shift": shift}
 
     def pictures(self, network: nn.Module) -> Mapping[str, Tensor]:
         """Draw CT, lesions and what is found of the slice with most lesion of the first validation patch."""

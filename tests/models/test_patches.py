@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from models.hounsfield import AIR_HU
 from models.involvement.training import InvolvementRecipe, InvolvementSettings
+from models.lesions.network import LesionNetwork
 from models.lesions.training import LesionRecipe, LesionSettings
 from models.lungs import training as lung_training
 from models.lungs.training import (
@@ -609,6 +610,30 @@ def test_items_of_the_lesions_are_aligned_and_scaled(data: list[Volume]) -> None
         assert torch.equal(lungs, (hu < -200) & (hu > -930))
         kinds |= set(labels.unique().tolist())
     assert kinds == {0, 1, 2, 3, 4}
+
+
+def test_the_lesion_network_is_calibrated_on_all_validation_patches(data: list[Volume]) -> None:
+    recipe = lesions_recipe(data, augment=False)
+    torch.manual_seed(0)
+    network = LesionNetwork(patch=(8, 16, 8)).eval()
+    with torch.no_grad():
+        network.head.bias[0] += 2.0  # too sure of background
+
+    def dice() -> float:
+        """Of all patches together, at even odds."""
+        both = found = true = 0
+        for index in range(recipe.validation):
+            image, labels, lungs = recipe.validation_item(index)
+            with torch.inference_mode():
+                called = (network(image).softmax(1)[:, 1:].sum(1, keepdim=True) >= 0.5) & lungs
+            truth = (labels > 0) & lungs
+            both, found, true = both + int((called & truth).sum()), found + int(called.sum()), true + int(truth.sum())
+        return 2 * both / (found + true)
+
+    before = dice()
+    told = recipe.calibrate(network)
+    assert told["shift"] > 0.0
+    assert dice() > before
 
 
 def test_items_of_the_lesions_are_blanked_away_from_the_lungs(data: list[Volume]) -> None:
