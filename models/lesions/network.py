@@ -15,9 +15,9 @@ CLASSES = 5
 """Background, ground-glass opacity, consolidation, crazy paving, combined pattern."""
 UNKNOWN_TYPE = CLASSES
 """Label of a lesion whose type nobody has stated, as in many data sets. It can be learned from, but is never found."""
-PATCH = (24, 96, 96)
+PATCH = (16, 80, 80)
 """Usual block in voxels (z, y, x)."""
-SPACING = (3.0, 1.5, 1.5)
+SPACING = (3.0, 2.0, 2.0)
 """Usual working resolution in mm along z, y, x."""
 
 
