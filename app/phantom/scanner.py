@@ -35,18 +35,28 @@ def scanned(hu: FloatArray, spacing: Spacing, rng: np.random.Generator) -> tuple
     """
     kernel, strength = rng.random(), rng.random()
     if kernel < 0.3:
-        hu = _smooth(hu, spacing, SMOOTH_MM * strength)
+        hu = smooth(hu, spacing, SMOOTH_MM * strength)
     elif kernel < 0.6:
-        hu = hu + np.float32(SHARPENING * strength) * (hu - _smooth(hu, spacing, SHARP_MM))
-    thickness = round(rng.uniform(1.0, THICKEST_MM) / spacing[0])
-    if rng.random() < 0.5 and thickness > 1:
-        hu = ndimage.uniform_filter1d(hu, thickness, axis=0, mode="nearest")
+        hu = hu + np.float32(SHARPENING * strength) * (hu - smooth(hu, spacing, SHARP_MM))
+    thickness = rng.uniform(1.0, THICKEST_MM)
+    if rng.random() < 0.5 and thickness > spacing[0]:
+        hu = thick(hu, spacing, thickness)
     noise = float(rng.uniform(0.0, NOISE_HU)) if rng.random() < 0.6 else 0.0
     if noise:
         hu = hu + np.float32(noise) * rng.standard_normal(hu.shape, dtype=np.float32)
     return np.maximum(hu, np.float32(AIR_HU)), noise
 
 
-def _smooth(hu: FloatArray, spacing: Spacing, deviation: float) -> FloatArray:
-    smooth: FloatArray = ndimage.gaussian_filter(hu, (0.0, deviation / spacing[1], deviation / spacing[2]))
-    return smooth
+def thick(hu: FloatArray, spacing: Spacing, thickness: float) -> FloatArray:
+    """Average over so many mm along z, centred on each slice."""
+    half = thickness / spacing[0] / 2.0
+    reach = int(np.ceil(half - 0.5))
+    weights = np.clip(half + 0.5 - np.abs(np.arange(-reach, reach + 1)), 0.0, 1.0)  # what of each slice lies within
+    result: FloatArray = ndimage.correlate1d(hu, weights / weights.sum(), axis=0, mode="nearest")
+    return result
+
+
+def smooth(hu: FloatArray, spacing: Spacing, deviation: float) -> FloatArray:
+    """Smooth slices (z, y, x) in their plane by a Gaussian of so many mm."""
+    result: FloatArray = ndimage.gaussian_filter(hu, (0.0, deviation / spacing[1], deviation / spacing[2]))
+    return result

@@ -213,7 +213,7 @@ class _RowFolder:
                 save_weights(
                     made, network, said, TASKS[training.task].built_with(training.settings), dtype=torch.float32
                 )
-                record = {"seconds": round(seconds), "history": trained.history}
+                record = {"seconds": round(seconds), "calibration": trained.calibration, "history": trained.history}
                 (made / RECORD).write_text(json.dumps(record, indent=2) + "\n", "utf-8")
         except OSError as error:
             raise RunFailed(f"cannot write to {self.folder}: {error.strerror}") from error

@@ -182,7 +182,7 @@ def model_card(task: str, model_version: str, learned: Learned) -> str:
         "data (`training.png`). That says that it has learned, not how well it does: "
         "`covid-ct evaluate` measures that on patients whom it has not seen.",
         "",
-        *_calibration(trained),
+        *_calibration(task, trained),
         "**Known failures.** None were looked for. Other scanners, protocols, diseases and populations than those of "
         "the cohort are unknown territory.",
         "",
@@ -190,14 +190,12 @@ def model_card(task: str, model_version: str, learned: Learned) -> str:
     return "\n".join(lines)
 
 
-def _calibration(trained: Trained) -> list[str]:
+def _calibration(task: str, trained: Trained) -> list[str]:
     if not trained.calibration:
         return []
     said = ", ".join(f"{name} {value:.3g}" for name, value in trained.calibration.items())
-    return [
-        f"**Calibrated** on the validation data ({said}): its probabilities fit their prevalence, and no other.",
-        "",
-    ]
+    means = "for the largest Dice coefficient" if task == "lesions" else "its probabilities fit their prevalence alone"
+    return [f"**Calibrated** on the validation data ({said}): {means}.", ""]
 
 
 _COUNTS = {

@@ -180,6 +180,9 @@ def _train(fabric: Fabric, training: Training, finish: Finish, parent: int) -> N
             pictures = recipe.pictures
             report = _reporter(say, board, pictures, settings.epochs)
             trained = fit(recipe, settings, fabric, checkpoint, tell=say, report=report)
+        if first:
+            network.load_state_dict(trained.weights)
+            trained = replace(trained, calibration=recipe.calibrate(network.eval()))
     except (CheckpointUnusable, ValueError) as error:
         raise UsageError(_last_line(error)) from error
     except (SafetensorError, FileNotFoundError) as error:
@@ -197,9 +200,7 @@ def _train(fabric: Fabric, training: Training, finish: Finish, parent: int) -> N
             raise
         raise RunFailed("a process that reads data died, as happens where memory runs out: --set workers=0") from error
     if first:
-        network.load_state_dict(trained.weights)
-        calibration = recipe.calibrate(network.cpu().eval())
-        finish(training, network, replace(trained, calibration=calibration), time.monotonic() - start)
+        finish(training, network.cpu(), trained, time.monotonic() - start)
     fabric.barrier()
 
 

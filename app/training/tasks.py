@@ -15,13 +15,11 @@ from models.classifier.cvae import CVAE
 from models.classifier.network import Classifier
 from models.classifier.studies import PreparedStudy
 from models.classifier.training import (
-    ClassifierObjective,
     ClassifierRecipe,
     ClassifierSettings,
     CVAERecipe,
     CVAESettings,
     FocalSettings,
-    StudyRecipe,
     StudySettings,
 )
 from models.involvement.network import InvolvementNetwork
@@ -91,9 +89,7 @@ def _studies(studies: Sequence[Prepared]) -> list[PreparedStudy]:
 
 def _baseline(network: nn.Module, settings: FocalSettings, *data: Sequence[Prepared]) -> Recipe:
     training, validation = (_studies(part) for part in data)
-    return StudyRecipe(
-        ClassifierObjective(network, settings), settings, training, validation, channels=_BASELINE_CHANNELS
-    )
+    return ClassifierRecipe(network, settings, training, validation, channels=_BASELINE_CHANNELS)
 
 
 _ALL = (

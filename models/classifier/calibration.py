@@ -6,12 +6,16 @@ The focal loss keeps probabilities near one half, and its class weights shift th
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Final
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from scipy import optimize, special
 from torch import nn
+
+SLOPES: Final = (1e-2, 1e4)
+"""Least and greatest slope: beyond, logits differ by rounding alone, and scaled weights do not fit into float16."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,8 +33,13 @@ class PlattScaling:
     def fold_into(self, output: nn.Linear) -> None:
         """Give the layer that yields the logits (negative, positive) the scale, so that nothing else has to know of it.
 
-        The offset goes to the logit of negative: that of positive, the one that is usually explained, and its relevance
-        keep their proportion.
+        The offset goes to the logit of negative: that of positive, the one that is usually explained, keeps its
+        proportion to its relevance. Of the logit of negative, relevance does not explain the offset.
+
+        Parameters
+        ----------
+        output : nn.Linear
+            Changed in place.
         """
         with torch.no_grad():
             output.weight.mul_(self.slope)
@@ -39,7 +48,7 @@ class PlattScaling:
 
 
 def platt_scaling(labels: npt.ArrayLike, logits: npt.ArrayLike) -> PlattScaling | None:
-    """Return the scaling that makes the labels most likely; None where a class is absent or the logits mislead.
+    """Find the scaling that makes the labels most likely.
 
     Platt's targets, ``(positives + 1) / (positives + 2)`` and ``1 / (negatives + 2)`` instead of 1 and 0, keep it
     finite where the classes are told apart without error.
@@ -50,11 +59,16 @@ def platt_scaling(labels: npt.ArrayLike, logits: npt.ArrayLike) -> PlattScaling 
         0 or 1.
     logits : array_like of float, shape (n,)
         Positive less negative.
+
+    Returns
+    -------
+    PlattScaling, optional
+        None where a class is absent, or the logits mislead or tell nothing: the slope is outside :data:`SLOPES`.
     """
     truth, values = np.asarray(labels), np.asarray(logits, dtype=np.float64)
     positives, negatives = int((truth == 1).sum()), int((truth == 0).sum())
     spread = float(values.std()) if len(values) else 0.0
-    if not positives or not negatives or spread == 0.0:
+    if not positives or not negatives or spread <= 1e-6 * float(np.abs(values).max()):
         return None
     middle = float(values.mean())
     standard = (values - middle) / spread  # as fitted, whatever the scale of the logits
@@ -67,6 +81,5 @@ def platt_scaling(labels: npt.ArrayLike, logits: npt.ArrayLike) -> PlattScaling 
         return float(np.mean(np.logaddexp(0.0, odds) - target * odds)), gradient
 
     steep, shift = optimize.minimize(loss, np.array([1.0, 0.0]), jac=True, method="BFGS").x.tolist()
-    if steep <= 0.0:
-        return None
-    return PlattScaling(steep / spread, shift - steep * middle / spread)
+    slope = steep / spread
+    return PlattScaling(slope, shift - slope * middle) if SLOPES[0] <= slope <= SLOPES[1] else None

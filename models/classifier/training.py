@@ -74,10 +74,13 @@ class FocalSettings(StudySettings):
         Lambda for negative and positive.
     gamma : float
         Exponent.
+    calibrate : bool
+        Bring the probabilities to scale on the validation studies in the end.
     """
 
     class_weights: tuple[PositiveFloat, PositiveFloat]
     gamma: NonNegativeFloat
+    calibrate: bool
 
 
 class ClassifierSettings(FocalSettings):
@@ -89,13 +92,10 @@ class ClassifierSettings(FocalSettings):
         Where the weights of the encoder come from.
     side_branch : bool
         False leaves the side branch out.
-    calibrate : bool
-        Bring the probabilities to scale on the validation studies in the end.
     """
 
     initial: Literal["cvae", "random"]
     side_branch: bool
-    calibrate: bool
 
 
 class CVAEObjective(Objective):
@@ -216,37 +216,45 @@ class CVAERecipe(StudyRecipe):
 
 
 class ClassifierRecipe(StudyRecipe):
-    """CT and lesion mask of studies; in the end the probabilities are calibrated on the validation studies.
+    """A classifier of studies; in the end its probabilities are calibrated on the validation studies.
 
     Parameters
     ----------
-    network : Classifier
-    settings : ClassifierSettings
+    network : nn.Module
+        Gives two logits of the slices of a study; its last layer is ``output``.
+    settings : FocalSettings
     training, validation : sequence of PreparedStudy
+    channels : int
+        2 for CT and lesion mask, 3 with the lung mask.
     """
 
     def __init__(
         self,
-        network: Classifier,
-        settings: ClassifierSettings,
+        network: nn.Module,
+        settings: FocalSettings,
         training: Sequence[PreparedStudy],
         validation: Sequence[PreparedStudy],
+        *,
+        channels: int = 2,
     ) -> None:
-        super().__init__(ClassifierObjective(network, settings), settings, training, validation)
+        super().__init__(ClassifierObjective(network, settings), settings, training, validation, channels)
         self._wanted = settings.calibrate
 
     @torch.inference_mode()
     def calibrate(self, network: nn.Module) -> Mapping[str, float]:
-        """Fold the Platt scaling of the validation studies into the last layer, where it can be found."""
-        assert isinstance(network, Classifier)  # noqa: S101 - of this recipe
+        """Fold the Platt scaling of the validation studies into the last layer, where there is one."""
         if not self._wanted:
             return {}
-        items = [self.validation_item(index) for index in range(self.validation)]
-        logits = [network(slices).double().diff().item() for slices, _ in items]
-        scaling = platt_scaling([int(label) for _, label in items], logits)
+        output, labels, logits = network.output, [], []
+        assert isinstance(output, nn.Linear)  # noqa: S101 - of such a network
+        for index in range(self.validation):
+            slices, label = self.validation_item(index)
+            labels.append(int(label))
+            logits.append(network(slices.to(output.weight)).double().diff().item())
+        scaling = platt_scaling(labels, logits)
         if scaling is None:
             return {}
-        scaling.fold_into(network.output)
+        scaling.fold_into(output)
         return asdict(scaling)
 
 

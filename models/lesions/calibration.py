@@ -1,7 +1,7 @@
 """How sure of background the lesion network must be: chosen for the Dice coefficient, kept in its last bias.
 
-Patches are drawn where lesions are, and cross-entropy asks for probabilities, not for Dice: so the cut at one half may
-be far from the best.
+It learns from patches that lie at lesions, and for probabilities rather than Dice: so the cut at one half may be far
+from the best in whole lungs.
 """
 
 from __future__ import annotations
@@ -31,16 +31,18 @@ def best_shift(odds: Tensor, lesion: Tensor) -> float:
     Returns
     -------
     float
-        In steps of :data:`STEP`, at most :data:`LARGEST`; of equally good ones the smallest; 0 without any lesion.
+        In steps of :data:`STEP`; of equally good ones the smallest. 0 without any lesion, and where the best would be
+        as large as :data:`LARGEST`: such odds do not tell lesions from lung.
     """
     if not lesion.any():
         return 0.0
     steps = round(LARGEST / STEP)
     shifts = torch.arange(-steps, steps + 1, dtype=torch.float64) * STEP
     found, right = (_at_least(-shifts, values) for values in (odds, odds[lesion]))
-    dice = 2.0 * right / (found + int(lesion.sum()))
+    dice = 2.0 * right.double() / (found + int(lesion.sum()))
     best = shifts[dice >= dice.max() - 1e-12]
-    return float(best[best.abs().argmin()])
+    shift = round(float(best[best.abs().argmin()]), 6)
+    return shift if abs(shift) < LARGEST else 0.0
 
 
 def shift_background(head: nn.Module, shift: float) -> None:

@@ -118,8 +118,13 @@ class LesionRecipe(PatchRecipe):
 
     def patch(self, volumes: Sequence[Volume], rng: np.random.Generator, vary: bool) -> Item:
         """Return intensities, labels and lungs, each (1, 1, z, y, x)."""
+        return self._patch(volumes, KINDS, rng, vary)
+
+    def _patch(
+        self, volumes: Sequence[Volume], kinds: Mapping[str, float], rng: np.random.Generator, vary: bool
+    ) -> Item:
         spacing, (depth, rows, columns) = self._settings.spacing, self._settings.patch
-        volume, centre = draw_centre(volumes, KINDS, [JITTER_MM / step for step in spacing], rng)
+        volume, centre = draw_centre(volumes, kinds, [JITTER_MM / step for step in spacing], rng)
         y, x = margins(spacing[1:])
         room = depth, rows + 2 * y, columns + 2 * x
         patch = cut_patch(volume, centre, room, (HU, LESIONS, LUNGS), rng if vary else None)
@@ -130,16 +135,20 @@ class LesionRecipe(PatchRecipe):
 
     @torch.inference_mode()
     def calibrate(self, network: nn.Module) -> Mapping[str, float]:
-        """Shift background to where the Dice of lesions in the validation patches is largest."""
+        """Shift background to where the Dice of lesions is largest, in validation patches anywhere in the lungs."""
         assert isinstance(network, LesionNetwork)  # noqa: S101 - of this recipe
+        device = next(network.parameters()).device
         odds, lesion = [], []
         for index in range(self.validation):
-            image, labels, lungs = self.validation_item(index)
+            rng = np.random.default_rng((index, 1))
+            image, labels, lungs = self._patch(self._validation, {"lung": 1.0}, rng, vary=False)
             inside = lungs[0, 0]
-            logits = network(image).float()[0]
+            logits = network(image.to(device)).float().cpu()[0]
             odds.append(lesion_odds(logits[:, inside].T))
             lesion.append(labels[0, 0][inside] > 0)
         shift = best_shift(torch.cat(odds), torch.cat(lesion))
+        if not shift:
+            return {}
         shift_background(network.head, shift)
         return {"shift": shift}
 

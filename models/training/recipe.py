@@ -59,7 +59,18 @@ class Recipe(Dataset[Item], ABC):
         """Bring the first, random weights of the network to the scale of the data."""
 
     def calibrate(self, network: nn.Module) -> Mapping[str, float]:
-        """Bring what the trained network says to scale on the validation data; return what was changed, by name."""
+        """Bring what the trained network says to scale on the validation data, in place.
+
+        Parameters
+        ----------
+        network : nn.Module
+            In evaluation mode, on any device.
+
+        Returns
+        -------
+        mapping of str to float
+            What was changed, by name; empty where nothing was.
+        """
         return {}
 
     @abstractmethod

@@ -98,9 +98,8 @@ def test_scanners_vary_and_diseases_stay(cohort: Path, bodies: list[Path], tmp_p
     for one, other, told in zip(read_cohort(cohort), read_cohort(out), noise, strict=True):
         (hu, *masks), (varied, *others) = _masks(one), _masks(other)
         assert all(np.array_equal(mask, again) for mask, again in zip(masks, others, strict=True))
-        assert abs(varied - hu).max() < 1500
-        difference = np.diff(varied - hu, axis=0)[hu[1:] > -900]  # of neighbours: noise shows, slices do less
-        assert difference.std() >= told
+        differ = np.median(np.abs(varied - hu)[hu > -900])  # 0.67 of the noise, and little by kernels and slices
+        assert 0.6 * told <= differ <= 0.75 * told + 12.0
 
 
 def test_the_command_gives_the_same_for_the_same_seed(

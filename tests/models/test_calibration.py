@@ -75,9 +75,11 @@ def test_classes_told_apart_without_error_do_not_become_certain() -> None:
         ([1, 1, 1], [0.1, 0.2, 0.3]),
         ([0, 0], [0.1, 0.2]),
         ([0, 1, 0, 1], [0.2, 0.2, 0.2, 0.2]),
+        ([0, 1, 0], [0.1, 0.1, 0.1]),
+        ([0, 1, 0, 1], [0.2, 0.2 + 1e-8, 0.2 - 1e-8, 0.2]),
         ([1, 1, 0, 0], [-0.2, -0.1, 0.1, 0.2]),
     ],
-    ids=["nobody", "positive", "negative", "alike", "reversed"],
+    ids=["nobody", "positive", "negative", "alike", "inexact", "rounded", "reversed"],
 )
 def test_where_it_would_mislead_there_is_none(labels: list[int], logits: list[float]) -> None:
     assert platt_scaling(labels, logits) is None
@@ -85,11 +87,11 @@ def test_where_it_would_mislead_there_is_none(labels: list[int], logits: list[fl
 
 def test_logits_of_any_scale_and_place_give_the_same_probabilities() -> None:
     labels, logits = cohort(50, 30.0, -9.0, 4)
-    one, other = platt_scaling(labels, logits), platt_scaling(labels, 1e4 * logits - 70.0)
+    one, other = platt_scaling(labels, logits), platt_scaling(labels, 1e2 * logits - 70.0)
     assert one is not None
     assert other is not None
     np.testing.assert_allclose(
-        other.slope * (1e4 * logits - 70.0) + other.offset, one.slope * logits + one.offset, rtol=0, atol=1e-4
+        other.slope * (1e2 * logits - 70.0) + other.offset, one.slope * logits + one.offset, rtol=0, atol=1e-4
     )
 
 
@@ -104,6 +106,13 @@ def test_folded_into_the_last_layer_it_scales_the_logit_and_nothing_else() -> No
     assert network(slices).diff().item() == pytest.approx(3.0 * logit - 0.7, rel=1e-12)
     for name, value in network.state_dict().items():
         assert torch.equal(value, before[name]) != name.startswith("output")
+
+
+def test_a_slope_that_weights_cannot_hold_is_none() -> None:
+    labels = [0, 0, 1, 1] * 5
+    assert platt_scaling(labels, [1e-6, 2e-6, 3e-6, 4e-6] * 5) is None
+    assert platt_scaling(labels, [1e4, 2e4, 3e4, 4e4] * 5) is None
+    assert platt_scaling(labels, [0.01, 0.02, 0.03, 0.04] * 5) is not None
 
 
 def test_folded_weights_can_still_be_learned() -> None:

@@ -18,7 +18,7 @@ def naive_dice(odds: list[float], lesion: list[bool], shift: float) -> float:
 def voxels(seed: int, count: int = 400) -> tuple[torch.Tensor, torch.Tensor]:
     generator = torch.Generator().manual_seed(seed)
     lesion = torch.rand(count, generator=generator) < 0.2
-    return torch.randn(count, generator=generator) + 2.0 * lesion - 2.0 - seed % 3, lesion
+    return torch.randn(count, generator=generator) + 2.0 * lesion - 2.0 + (-1.5, 0.0, 2.5)[seed % 3], lesion
 
 
 @pytest.mark.parametrize("seed", range(6))
@@ -31,7 +31,15 @@ def test_no_other_shift_is_better(seed: int) -> None:
         dice = naive_dice(odds.tolist(), lesion.tolist(), step * STEP)
         assert dice <= best + 1e-9
         assert dice < best - 1e-9 or abs(step * STEP) >= abs(shift) - 1e-9, "of equally good ones the smallest"
-    assert best > naive_dice(odds.tolist(), lesion.tolist(), 0.0)
+    assert shift == 0.0 or best > naive_dice(odds.tolist(), lesion.tolist(), 0.0)
+    assert (shift > 0.0) == (seed % 3 < 2)
+
+
+def test_odds_that_tell_nothing_are_left_as_they_are() -> None:
+    generator = torch.Generator().manual_seed(0)
+    odds, lesion = torch.randn(2000, generator=generator) - 2.0, torch.rand(2000, generator=generator) < 0.3
+    assert naive_dice(odds.tolist(), lesion.tolist(), LARGEST) > naive_dice(odds.tolist(), lesion.tolist(), 0.0)
+    assert best_shift(odds, lesion) == 0.0
 
 
 def test_without_lesions_nothing_is_shifted() -> None:

@@ -69,7 +69,7 @@ def test_a_model_folder_says_all_there_is_to_say(trained: Path, cohort: Path) ->
         card = (folder / "README.md").read_text("utf-8")
         assert "Not for diagnostic use" in card
         assert ("**Calibrated**" in card) == bool(record["calibration"])
-        assert model in ("lesions", "classifier") or not record["calibration"]
+        assert model in ("lesions", "classifier") or record["calibration"] == {}
         assert "| training | 4 | 4 | 2 |" in card
         assert not any(study.patient in card for study in read_cohort(cohort))
 
@@ -81,11 +81,30 @@ def test_the_state_of_a_training_is_in_the_cache_and_curves_can_be_looked_at(tra
         assert list((state / "tensorboard").iterdir())
 
 
-def test_a_finished_training_is_written_again_from_its_state(trained: Path, cohort: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("model", ["lungs", "lesions"])
+def test_a_finished_training_is_written_again_from_its_state(
+    model: str, trained: Path, cohort: Path, tmp_path: Path
+) -> None:
     shutil.copytree(trained / "cache", tmp_path / "cache", copy_function=shutil.copy2)
-    assert main(arguments("lungs", cohort, tmp_path)) == 0
-    first, again = (load_file(folder / "models" / "lungs" / "weights.safetensors") for folder in (trained, tmp_path))
+    assert main(arguments(model, cohort, tmp_path)) == 0
+    first, again = (load_file(folder / "models" / model / "weights.safetensors") for folder in (trained, tmp_path))
     assert all(torch.equal(first[name], again[name]) for name in first)
+
+
+@pytest.mark.parametrize(("model", "layer"), [("lesions", "head"), ("classifier", "output")])
+def test_what_is_written_is_the_state_of_the_training_calibrated_once(model: str, layer: str, trained: Path) -> None:
+    folder = output_of(model, trained) / model
+    found = json.loads((folder / "training.json").read_text("utf-8"))["calibration"]
+    (path,) = (trained / "cache" / "trainings").glob(f"{model}-*/checkpoint.safetensors")
+    state, written = load_file(path), load_file(folder / "weights.safetensors")
+    (prefix,) = (each for each in ("best/", "average/module.network.") if f"{each}{layer}.bias" in state)
+    slope, down = found.get("slope", 1.0), found.get("shift", 0.0) + found.get("offset", 0.0)
+    bias = slope * state[f"{prefix}{layer}.bias"]
+    bias[0] -= down
+    torch.testing.assert_close(written[f"{layer}.bias"].float(), bias, rtol=2e-3, atol=1e-4)
+    weight = slope * state[f"{prefix}{layer}.weight"]
+    torch.testing.assert_close(written[f"{layer}.weight"].float(), weight, rtol=2e-3, atol=1e-4)
+    assert found, "nothing was calibrated, so nothing was tested"
 
 
 def test_training_goes_on_from_the_weights_that_are_named(trained: Path, cohort: Path, tmp_path: Path) -> None:
