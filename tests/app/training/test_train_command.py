@@ -21,7 +21,9 @@ from app.outcome import UsageError
 from app.training.commands import MODELS
 from models.classifier.cvae import CVAE
 from models.involvement.network import InvolvementNetwork
+from models.lesions.calibration import shift_background
 from models.lesions.network import LesionNetwork
+from models.lesions.training import LesionRecipe
 from models.lungs.network import DeepMedic
 from models.record import read_model
 from models.store import load_network
@@ -91,20 +93,29 @@ def test_a_finished_training_is_written_again_from_its_state(
     assert all(torch.equal(first[name], again[name]) for name in first)
 
 
-@pytest.mark.parametrize(("model", "layer"), [("lesions", "head"), ("classifier", "output")])
-def test_what_is_written_is_the_state_of_the_training_calibrated_once(model: str, layer: str, trained: Path) -> None:
-    folder = output_of(model, trained) / model
-    found = json.loads((folder / "training.json").read_text("utf-8"))["calibration"]
-    (path,) = (trained / "cache" / "trainings").glob(f"{model}-*/checkpoint.safetensors")
-    state, written = load_file(path), load_file(folder / "weights.safetensors")
-    (prefix,) = (each for each in ("best/", "average/module.network.") if f"{each}{layer}.bias" in state)
-    slope, down = found.get("slope", 1.0), found.get("shift", 0.0) + found.get("offset", 0.0)
-    bias = slope * state[f"{prefix}{layer}.bias"]
-    bias[0] -= down
-    torch.testing.assert_close(written[f"{layer}.bias"].float(), bias, rtol=2e-3, atol=1e-4)
-    weight = slope * state[f"{prefix}{layer}.weight"]
-    torch.testing.assert_close(written[f"{layer}.weight"].float(), weight, rtol=2e-3, atol=1e-4)
-    assert found, "nothing was calibrated, so nothing was tested"
+def test_what_a_recipe_calibrates_in_the_end_is_written_and_told(
+    trained: Path, cohort: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of these tiny trainings nothing can be calibrated, so the recipe is made to."""
+    ready = []
+
+    def calibrate(recipe: LesionRecipe, network: LesionNetwork) -> dict[str, float]:
+        ready.append(not network.training)
+        shift_background(network.head, 0.25)
+        return {"shift": 0.25}
+
+    monkeypatch.setattr(LesionRecipe, "calibrate", calibrate)
+    shutil.copytree(trained / "cache", tmp_path / "cache", copy_function=shutil.copy2)
+    assert main(arguments("lesions", cohort, tmp_path)) == 0
+    assert ready == [True], "once"
+    before, after = (folder / "models" / "lesions" for folder in (trained, tmp_path))
+    assert json.loads((before / "training.json").read_text("utf-8"))["calibration"] == {}
+    assert json.loads((after / "training.json").read_text("utf-8"))["calibration"] == {"shift": 0.25}
+    assert "**Calibrated** on the validation data (shift 0.25)" in (after / "README.md").read_text("utf-8")
+    first, again = (load_file(folder / "weights.safetensors") for folder in (before, after))
+    first["head.bias"][0] -= 0.25
+    for name, tensor in first.items():
+        torch.testing.assert_close(again[name], tensor, rtol=2e-3, atol=1e-4)
 
 
 def test_training_goes_on_from_the_weights_that_are_named(trained: Path, cohort: Path, tmp_path: Path) -> None:
