@@ -60,8 +60,8 @@ def test_lungs_agree_with_the_reference(study: tuple) -> None:
 
 def test_infected_slices_rank_before_the_others(study: tuple, real_data: Path, request: pytest.FixtureRequest) -> None:
     name, _, published = study
-    if name == "cap_001":
-        short = "the shipped lesion model ranks 0.94 of the pairs right (models/README.md)"
+    if name in ("cap_001", "covid_P001"):
+        short = "the shipped lesion model ranks 0.91 and 0.94 of the pairs right (models/README.md)"
         request.applymarker(pytest.mark.xfail(strict=True, reason=short))
     with (real_data / "slice_labels.csv").open() as file:
         rows = [row for row in csv.DictReader(file) if row["case"] == name]
@@ -82,3 +82,10 @@ def test_healthy_lungs_are_not_involved(study: tuple) -> None:
     total = published.result["measurements"]["total"]
     assert total["involvement"]["percent_of_lung"] < 1.5
     assert total["all_lesions"]["percent_of_lung"] < 1.5
+
+
+def test_both_lesion_networks_find_about_as_much(study: tuple) -> None:
+    total = study[2].result["measurements"]["total"]
+    apart = total["involvement"]["percent_of_lung"] - total["all_lesions"]["percent_of_lung"]
+    assert abs(apart) <= 3.0
+    assert "INVOLVEMENT_DISAGREES" not in {remark["code"] for remark in study[2].result["remarks"]}
