@@ -6,8 +6,8 @@ from collections.abc import Callable, Mapping
 from functools import partial
 
 import numpy as np
-from scipy import ndimage
 
+from app.phantom.scanner import smooth
 from models.hounsfield import AIR_HU
 from models.morphology import Spacing
 from operators.resampling import resample
@@ -31,17 +31,12 @@ def _slices(hu: FloatArray, spacing: Spacing, rng: np.random.Generator, *, thick
     return resample(hu, (count, *hu.shape[1:])), (extent / count, *spacing[1:])
 
 
-def _in_plane(hu: FloatArray, spacing: Spacing, deviation: float) -> FloatArray:
-    smooth: FloatArray = ndimage.gaussian_filter(hu, (0.0, deviation / spacing[1], deviation / spacing[2]))
-    return smooth
-
-
 def _smooth(hu: FloatArray, spacing: Spacing, rng: np.random.Generator) -> Image:
-    return _in_plane(hu, spacing, SMOOTH_MM), spacing
+    return smooth(hu, spacing, SMOOTH_MM), spacing
 
 
 def _sharp(hu: FloatArray, spacing: Spacing, rng: np.random.Generator) -> Image:
-    return _seen(hu + SHARPENING * (hu - _in_plane(hu, spacing, SHARP_MM))), spacing
+    return _seen(hu + SHARPENING * (hu - smooth(hu, spacing, SHARP_MM))), spacing
 
 
 def _offset(hu: FloatArray, spacing: Spacing, rng: np.random.Generator, *, by: float) -> Image:
