@@ -25,8 +25,10 @@ RUN set -eu; \
     # Holoscan's wheel finishes its installation when Python starts for the first time, and must write for that.
     /opt/venv/bin/python -c "import torch, cuda.pathfinder as c; c.load_nvidia_dynamic_lib('cudart'); import monai.deploy.core; built = 'gpu' if torch.version.cuda else 'cpu'; \
         assert built == '${VARIANT}', f'PyTorch is the {built} build, not that for ${VARIANT}'"; \
-    # Headers, static libraries and test programs are of no use here.
-    rm -rf /opt/venv/lib/python3*/site-packages/torch/include /opt/venv/lib/python3*/site-packages/torch/test /opt/venv/lib/python3*/site-packages/nvidia/*/include; \
+    # Headers, static libraries, test programs and OpenVINO for other processors than CPUs are of no use here.
+    cd /opt/venv/lib/python3*/site-packages; \
+    rm -rf torch/include torch/test nvidia/*/include openvino/include openvino/libs/cache.json \
+        openvino/libs/libopenvino_intel_gpu_plugin.so openvino/libs/libopenvino_intel_npu_plugin.so; \
     find /opt/venv -name '*.a' -delete; \
     find /opt/venv -name __pycache__ -type d -prune -exec rm -rf {} +
 
@@ -38,6 +40,7 @@ WORKDIR /checkout
 COPY . ./
 RUN set -eu; \
     /opt/venv/bin/python -m app package /package; \
+    /opt/venv/bin/python /package/opt/holoscan/app convert -m /package/opt/holoscan/models; \
     PYTHONPATH=/opt/describing /opt/venv/bin/python -m app sbom /package/opt/holoscan/docs; \
     # Compiled here, because the root may be read-only; not by the time of the file, so that two builds are the same.
     # PyTorch has files for other versions of Python, named after these, which cannot be compiled.

@@ -26,7 +26,7 @@ from models.involvement.network import InvolvementNetwork
 from models.lesions.network import LesionNetwork
 from models.lungs.network import DeepMedic
 from models.record import ModelUnavailable
-from models.store import load_network
+from models.runtime import Runtime
 from operators.classification import ClassificationOperator
 from operators.content_check import ContentCheckOperator
 from operators.explanation import ExplanationOperator
@@ -62,8 +62,8 @@ class Models:
     records: ModelSet
 
     @classmethod
-    def load(cls, folder: Path) -> Self:
-        """Load all networks from the model folders in ``folder``.
+    def load(cls, folder: Path, runtime: Runtime) -> Self:
+        """Load all networks from the model folders in ``folder``, to run where ``runtime`` says.
 
         Raises
         ------
@@ -71,10 +71,10 @@ class Models:
             If a model is missing, incomplete or altered, or cannot be explained.
         """
         try:
-            lungs, of_lungs = load_network(folder / "lungs", DeepMedic)
-            lesions, of_lesions = load_network(folder / "lesions", LesionNetwork)
-            involvement, of_involvement = load_network(folder / "involvement", InvolvementNetwork)
-            classifier, of_classifier = load_network(folder / "classifier", Classifier)
+            lungs, of_lungs = runtime.load(folder / "lungs", DeepMedic)
+            lesions, of_lesions = runtime.load(folder / "lesions", LesionNetwork)
+            involvement, of_involvement = runtime.load(folder / "involvement", InvolvementNetwork)
+            classifier, of_classifier = runtime.load(folder / "classifier", Classifier)
         except ModelUnavailable as error:
             raise RunFailed(str(error)) from error
         if classifier.encoder.side_branch is None:
@@ -155,7 +155,6 @@ class CovidCTApplication(Application):
         """Say which node gives what to which."""
         models, settings = self._models, self._settings
         told: dict[str, Any] = {"journal": self._journal}
-        segmenting = told | {"precision": settings.precision}
         classifying = told | {"threshold": settings.threshold, "in_plane": settings.in_plane}
         explaining = told | settings.model_dump(include={"target", "gate_share", "residual_limit"})
         writing = told | {"folder": self._results, "provenance": self._provenance}
@@ -164,10 +163,10 @@ class CovidCTApplication(Application):
 
         loading = told | {"study": self._study, "rules": self._rules, "max_gap_mm": settings.max_gap_mm}
         loader = SeriesLoaderOperator(self, once, name="loader", **loading)
-        lungs = LungSegmentationOperator(self, name="lungs", network=models.lungs, **segmenting)
+        lungs = LungSegmentationOperator(self, name="lungs", network=models.lungs, **told)
         check = ContentCheckOperator(self, name="check", **told)
-        lesions = LesionSegmentationOperator(self, name="lesions", network=models.lesions, **segmenting)
-        involvement = InvolvementOperator(self, name="involvement", network=models.involvement, **segmenting)
+        lesions = LesionSegmentationOperator(self, name="lesions", network=models.lesions, **told)
+        involvement = InvolvementOperator(self, name="involvement", network=models.involvement, **told)
         measurements = MeasurementOperator(self, name="measurements", **told)
         classification = ClassificationOperator(self, name="classification", network=models.classifier, **classifying)
         explanation = ExplanationOperator(self, name="explanation", network=models.classifier, **explaining)

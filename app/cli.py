@@ -11,7 +11,7 @@ import tempfile
 import threading
 import traceback
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import FrameType
 from typing import NoReturn
@@ -184,6 +184,11 @@ def _add_run(parser: argparse.ArgumentParser) -> None:
         help="folder of the models (default: those of this installation)",
     )
     parser.add_argument(
+        "--cache",
+        metavar="FOLDER",
+        help="where the networks are kept as they were converted for this computer (default: the user's cache folder)",
+    )
+    parser.add_argument(
         "-w",
         "--workdir",
         metavar="FOLDER",
@@ -225,6 +230,7 @@ def _run(arguments: argparse.Namespace) -> None:
         models=Path(arguments.model).absolute(),
         settings=load_settings(arguments.assignments),
         rules=load_rules(arguments.config),
+        cache=_cache(arguments.cache),
     )
     quieten_unless_debugging()
     results = run_folder(request, tell)
@@ -233,6 +239,21 @@ def _run(arguments: argparse.Namespace) -> None:
     else:
         tell(f"{len(results)} studies processed; a folder for each in {request.output}")
     print(request.output)  # for scripts
+
+
+def _cache(given: str | None) -> Path | None:
+    """Return the folder for what can be made again: the one asked for, or that of the user, who may have none."""
+    if given:
+        folder = Path(given).absolute()
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UsageError(f"cannot make the cache folder {given}: {error.strerror}") from error
+        return folder
+    with suppress(RuntimeError):  # a user without a home folder
+        stated = Path(os.environ.get("XDG_CACHE_HOME", ""))
+        return (stated if stated.is_absolute() else Path.home() / ".cache") / NAME
+    return None
 
 
 def _choose_work_folder(given: str | None) -> None:

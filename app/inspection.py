@@ -9,7 +9,7 @@ from operators.dicom_folder import scan_folder
 from operators.refusal import InputRefused
 from operators.selection_rules import SelectionRules
 from operators.series_loader import PlannedVolume, plan_volume
-from operators.series_selection import SeriesSummary, choose_series
+from operators.series_selection import Choice, SeriesSummary, choose_series
 from operators.studies import Study, group_studies
 
 _COLUMNS = ("Series", "Modality", "Images", "Slices", "Pixels", "Spacing mm", "Plane", "Kernel", "Body part", "Verdict")
@@ -32,13 +32,12 @@ def inspect_folder(folder: Path, rules: SelectionRules, settings: Settings) -> s
         f" {scan.others} other file(s)"
     ]
     for number, study in enumerate(studies, start=1):
-        lines += ["", f"Study {number} of {len(studies)}", *_table(study, rules)]
-        lines.append(_outcome(study, rules, settings))
+        choice = choose_series(study, rules)
+        lines += ["", f"Study {number} of {len(studies)}", *_table(choice), _outcome(study, choice, settings)]
     return "\n".join(lines)
 
 
-def _table(study: Study, rules: SelectionRules) -> list[str]:
-    choice = choose_series(study, rules)
+def _table(choice: Choice) -> list[str]:
     rows = [
         (*_cells(verdict.summary), verdict.reason or (verdict.refusal.message if verdict.refusal else "READ"))
         for verdict in choice.verdicts
@@ -65,10 +64,10 @@ def _cells(summary: SeriesSummary) -> tuple[str, ...]:
     )
 
 
-def _outcome(study: Study, rules: SelectionRules, settings: Settings) -> str:
+def _outcome(study: Study, choice: Choice, settings: Settings) -> str:
     """Say what would become of the study, as far as the headers tell."""
     try:
-        plan = plan_volume(study, rules, settings.max_gap_mm)
+        plan = plan_volume(study, choice, settings.max_gap_mm)
     except InputRefused as refusal:
         return f"Would be refused: {refusal.code}: {refusal.message}"
     return " ".join([f"Would be read: {_size(plan)}.", *(f"{r.code}: {r.message}" for r in plan.remarks)])

@@ -50,8 +50,10 @@ class Settings(BaseSettings):
     """Write segmentation and parametric maps in Deflated Explicit VR Little Endian."""
     pdf: bool = False
     """Write the summary page as an encapsulated PDF too."""
+    runtime: Literal["auto", "torch", "openvino"] = "auto"
+    """What computes the networks; ``auto`` is PyTorch on a GPU, else OpenVINO on the CPU."""
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
-    """Arithmetic of the segmentation networks; ``auto`` is bfloat16 where the processor is fast in it."""
+    """Arithmetic of the segmentation networks; ``auto`` is bfloat16 where the GPU or the processor is fast in it."""
 
     @property
     def flat(self) -> bool:

@@ -23,6 +23,7 @@ from operators.software import NAME, RESEARCH_NOTICE, VERSION
 if TYPE_CHECKING:
     from app.application import Models
     from app.result import CompletedResult
+    from models.runtime import Runtime
     from operators.selection_rules import SelectionRules
     from operators.studies import Study
 
@@ -47,6 +48,8 @@ class Request:
         Checked settings.
     rules : SelectionRules
         Which series to read.
+    cache : Path, optional
+        Folder for what OpenVINO makes of the networks.
     """
 
     input: Path
@@ -54,6 +57,7 @@ class Request:
     models: Path
     settings: Settings
     rules: SelectionRules
+    cache: Path | None = None
 
     def __post_init__(self) -> None:
         source = self.input.resolve()
@@ -175,25 +179,41 @@ def _provide_scratch(folder: Path) -> None:
 
 
 @lru_cache(maxsize=1)
-def _models(folder: Path) -> Models:
+def _models(folder: Path, runtime: Runtime) -> Models:
     """Load the models once for all studies of a process."""
     from app.application import Models
+
+    return Models.load(folder, runtime)
+
+
+def _runtime(settings: Settings, cache: Path | None) -> Runtime:
+    """Choose where the networks run.
+
+    Raises
+    ------
+    UsageError
+        If it cannot be had on this machine.
+    """
+    from models.runtime import RuntimeUnavailable, choose
     from models.threads import use_granted_cores
 
     use_granted_cores()
-    return Models.load(folder)
+    try:
+        return choose(settings.runtime, settings.precision, cache)
+    except RuntimeUnavailable as error:
+        raise UsageError(str(error)) from error
 
 
 def _process(request: Request, study: Study, folder: Path, journal: Journal) -> CompletedResult:
     from app.application import CovidCTApplication
     from app.result import CompletedResult
     from app.verification import verify_objects
-    from models.precision import resolve
 
-    models = _models(request.models)
+    runtime = _runtime(request.settings, request.cache)
+    models = _models(request.models, runtime)
     # what was done, not what was left open: results that may differ by a rounding have other UIDs
     layout = "flat" if request.settings.flat else "folders"
-    done = {"precision": resolve(request.settings.precision), "layout": layout}
+    done = {"runtime": runtime.name, "precision": runtime.precision, "layout": layout}
     settings = request.settings.model_copy(update=done)
     application = CovidCTApplication(study, request.rules, folder, models, settings, journal)
     findings = application.process()

@@ -13,7 +13,6 @@ from monai.deploy.core import ExecutionContext, Fragment, InputContext, Operator
 
 from models.involvement.network import InvolvementNetwork, predict
 from models.lung_region import MARGIN_MM, lung_region
-from models.precision import Precision, autocast
 from operators.findings import Involvement, Lungs
 from operators.journal import Journal
 from operators.lesion_segmentation import around_lungs, remove_specks
@@ -22,9 +21,7 @@ from operators.resampling import resample
 from operators.volume import CTVolume
 
 
-def segment_involvement(
-    volume: CTVolume, lungs: Lungs, network: InvolvementNetwork, precision: Precision = "auto"
-) -> Involvement:
+def segment_involvement(volume: CTVolume, lungs: Lungs, network: InvolvementNetwork) -> Involvement:
     """Mark affected lung in every axial slice.
 
     The network works on slices at its own pixel size, cropped to the bounding box of the lungs, blanked away from
@@ -38,8 +35,6 @@ def segment_involvement(
         On the grid of the CT, not empty.
     network : InvolvementNetwork
         2DS, in evaluation mode.
-    precision : {"auto", "float32", "bfloat16"}
-        Arithmetic of the network.
 
     Raises
     ------
@@ -58,8 +53,7 @@ def segment_involvement(
     present = np.flatnonzero(coarse_lung.any(axis=(1, 2)))
     image = lung_region(torch.from_numpy(resample(hu, shape)), coarse_lung, (pixel, pixel))
     probability = np.zeros(shape, np.float32)
-    with autocast(precision):
-        probability[present] = predict(network, image[present]).numpy()
+    probability[present] = predict(network, image[present]).numpy()
     mask = np.zeros(upright.grid.shape, bool)
     mask[box] = remove_specks((resample(probability, hu.shape) >= 0.5) & lung, upright.grid)
     return involvement_on(volume.grid, Involvement(mask, upright.grid))
@@ -74,12 +68,10 @@ class InvolvementOperator(Operator):
         *args: Any,
         journal: Journal,
         network: InvolvementNetwork,
-        precision: Precision = "auto",
         **kwargs: Any,
     ) -> None:
         self._journal = journal
         self._network = network
-        self._precision: Precision = precision
         super().__init__(fragment, *args, **kwargs)
 
     def setup(self, spec: OperatorSpec) -> None:
@@ -93,6 +85,6 @@ class InvolvementOperator(Operator):
         volume: CTVolume = op_input.receive("volume")
         lungs: Lungs = op_input.receive("lungs")
         with self._journal.node("Involvement") as found:
-            involvement = segment_involvement(volume, lungs, self._network, self._precision)
+            involvement = segment_involvement(volume, lungs, self._network)
             found(f"{100.0 * involvement.mask.sum() / lungs.mask.sum():.1f} % of the lungs involved")
         op_output.emit(involvement, "involvement")

@@ -15,7 +15,6 @@ from scipy import ndimage
 from models.lesions.network import LesionNetwork, predict
 from models.lung_region import MARGIN_MM, lung_region
 from models.morphology import bounding_box, distance_to
-from models.precision import Precision, autocast
 from operators.findings import Lesions, LesionType, Lungs
 from operators.journal import Journal
 from operators.orientation import lesions_on, standard_lungs, standard_volume
@@ -38,7 +37,7 @@ def around_lungs(lungs: Lungs, margin_mm: float) -> tuple[slice, slice, slice]:
     return z, y, x
 
 
-def segment_lesions(volume: CTVolume, lungs: Lungs, network: LesionNetwork, precision: Precision = "auto") -> Lesions:
+def segment_lesions(volume: CTVolume, lungs: Lungs, network: LesionNetwork) -> Lesions:
     """Segment ground glass, consolidation, crazy paving and the combined pattern inside the lungs.
 
     The network works at its own resolution in the bounding box of the lungs, blanked away from them. Probabilities
@@ -53,8 +52,6 @@ def segment_lesions(volume: CTVolume, lungs: Lungs, network: LesionNetwork, prec
         On the grid of the CT, not empty.
     network : LesionNetwork
         In evaluation mode.
-    precision : {"auto", "float32", "bfloat16"}
-        Arithmetic of the network.
 
     Raises
     ------
@@ -69,8 +66,7 @@ def segment_lesions(volume: CTVolume, lungs: Lungs, network: LesionNetwork, prec
     shape = shape_at(Grid(hu.shape, upright.grid.affine), network.spacing)
     coarse_lung = resample(lung.astype(np.float32), shape) >= 0.5
     image = lung_region(torch.from_numpy(resample(hu, shape)), coarse_lung, network.spacing[1:])
-    with autocast(precision):
-        probability = predict(network, image).numpy()
+    probability = predict(network, image).numpy()
     affected = (resample(1.0 - probability[0], hu.shape) >= 0.5) & lung
     mask = remove_specks(affected, upright.grid)
     labels = np.zeros(upright.grid.shape, np.uint8)
@@ -94,10 +90,10 @@ def remove_specks(mask: BoolArray, grid: Grid) -> BoolArray:
     labels, count = ndimage.label(mask)
     if count == 0:
         return mask
-    kinds = np.arange(count + 1)
-    volumes = ndimage.sum_labels(mask, labels, kinds) * grid.voxel_ml
-    depths = ndimage.maximum(distance_to(~mask, grid.spacing), labels, kinds)
-    return np.asarray(((volumes >= MIN_LESION_ML) & (np.asarray(depths) > MIN_DEPTH_MM))[labels] & mask)
+    deep = labels[distance_to(~mask, grid.spacing) > MIN_DEPTH_MM]
+    large = np.bincount(labels.ravel(), minlength=count + 1) * grid.voxel_ml >= MIN_LESION_ML
+    kept = large & (np.bincount(deep, minlength=count + 1) > 0)
+    return np.asarray(kept[labels] & mask)
 
 
 class LesionSegmentationOperator(Operator):
@@ -109,12 +105,10 @@ class LesionSegmentationOperator(Operator):
         *args: Any,
         journal: Journal,
         network: LesionNetwork,
-        precision: Precision = "auto",
         **kwargs: Any,
     ) -> None:
         self._journal = journal
         self._network = network
-        self._precision: Precision = precision
         super().__init__(fragment, *args, **kwargs)
 
     def setup(self, spec: OperatorSpec) -> None:
@@ -128,7 +122,7 @@ class LesionSegmentationOperator(Operator):
         volume: CTVolume = op_input.receive("volume")
         lungs: Lungs = op_input.receive("lungs")
         with self._journal.node("Lesion segmentation") as found:
-            lesions = segment_lesions(volume, lungs, self._network, self._precision)
+            lesions = segment_lesions(volume, lungs, self._network)
             ml = np.bincount(lesions.labels.ravel(), minlength=len(LesionType) + 1) * lesions.grid.voxel_ml
             parts = [f"{kind.name.lower().replace('_', ' ')} {ml[kind]:.0f} ml" for kind in LesionType if ml[kind] > 0]
             found(", ".join(parts) or "no lesion")

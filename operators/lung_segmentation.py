@@ -5,6 +5,7 @@ Source: Berenguer et al. 2020, arXiv:2011.11719, section 4; Tilborghs et al. 202
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
@@ -15,7 +16,6 @@ from scipy import ndimage
 from models.lungs.network import DeepMedic, predict
 from models.lungs.reference import AERATED_HU
 from models.morphology import Spacing, body_region, close, dilate, distance_to, split_sides
-from models.precision import Precision, autocast
 from operators.findings import Lung, Lungs
 from operators.journal import Journal
 from operators.orientation import lungs_on, standard_volume
@@ -27,6 +27,8 @@ LUNG_PROBABILITY = 0.45
 """Lung at or above; where over- and under-segmentation of the training volumes balance."""
 MAX_OUTSIDE = 0.05
 """Larger pieces of a lung mask, as a share of it in the slices where they lie, are not air under clothes."""
+BESIDE_BODY_MM = 20.0
+"""Farther from tissue no lung is looked for, unless it reaches so far: a field of view may cut the chest wall away."""
 BRIDGES_MM, BOWEL_ML = (4.0, 8.0), 2.0
 """Half of the width of a bridge by which bowel hangs on a lung, and the least volume of its core beyond it. The wider
 one is that of thick slices, the narrower one finds smaller pieces."""
@@ -42,7 +44,7 @@ MIN_SHARE = 0.08
 """A second component below this share of the largest is not the other lung."""
 
 
-def segment_lungs(volume: CTVolume, network: DeepMedic, precision: Precision = "auto") -> Lungs:
+def segment_lungs(volume: CTVolume, network: DeepMedic) -> Lungs:
     """Segment both lungs, without trachea and main bronchi, with disease of any density.
 
     The network works at its own resolution; its probability is interpolated to the grid of the CT and cut at
@@ -56,8 +58,6 @@ def segment_lungs(volume: CTVolume, network: DeepMedic, precision: Precision = "
         The CT.
     network : DeepMedic
         In evaluation mode.
-    precision : {"auto", "float32", "bfloat16"}
-        Arithmetic of the network.
 
     Raises
     ------
@@ -66,14 +66,30 @@ def segment_lungs(volume: CTVolume, network: DeepMedic, precision: Precision = "
     """
     upright = standard_volume(volume)
     grid = upright.grid.resampled(shape_at(upright.grid, network.spacing))
-    with autocast(precision):
-        hu = resample(upright.hu, grid.shape)
-        probability = predict(network, torch.from_numpy(hu)).numpy()
+    hu = resample(upright.hu, grid.shape)
+    probability = predict(network, torch.from_numpy(hu), near_body(hu, grid.spacing)).numpy()
     likely = probability >= LUNG_PROBABILITY
     inside = without_bowel(within_body(likely, hu), hu, grid.spacing)
     probability[likely & ~inside] = 0.0
     sides = close_sides(label_sides(lung_components(inside, grid), grid), grid.spacing)
     return lungs_on(volume.grid, Lungs(_refine(probability, sides, upright.grid), upright.grid))
+
+
+def near_body(hu: FloatArray, spacing: Spacing) -> BoolArray:
+    """Mark what lies up to :data:`BESIDE_BODY_MM` from tissue, in the three directions of the grid.
+
+    All tissue counts, not that of the largest piece alone: a field of view may cut the body into several.
+
+    Parameters
+    ----------
+    hu : ndarray of float32, shape (z, y, x)
+        Hounsfield units.
+    spacing : tuple of float
+        Voxel size in mm along z, y, x.
+    """
+    tissue = ndimage.binary_opening(hu > AERATED_HU)
+    reach = [2 * math.ceil(BESIDE_BODY_MM / step) + 1 for step in spacing]
+    return np.asarray(ndimage.maximum_filter(tissue, reach))
 
 
 def within_body(mask: BoolArray, hu: FloatArray) -> BoolArray:
@@ -125,9 +141,12 @@ def _without_low_gas(mask: BoolArray, hu: FloatArray, spacing: Spacing, bridge: 
     if count < 2:
         return mask
     numbers = np.arange(1, count + 1)
-    sizes = ndimage.sum_labels(cores > 0, cores, numbers) * float(np.prod(spacing)) / 1000.0
-    contents = np.array(ndimage.median(hu, cores, numbers))
-    heights = np.array(ndimage.center_of_mass(cores > 0, cores, numbers))[:, 0]
+    where = np.nonzero(cores)
+    core = cores[where]
+    voxels = np.bincount(core)[1:]
+    sizes = voxels * float(np.prod(spacing)) / 1000.0
+    contents = np.array(ndimage.median(hu[where], core, numbers))
+    heights = np.bincount(core, where[0])[1:] / voxels
     slices = np.flatnonzero(mask.any(axis=(1, 2)))
     low = heights < slices[0] + LOWEST * (slices[-1] - slices[0])
     gas = contents < contents[sizes.argmax()] - EMPTIER_HU
@@ -203,7 +222,9 @@ def _refine(probability: FloatArray, sides: LabelArray, grid: Grid) -> LabelArra
     left = distance_to(sides == Lung.LEFT, unit) if (sides == Lung.LEFT).any() else np.full(sides.shape, np.inf)
     right = distance_to(sides == Lung.RIGHT, unit) if (sides == Lung.RIGHT).any() else np.full(sides.shape, np.inf)
     nearer_left = resample((left < right).astype(np.float32), grid.shape) >= 0.5
-    return np.where(mask, np.where(nearer_left, Lung.LEFT, Lung.RIGHT), 0).astype(np.uint8)
+    labels = np.uint8(Lung.RIGHT) * mask
+    labels[mask & nearer_left] = Lung.LEFT
+    return labels
 
 
 class LungSegmentationOperator(Operator):
@@ -215,12 +236,10 @@ class LungSegmentationOperator(Operator):
         *args: Any,
         journal: Journal,
         network: DeepMedic,
-        precision: Precision = "auto",
         **kwargs: Any,
     ) -> None:
         self._journal = journal
         self._network = network
-        self._precision: Precision = precision
         super().__init__(fragment, *args, **kwargs)
 
     def setup(self, spec: OperatorSpec) -> None:
@@ -232,7 +251,7 @@ class LungSegmentationOperator(Operator):
         """Receive the CT, segment, emit the lungs."""
         volume: CTVolume = op_input.receive("volume")
         with self._journal.node("Lung segmentation") as found:
-            lungs = segment_lungs(volume, self._network, self._precision)
+            lungs = segment_lungs(volume, self._network)
             litres = [float((lungs.labels == side).sum()) * lungs.grid.voxel_ml / 1000 for side in Lung]
             found(f"{sum(litres):.1f} L lung")
             found(f"left {litres[0]:.1f} L, right {litres[1]:.1f} L")

@@ -19,7 +19,7 @@ from operators.refusal import InputRefused, ReasonCode
 from operators.remarks import Remark, RemarkCode
 from operators.selection_rules import ANY_SERIES, SelectionRules
 from operators.series_cleaning import clean_series
-from operators.series_selection import MIN_EXTENT_MM, MIN_SLICES, Verdict, chosen_series
+from operators.series_selection import MIN_EXTENT_MM, MIN_SLICES, Choice, Verdict, choose_series, chosen_series
 from operators.studies import Study, check_patient, check_study, group_studies
 from operators.volume import CTVolume, FloatArray, Grid
 
@@ -77,13 +77,13 @@ class PlannedVolume:
     remarks: tuple[Remark, ...]
 
 
-def plan_volume(study: Study, rules: SelectionRules, max_gap_mm: float = MAX_GAP_MM) -> PlannedVolume:
-    """Choose the series and its slices and lay them out, without decoding pixels.
+def plan_volume(study: Study, choice: Choice, max_gap_mm: float = MAX_GAP_MM) -> PlannedVolume:
+    """Lay out the slices of the chosen series of a study, without decoding pixels.
 
-    Parameters and errors as for :func:`load_study`.
+    Other parameters and errors as for :func:`load_study`.
     """
     check_study(study)
-    chosen = chosen_series(study, rules)
+    chosen = chosen_series(choice)
     clean = clean_series(chosen.slices, chosen.strays)
     check_patient(image.file for image in clean.slices)
     if len(clean.slices) < MIN_SLICES:  # the others were the same once more
@@ -122,7 +122,7 @@ def load_study(study: Study, rules: SelectionRules, max_gap_mm: float = MAX_GAP_
     InputRefused
         With the reason code that applies.
     """
-    plan = plan_volume(study, rules, max_gap_mm)
+    plan = plan_volume(study, choose_series(study, rules), max_gap_mm)
     hu = _filled(plan.slices, plan.stack)
     headers = tuple(image.header for image in plan.slices)
     places = tuple(int(place + 0.5) for place in plan.stack.places)

@@ -132,15 +132,14 @@ def choose_series(study: Study, rules: SelectionRules) -> Choice:
     return Choice(final, chosen)
 
 
-def chosen_series(study: Study, rules: SelectionRules) -> Verdict:
-    """Return the series to read.
+def chosen_series(choice: Choice) -> Verdict:
+    """Return the series to read of those that :func:`choose_series` judged.
 
     Raises
     ------
     InputRefused
         ``NO_CT_SERIES``, with what was found instead; or why the only candidates cannot be read.
     """
-    choice = choose_series(study, rules)
     refusals = [verdict.refusal for verdict in choice.verdicts if verdict.refusal is not None]
     if choice.chosen is not None and choice.chosen.refusal is None:
         return choice.chosen

@@ -23,9 +23,8 @@ from models.lesions.network import UNKNOWN_TYPE, LesionNetwork
 from models.lungs.network import DeepMedic
 from models.lungs.reference import AERATED_HU, air_in_body
 from models.morphology import body_region
-from models.precision import resolve
 from models.record import ModelUnavailable, read_model
-from models.store import load_network
+from models.runtime import Engine, choose
 from models.training.volumes import COVERAGE, HU, LESIONS, LUNGS, POINTS
 from operators.classification import classifier_input
 from operators.findings import Lesions, Lung
@@ -96,6 +95,10 @@ class VolumePreparation:
         return arrays, {}
 
 
+_ENGINE: Engine = "openvino"
+"""On the CPU, for as many processes prepare as there are cores, too many for a GPU."""
+
+
 @dataclass(frozen=True)
 class SlicePreparation:
     """What the classifier sees, found by the segmentation networks of a models folder as the application does.
@@ -117,8 +120,14 @@ class SlicePreparation:
     @property
     def made_with(self) -> Mapping[str, object]:
         """Models and size."""
-        arithmetic = resolve("auto")
-        return {"software": VERSION, "models": list(self.hashes), "in_plane": self.in_plane, "precision": arithmetic}
+        runtime = choose(_ENGINE)
+        return {
+            "software": VERSION,
+            "models": list(self.hashes),
+            "in_plane": self.in_plane,
+            "runtime": runtime.name,
+            "precision": runtime.precision,
+        }
 
     @property
     def name(self) -> str:
@@ -187,11 +196,12 @@ def segmentation_hashes(models: Path) -> dict[str, str]:
 @cache
 def _networks(models: Path, hashes: tuple[str, ...]) -> tuple[DeepMedic, LesionNetwork, InvolvementNetwork]:
     """Load the segmentation networks once in a process."""
+    runtime = choose(_ENGINE)
     try:
         return (
-            load_network(models / "lungs", DeepMedic)[0],
-            load_network(models / "lesions", LesionNetwork)[0],
-            load_network(models / "involvement", InvolvementNetwork)[0],
+            runtime.load(models / "lungs", DeepMedic)[0],
+            runtime.load(models / "lesions", LesionNetwork)[0],
+            runtime.load(models / "involvement", InvolvementNetwork)[0],
         )
     except ModelUnavailable as error:
         raise RunFailed(str(error)) from error

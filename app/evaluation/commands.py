@@ -284,16 +284,21 @@ def evaluate_compute(arguments: argparse.Namespace) -> None:
     from app.cohort.images import bare_volume
     from app.evaluation.compute import measure_costs, write_costs
     from app.phantom import make_phantom
+    from models.runtime import Runtime, choose
+    from models.threads import use_granted_cores
     from operators.series_loader import load_ct_series
 
+    use_granted_cores()
     if arguments.input is not None:
         volume = load_ct_series(arguments.input)
     else:
         phantom = make_phantom()
         volume = bare_volume(phantom.hu, phantom.spacing)
     with new_folder(arguments.output) as folder:
-        costs = measure_costs(volume, Models.load(arguments.model), tell=tell)
-        write_costs(costs, volume, "auto", folder)
+        runtime = choose()
+        models, plain = (Models.load(arguments.model, each) for each in (runtime, Runtime("torch")))
+        costs = measure_costs(volume, models, plain, tell=tell)
+        write_costs(costs, volume, runtime, folder)
     print((arguments.output / "compute.md").read_text("utf-8"), end="")
 
 

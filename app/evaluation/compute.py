@@ -22,8 +22,7 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from app.application import Models
-from models.precision import Precision, resolve
-from models.threads import use_granted_cores
+from models.runtime import Runtime
 from operators.classification import classify
 from operators.explanation import explain_classification
 from operators.involvement import segment_involvement
@@ -65,18 +64,18 @@ class Cost:
 
 
 def measure_costs(
-    volume: CTVolume, models: Models, precision: Precision = "auto", tell: Callable[[str], None] = lambda line: None
+    volume: CTVolume, models: Models, plain: Models, tell: Callable[[str], None] = lambda line: None
 ) -> list[Cost]:
-    """Run each stage on a CT twice: once for time and memory, once to count operations.
+    """Run each stage on a CT twice: once for time and memory, once in PyTorch to count operations.
 
     Parameters
     ----------
     volume : CTVolume
         A chest CT.
     models : Models
-        Networks with their weights.
-    precision : str
-        Of the segmentation networks.
+        Networks with their weights, as they are to be judged.
+    plain : Models
+        The same in PyTorch on the CPU, which counts its operations.
     tell : callable
         Receives a line for each stage.
 
@@ -85,26 +84,25 @@ def measure_costs(
     InputRefused
         If no lungs are found.
     """
-    use_granted_cores()
     costs: list[Cost] = []
 
-    def stage(name: str, network: nn.Module | None, work: Callable[[], Result]) -> Result:
+    def stage(name: str, network: nn.Module | None, work: Callable[[Models], Result]) -> Result:
         with _peak_memory() as peak:
             start = time.perf_counter()
-            result = work()
+            result = work(models)
             seconds = time.perf_counter() - start
         with FlopCounterMode(display=False) as counter:
-            work()
+            work(plain)
         parameters = 0 if network is None else sum(each.numel() for each in network.parameters())
         costs.append(Cost(name, parameters, counter.get_total_flops() / 1e9, peak() / 1e9, seconds))
         tell(f"{name}: {costs[-1].gflop:.0f} GFLOP in {seconds:.1f} s")
         return result
 
-    lungs = stage("lungs", models.lungs, lambda: segment_lungs(volume, models.lungs, precision))
-    lesions = stage("lesions", models.lesions, lambda: segment_lesions(volume, lungs, models.lesions, precision))
-    stage("involvement", models.involvement, lambda: segment_involvement(volume, lungs, models.involvement, precision))
-    found = stage("classifier", models.classifier, lambda: classify(volume, lungs, lesions, models.classifier, 0.5))
-    stage("explanation", None, lambda: explain_classification(found, models.classifier, 1))
+    lungs = stage("lungs", models.lungs, lambda by: segment_lungs(volume, by.lungs))
+    lesions = stage("lesions", models.lesions, lambda by: segment_lesions(volume, lungs, by.lesions))
+    stage("involvement", models.involvement, lambda by: segment_involvement(volume, lungs, by.involvement))
+    found = stage("classifier", models.classifier, lambda by: classify(volume, lungs, lesions, by.classifier, 0.5))
+    stage("explanation", None, lambda by: explain_classification(found, by.classifier, 1))
     return costs
 
 
@@ -128,7 +126,7 @@ def _peak_memory() -> Iterator[Callable[[], int]]:
         watcher.join()
 
 
-def write_costs(costs: list[Cost], volume: CTVolume, precision: Precision, folder: Path) -> None:
+def write_costs(costs: list[Cost], volume: CTVolume, runtime: Runtime, folder: Path) -> None:
     """Write ``compute.json`` and ``compute.md``: the table beside the paper's totals, and what it was measured on."""
     spacing = " x ".join(f"{step:.2f}" for step in volume.grid.spacing)
     size = " x ".join(map(str, volume.grid.shape))
@@ -137,7 +135,8 @@ def write_costs(costs: list[Cost], volume: CTVolume, precision: Precision, folde
         "cores": len(os.sched_getaffinity(0)),
         "threads": torch.get_num_threads(),
         "torch": torch.__version__,
-        "precision": resolve(precision),
+        "runtime": runtime.name,
+        "precision": runtime.precision,
         "ct": f"{size} voxels of {spacing} mm (z, y, x)",
     }
     total = _total(costs)

@@ -5,9 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
-
-from torch import nn
 
 from app.outcome import UsageError
 from models.classifier.network import Classifier
@@ -15,12 +12,11 @@ from models.involvement.network import InvolvementNetwork
 from models.lesions.network import LesionNetwork
 from models.lungs.network import DeepMedic
 from models.record import ModelUnavailable
-from models.store import load_network
+from models.runtime import HeavyNetwork, choose
+from models.threads import use_granted_cores
 from operators.findings import Lungs
 from operators.lung_segmentation import segment_lungs
 from operators.volume import CTVolume
-
-Network = TypeVar("Network", bound=nn.Module)
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,15 +43,17 @@ class Networks:
         UsageError
             If it is missing, or a model is altered.
         """
+        use_granted_cores()
+        runtime = choose()
 
-        def optional(task: str, build: Callable[..., Network]) -> Network | None:
-            return load_network(folder / task, build)[0] if (folder / task).exists() else None
+        def optional(task: str, build: Callable[..., HeavyNetwork]) -> HeavyNetwork | None:
+            return runtime.load(folder / task, build)[0] if (folder / task).exists() else None
 
         try:
             lesions = optional("lesions", LesionNetwork)
             classifier = optional("classifier", Classifier) if lesions is not None else None
             involvement = optional("involvement", InvolvementNetwork)
-            lung_network = load_network(folder / "lungs", DeepMedic)[0] if lungs else None
+            lung_network = runtime.load(folder / "lungs", DeepMedic)[0] if lungs else None
             return cls(lung_network, lesions, involvement, classifier)
         except ModelUnavailable as error:
             raise UsageError(str(error)) from error

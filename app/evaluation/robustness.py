@@ -15,7 +15,6 @@ from app.evaluation.quality import QUALITIES, Quality
 from app.evaluation.segmentation import TOLERANCE_MM, lungs_of
 from app.outcome import UsageError
 from models.morphology import BoolArray, Spacing
-from models.threads import use_granted_cores
 from operators.classification import classify
 from operators.involvement import segment_involvement
 from operators.lesion_segmentation import segment_lesions
@@ -66,7 +65,6 @@ def try_qualities(
     UsageError
         If no study has a mask of the lungs, or an image cannot be read.
     """
-    use_granted_cores()
     known = [study for study in studies if study.lungs]
     if not known:
         raise UsageError("no study of the cohort has a mask of the lungs to judge by")

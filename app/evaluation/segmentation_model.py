@@ -8,7 +8,6 @@ from app.cohort.table import CohortStudy
 from app.evaluation.networks import Networks
 from app.evaluation.segmentation import Masks, Segment, lungs_of
 from app.outcome import UsageError
-from models.threads import use_granted_cores
 from operators.findings import Lungs
 from operators.involvement import segment_involvement
 from operators.lesion_segmentation import segment_lesions
@@ -33,7 +32,6 @@ def from_models(folder: Path, networks: Networks) -> Segment:
     """
     if networks.lesions is None and networks.involvement is None:
         raise UsageError(f"{folder} holds neither a model lesions nor a model involvement")
-    use_granted_cores()
 
     def find_lungs(study: CohortStudy, volume: CTVolume) -> Lungs:
         if networks.lungs is None:

@@ -1,4 +1,4 @@
-"""The commands that concern the package: ``check``, ``show``, ``extract``, ``package`` and ``sbom``."""
+"""The commands that concern the package: ``check``, ``show``, ``extract``, ``convert``, ``package`` and ``sbom``."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from app.console import tell
+from app.console import quieten_unless_debugging, tell
 
 _ROOT = Path(__file__).resolve().parent.parent.parent
 
@@ -29,6 +29,16 @@ def add_package_commands(
     parser.set_defaults(command=_show)
     parser = commands.add_parser("extract", help="in a package: copy it out, to /var/run/holoscan/export")
     parser.set_defaults(command=_extract)
+    parser = commands.add_parser("convert", help="convert the networks for OpenVINO once, beside them, for all runs")
+    parser.add_argument(
+        "-m",
+        "--model",
+        metavar="FOLDER",
+        type=Path,
+        default=models(),
+        help="folder of the models (default: those of this installation)",
+    )
+    parser.set_defaults(command=_convert)
     parser = commands.add_parser("package", help="in a checkout: write the files of the MONAI Application Package")
     parser.add_argument("output", metavar="OUT", type=Path, help="empty folder that stands for the root of the package")
     parser.set_defaults(command=_package)
@@ -55,6 +65,13 @@ def _extract(arguments: argparse.Namespace) -> None:
 
     for folder in extract():
         print(folder)
+
+
+def _convert(arguments: argparse.Namespace) -> None:
+    from app.package.convert import convert
+
+    quieten_unless_debugging()
+    print(convert(arguments.model.absolute()))
 
 
 def _package(arguments: argparse.Namespace) -> None:

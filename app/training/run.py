@@ -30,7 +30,7 @@ from app.training.tasks import TASKS, Prepared, Task
 from models.classifier.cvae import CVAE
 from models.classifier.network import Classifier
 from models.classifier.training import start_from_cvae
-from models.precision import Precision, resolve
+from models.precision import Device, resolve
 from models.record import ModelUnavailable, read_model
 from models.store import load_network
 from models.threads import granted_cores, use_granted_cores
@@ -141,14 +141,15 @@ def run_training(training: Training, devices: Devices, finish: Finish) -> None:
     RunFailed
         If the loss is no longer finite, something cannot be written, or a process died.
     """
-    cuda = devices.cuda
+    device: Device = "cuda" if devices.cuda else "cpu"
+    arithmetic = resolve(training.settings.precision, device)
     use_granted_cores()
     with _quiet():
         fabric = Fabric(
-            accelerator="cuda" if cuda else "cpu",
+            accelerator=device,
             devices=devices.count,
             strategy="ddp_spawn" if devices.count > 1 else "auto",
-            precision="bf16-mixed" if _arithmetic(training.settings.precision, cuda) == "bfloat16" else "32-true",
+            precision="bf16-mixed" if arithmetic == "bfloat16" else "32-true",
         )
         try:
             fabric.launch(partial(_train, training=training, finish=finish, parent=os.getpid()))
@@ -266,12 +267,6 @@ def _board(folder: Path, wanted: bool) -> Iterator[SummaryWriter | None]:
         yield board
     finally:
         board.close()
-
-
-def _arithmetic(precision: Precision, cuda: bool) -> str:
-    if precision == "auto" and cuda:
-        return "bfloat16" if torch.cuda.is_bf16_supported(including_emulation=False) else "float32"
-    return resolve(precision)
 
 
 def _hash(folder: Path | None) -> str | None:

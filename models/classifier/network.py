@@ -5,7 +5,8 @@ Source: Berenguer et al. 2020, arXiv:2011.11719, section 4 (figure 4).
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -116,6 +117,9 @@ class Classifier(nn.Module):
         As of :class:`GatedEncoder`.
     """
 
+    exact: ClassVar[bool] = True
+    heavy: ClassVar[Mapping[str, tuple[tuple[int, ...], ...]]] = {"encode": ((2, 2, 32, 32),)}
+
     def __init__(self, in_plane: int = IN_PLANE, side_branch: bool = True) -> None:
         super().__init__()
         self.in_plane = int(in_plane)
@@ -124,6 +128,10 @@ class Classifier(nn.Module):
         self.descriptor = nn.Linear(ENCODER_FEATURES * sum(grid**2 for grid in PYRAMID), DESCRIPTOR_FEATURES)
         self.aggregation = NetVLAD()
         self.output = nn.Linear(DESCRIPTOR_FEATURES * CLUSTERS, CLASSES)
+
+    def encode(self, slices: Tensor) -> Tensor:
+        """Map slices (n, 2, H, W) in [0, 1] to gated features (n, 64, H // 4, W // 4)."""
+        return torch.as_tensor(self.encoder(slices))
 
     def describe(self, slices: Tensor, *, chunk: int | None = None) -> Tensor:
         """Describe each slice by itself.
@@ -140,7 +148,7 @@ class Classifier(nn.Module):
         Tensor, shape (n, 512)
         """
         parts = torch.split(slices, chunk or len(slices))
-        return torch.cat([F.relu(self.descriptor(self.pyramid(self.encoder(part)))) for part in parts])
+        return torch.cat([F.relu(self.descriptor(self.pyramid(self.encode(part)))) for part in parts])
 
     def aggregate(self, descriptors: Tensor) -> Tensor:
         """Map the descriptors (n, 512) of one study to its logits (2,): negative, positive."""

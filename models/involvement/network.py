@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import ClassVar
+
 import torch
 from monai.inferers.inferer import SlidingWindowInferer
 from torch import Tensor
@@ -9,8 +12,8 @@ from torch import Tensor
 from models.unet import UNet
 
 WIDTHS = ((16, 16), (32, 32), (64, 64), (128, 128), (256, 256))
-PATCH = (128, 128)
-"""Rows and columns of a patch."""
+PATCH = (192, 192)
+"""Rows and columns of a patch, in training and in use."""
 PIXEL_MM = 1.5
 """Usual working resolution in the axial plane."""
 
@@ -23,6 +26,9 @@ class InvolvementNetwork(UNet):
     pixel_mm : float
         Working resolution in the axial plane.
     """
+
+    exact: ClassVar[bool] = False
+    heavy: ClassVar[Mapping[str, tuple[tuple[int, ...], ...]]] = {"forward": ((1, 1, 32, 32),)}
 
     def __init__(self, pixel_mm: float = PIXEL_MM) -> None:
         super().__init__(2, WIDTHS, classes=1)

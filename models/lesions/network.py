@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import ClassVar
 
 import torch
 from monai.inferers.inferer import SlidingWindowInferer
@@ -16,7 +17,10 @@ CLASSES = 5
 UNKNOWN_TYPE = CLASSES
 """Label of a lesion whose type nobody has stated, as in many data sets. It can be learned from, but is never found."""
 PATCH = (16, 80, 80)
-"""Usual block in voxels (z, y, x)."""
+"""Usual patch to learn from, in voxels (z, y, x)."""
+DEEPER = 1.5
+"""A block in use spans the plane and has so many times the slices of a patch: the instance norms see more of the lungs,
+and fewer voxels are computed twice (docs/reference_weights.md, "Larger blocks in use")."""
 SPACING = (3.0, 2.0, 2.0)
 """Usual working resolution in mm along z, y, x."""
 
@@ -29,8 +33,11 @@ class LesionNetwork(UNet):
     spacing : sequence of float
         Working resolution in mm along z, y, x.
     patch : sequence of int
-        Block in voxels (z, y, x), multiples of 8, in training and in inference alike: the instance norms depend on it.
+        What it learns from, in voxels (z, y, x), multiples of 8. The blocks in use follow from it.
     """
+
+    exact: ClassVar[bool] = False
+    heavy: ClassVar[Mapping[str, tuple[tuple[int, ...], ...]]] = {"forward": ((1, 1, 16, 16, 16),)}
 
     def __init__(self, spacing: Sequence[float] = SPACING, patch: Sequence[int] = PATCH) -> None:
         super().__init__(3, WIDTHS, CLASSES)
@@ -38,6 +45,11 @@ class LesionNetwork(UNet):
         self.spacing = (z, y, x)
         depth, rows, columns = map(int, patch)
         self.patch = (depth, rows, columns)
+
+    def block(self, shape: Sequence[int]) -> tuple[int, int, int]:
+        """Return the voxels (z, y, x) of a block in use, for an image of a shape."""
+        rows, columns = (-(-size // self.factor) * self.factor for size in shape[1:])
+        return round(DEEPER * self.patch[0] / self.factor) * self.factor, rows, columns
 
 
 @torch.inference_mode()
@@ -56,7 +68,7 @@ def predict(network: LesionNetwork, image: Tensor) -> Tensor:
     Tensor of float32, shape (5, z, y, x)
     """
     inferer = SlidingWindowInferer(
-        network.patch, sw_batch_size=1, overlap=0.25, mode="gaussian", padding_mode="constant"
+        network.block(image.shape), sw_batch_size=1, overlap=0.25, mode="gaussian", padding_mode="constant"
     )
     logits = torch.as_tensor(inferer(image[None, None], network)).float()
     return torch.softmax(logits, dim=1)[0]

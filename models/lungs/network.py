@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from typing import ClassVar
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from models.hounsfield import AIR_HU, rescale
+from models.morphology import BoolArray, bounding_box
 
 COARSE = 3
 """Subsampling factor of the second pathway along every axis."""
@@ -18,7 +21,14 @@ SPACING = (3.0, 2.0, 2.0)
 """Usual working resolution in mm along z, y, x."""
 HU_RANGE = (-1100.0, 100.0)
 """Hounsfield units are clipped to this range and rescaled to [0, 1]."""
+SLAB = 24
+"""Most slices that the fine pathway sees at a time."""
+REACHING = 0.25
+"""Probability from which lung reaches out of a box."""
 _FINE_HALO = (5, 10, 10)
+_CROP = tuple(halo - fine for halo, fine in zip(HALO, _FINE_HALO, strict=True))
+"""What is left of the halo around that of the fine pathway."""
+Box = tuple[slice, slice, slice]
 
 
 def _pathway() -> nn.Sequential:
@@ -47,6 +57,12 @@ class DeepMedic(nn.Module):
     dropout : float
         Of the features of the head, in training.
     """
+
+    exact: ClassVar[bool] = False
+    heavy: ClassVar[Mapping[str, tuple[tuple[int, ...], ...]]] = {
+        "survey": ((1, 1, 39, 69, 69),),
+        "decide": ((1, 1, 13, 23, 23), (1, 48, 3, 3, 3)),
+    }
 
     def __init__(self, spacing: Sequence[float] = SPACING, dropout: float = 0.5) -> None:
         super().__init__()
@@ -80,14 +96,44 @@ class DeepMedic(nn.Module):
         -------
         Tensor, shape (batch, 1, z, y, x)
         """
-        x = x.contiguous(memory_format=torch.channels_last_3d)
-        crop = [h - f for h, f in zip(HALO, _FINE_HALO, strict=True)]
-        z, y, x_ = (slice(c, size - c) for c, size in zip(crop, x.shape[2:], strict=True))
-        fine = self.fine(x[:, :, z, y, x_])
-        coarse = self.coarse(F.avg_pool3d(x, COARSE))
+        z, y, x_ = (slice(crop, -crop) for crop in _CROP)
+        return self.decide(x[:, :, z, y, x_], self.survey(x))
+
+    def survey(self, x: Tensor) -> Tensor:
+        """Return the features of the coarse pathway, one voxel of it more on each side than the interior has.
+
+        Parameters
+        ----------
+        x : Tensor, shape (batch, 1, z + 36, y + 66, x + 66)
+            As for :meth:`forward`.
+
+        Returns
+        -------
+        Tensor, shape (batch, 48, z / 3 + 2, y / 3 + 2, x / 3 + 2)
+        """
+        return torch.as_tensor(self.coarse(F.avg_pool3d(_channels_last(x), COARSE)))
+
+    def decide(self, x: Tensor, coarse: Tensor) -> Tensor:
+        """Return the logit of lung from what the fine pathway sees and the coarse features.
+
+        Parameters
+        ----------
+        x : Tensor, shape (batch, 1, z + 10, y + 20, x + 20)
+            The block with the halo of the fine pathway.
+        coarse : Tensor, shape (batch, 48, z / 3 + 2, y / 3 + 2, x / 3 + 2)
+            From :meth:`survey`.
+
+        Returns
+        -------
+        Tensor, shape (batch, 1, z, y, x)
+        """
         coarse = F.interpolate(coarse, scale_factor=float(COARSE), mode="trilinear", align_corners=False)
         coarse = coarse[:, :, COARSE:-COARSE, COARSE:-COARSE, COARSE:-COARSE]
-        return torch.as_tensor(self.head(torch.cat([fine, coarse], dim=1)))
+        return torch.as_tensor(self.head(torch.cat([self.fine(_channels_last(x)), coarse], dim=1)))
+
+
+def _channels_last(x: Tensor) -> Tensor:
+    return x.contiguous(memory_format=torch.channels_last_3d)
 
 
 def normalise(hu: Tensor) -> Tensor:
@@ -96,8 +142,11 @@ def normalise(hu: Tensor) -> Tensor:
 
 
 @torch.inference_mode()
-def predict(network: DeepMedic, hu: Tensor, slab: int = 24) -> Tensor:
-    """Return the probability of lung for a whole volume, block by block.
+def predict(network: DeepMedic, hu: Tensor, within: BoolArray | None = None, slab: int = SLAB) -> Tensor:
+    """Return the probability of lung in a volume.
+
+    The coarse pathway sees the box around all that is to be looked at once, the fine one a box in each slab. Inside
+    its box, the result is that of one block as large as the volume. Where lung reaches out of a box, all is looked at.
 
     Parameters
     ----------
@@ -106,18 +155,72 @@ def predict(network: DeepMedic, hu: Tensor, slab: int = 24) -> Tensor:
     hu : Tensor, shape (z, y, x)
         Hounsfield units at the working resolution. Above and below the volume, its first and last slice are taken to
         go on; beside it is air.
+    within : ndarray of bool, shape (z, y, x), optional
+        Where lung lies, or begins at least. Beside the box around it in a slab, the probability is 0.
     slab : int
-        Slices in one block, a multiple of 3; bounds the memory, does not change the result.
+        Most slices in one block, a multiple of 3; bounds the memory.
 
     Returns
     -------
     Tensor of float32, shape (z, y, x)
     """
     depth, rows, columns = hu.shape
-    fill = [-size % COARSE for size in (rows, columns)]
-    filled = -(-depth // slab) * slab
-    beside = (HALO[2], HALO[2] + fill[1], HALO[1], HALO[1] + fill[0])
-    beyond = (0, 0, 0, 0, HALO[0], HALO[0] + filled - depth)
+    size = [-(-n // COARSE) * COARSE for n in hu.shape]
+    after = [halo + whole - n for halo, whole, n in zip(HALO, size, hu.shape, strict=True)]
+    beyond, beside = (0, 0, 0, 0, HALO[0], after[0]), (HALO[2], after[2], HALO[1], after[1])
     padded = normalise(F.pad(F.pad(hu[None, None], beyond, mode="replicate"), beside, value=AIR_HU))
-    blocks = [torch.sigmoid(network(padded[:, :, z : z + slab + 2 * HALO[0]]).float()) for z in range(0, filled, slab)]
-    return torch.cat(blocks, dim=2)[0, 0, :depth, :rows, :columns]
+    probability = torch.zeros(size)
+    looked_at = np.ones(hu.shape, bool) if within is None else within
+    if looked_at.any():
+        whole = _aligned_box(looked_at)
+        z, y, x = (slice(s.start, s.stop + 2 * halo) for s, halo in zip(whole, HALO, strict=True))
+        coarse = network.survey(padded[:, :, z, y, x])
+        for box in _boxes(looked_at, whole[0], slab):
+            seen, surveyed = _seen(box), _surveyed(box, whole)
+            found = network.decide(padded[(..., *seen)], coarse[(..., *surveyed)])[0, 0].float().sigmoid()
+            if within is not None and _reaches_out(found, box, size):
+                return predict(network, hu, slab=slab)
+            probability[box] = found
+    return probability[:depth, :rows, :columns]
+
+
+def _aligned_box(mask: BoolArray) -> Box:
+    """Return the bounding box of a mask, widened to whole coarse voxels."""
+    z, y, x = (slice(s.start // COARSE * COARSE, -(-s.stop // COARSE) * COARSE) for s in bounding_box(mask))
+    return z, y, x
+
+
+def _boxes(mask: BoolArray, depth: slice, slab: int) -> Iterator[Box]:
+    """Cut ``depth`` into slabs of about the same number of slices, and yield the box around the mask in each."""
+    slabs = -(-(depth.stop - depth.start) // slab)
+    edges = np.linspace(depth.start // COARSE, depth.stop // COARSE, slabs + 1).round().astype(int) * COARSE
+    for start, stop in zip(edges[:-1].tolist(), edges[1:].tolist(), strict=True):
+        if mask[start:stop].any():
+            _, y, x = _aligned_box(mask[start:stop])
+            yield slice(start, stop), y, x
+
+
+def _reaches_out(found: Tensor, box: Box, size: Sequence[int]) -> bool:
+    """Say whether there may be lung at a side of a box that is no side of the volume."""
+    for axis in (1, 2):
+        if box[axis].start > 0 and float(found.select(axis, 0).max()) >= REACHING:
+            return True
+        if box[axis].stop < size[axis] and float(found.select(axis, -1).max()) >= REACHING:
+            return True
+    return False
+
+
+def _seen(box: Box) -> Box:
+    """Return where in the padded volume the fine pathway looks for a box."""
+    z, y, x = (
+        slice(s.start + crop, s.stop + crop + 2 * halo) for s, crop, halo in zip(box, _CROP, _FINE_HALO, strict=True)
+    )
+    return z, y, x
+
+
+def _surveyed(box: Box, whole: Box) -> Box:
+    """Return where in the coarse features of the box ``whole`` those of ``box`` are."""
+    z, y, x = (
+        slice((s.start - w.start) // COARSE, (s.stop - w.start) // COARSE + 2) for s, w in zip(box, whole, strict=True)
+    )
+    return z, y, x

@@ -115,7 +115,7 @@ def _pool(network: Classifier, inputs: Tensor, chunk: int) -> tuple[Tensor, Tens
     """Run all slices through encoder and pyramid pooling; returns what :func:`rules.pyramid_winners` does."""
     values, places = [], []
     for slices in torch.split(inputs, chunk):
-        pooled, winners = rules.pyramid_winners(network.encoder(slices), network.pyramid.grids)
+        pooled, winners = rules.pyramid_winners(network.encode(slices), network.pyramid.grids)
         values.append(pooled)
         places.append(winners)
     return torch.cat(values), torch.cat(places)

@@ -5,6 +5,7 @@ What is tested is that everything arrives where it belongs, not how good the fin
 
 from __future__ import annotations
 
+import gc
 import hashlib
 import json
 import os
@@ -22,7 +23,9 @@ import pytest
 
 import app.study
 from app.application import Models
-from app.outcome import RunFailed
+from app.outcome import RunFailed, UsageError
+from app.settings import load_settings
+from models.runtime import Runtime
 from operators.refusal import InputRefused, ReasonCode
 from operators.sc_writer import ScWriterOperator
 from operators.series_loader import SeriesLoaderOperator
@@ -180,6 +183,18 @@ def test_a_second_run_gives_the_same_objects_and_replaces_the_first(
     assert set(_tree(again)) == set(_tree(finished[0]))
 
 
+def test_a_process_that_goes_on_keeps_no_thread_and_no_file(series: Path, models: Path, tmp_path: Path) -> None:
+    def held() -> list[int]:
+        gc.collect()  # what earlier tests left to be collected is not ours
+        return [len(list(Path("/proc/self", each).iterdir())) for each in ("task", "fd")]
+
+    run(series, tmp_path, models)
+    before = held()
+    for _ in range(3):
+        run(series, tmp_path, models)
+    assert held() == before
+
+
 def test_a_document_is_written_where_it_is_asked_for(series: Path, models: Path, tmp_path: Path) -> None:
     run(series, tmp_path, models, "pdf=true", "deflate=true")
     assert not disagreements(tmp_path)
@@ -221,10 +236,10 @@ def test_a_missing_or_altered_model_is_our_failure(task: str, models: Path, tmp_
     weights = tmp_path / "models" / task / "weights.safetensors"
     weights.write_bytes(weights.read_bytes()[:-1] + b"\x7f")
     with pytest.raises(RunFailed, match=f"model {task}: .* is not the file"):
-        Models.load(tmp_path / "models")
+        Models.load(tmp_path / "models", Runtime("torch"))
     weights.unlink()
     with pytest.raises(RunFailed, match=f"model {task}: cannot read"):
-        Models.load(tmp_path / "models")
+        Models.load(tmp_path / "models", Runtime("torch"))
 
 
 def test_without_models_nothing_is_written(series: Path, tmp_path: Path) -> None:
@@ -286,11 +301,48 @@ def test_models_are_loaded_once_the_threads_are_those_that_are_granted(
 ) -> None:
     seen: list[str] = []
     monkeypatch.setattr("models.threads.use_granted_cores", lambda: seen.append("threads"))
-    monkeypatch.setattr(Models, "load", lambda folder: seen.append(folder.name))
+    monkeypatch.setattr(Models, "load", lambda folder, runtime: seen.append(folder.name))
     app.study._models.cache_clear()
-    app.study._models(models)
+    for _ in range(2):
+        app.study._models(models, app.study._runtime(load_settings(), None))
     app.study._models.cache_clear()
-    assert seen == ["threads", models.name]
+    assert seen == ["threads", models.name, "threads"]
+
+
+def test_what_this_machine_cannot_compute_is_said_in_a_line(
+    series: Path, models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("models.runtime.fast_in_bfloat16", lambda: False)
+    with pytest.raises(UsageError, match="no bfloat16 on this processor"):
+        run(series, tmp_path / "out", models, "runtime=openvino", "precision=bfloat16")
+    assert not list((tmp_path / "out").glob("*"))
+
+
+def test_engines_agree_on_a_whole_run(series: Path, models: Path, tmp_path: Path) -> None:
+    results = {}
+    for engine in ("torch", "openvino"):
+        run(series, tmp_path / engine, models, f"runtime={engine}", "precision=float32")
+        results[engine] = json.loads((tmp_path / engine / "result.json").read_text("utf-8"))
+    torch_result, other = results["torch"], results["openvino"]
+    assert [result["settings"]["runtime"] for result in (torch_result, other)] == ["torch", "openvino"]
+    assert other["probability"] == pytest.approx(torch_result["probability"], abs=1e-3)
+    lungs = [result["measurements"]["total"]["volume_ml"] for result in (torch_result, other)]
+    assert lungs[0] == pytest.approx(lungs[1], rel=1e-3)
+
+
+def test_a_gpu_gives_other_uids_than_the_cpu() -> None:
+    settings = load_settings(["precision=bfloat16"])
+    places = [Runtime("torch", device).name for device in ("cpu", "cuda")]
+    assert len({settings.model_copy(update={"runtime": place}).fingerprint for place in places}) == 2
+
+
+def test_converted_networks_are_kept_where_asked(series: Path, models: Path, tmp_path: Path) -> None:
+    command = [*arguments(series, tmp_path / "out", models), "--cache", str(tmp_path / "cache")]
+    done = subprocess.run(
+        [sys.executable, "-m", "app", *command, "--set", "runtime=openvino"], cwd=ROOT, capture_output=True, check=False
+    )
+    assert done.returncode == 0
+    assert len(list((tmp_path / "cache").iterdir())) == 5
 
 
 _FAILING_NODE = """

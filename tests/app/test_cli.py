@@ -57,6 +57,14 @@ def _python(*arguments: str, cwd: Path = _ROOT, **environment: str) -> subproces
     )
 
 
+def test_a_cache_that_cannot_be_made_is_said(study: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "file").write_text("")
+    place = tmp_path / "file" / "cache"
+    assert main(["run", "-i", str(study), "-o", str(tmp_path / "out"), "--cache", str(place)]) == 64
+    assert capsys.readouterr().err == f"error: cannot make the cache folder {place}: Not a directory\n"
+    assert not (tmp_path / "out").exists()
+
+
 @pytest.mark.parametrize("argv", [["--help"], ["run", "--help"], ["phantom", "--help"]])
 def test_help_ends_well(argv: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as ending:

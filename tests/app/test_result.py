@@ -89,6 +89,7 @@ def test_a_completed_result_says_everything(volume: CTVolume, tmp_path: Path) ->
             "layout": "auto",
             "deflate": False,
             "pdf": False,
+            "runtime": "auto",
             "precision": "auto",
         },
         "__mercure_notification": {

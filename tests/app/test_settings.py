@@ -23,6 +23,7 @@ def test_defaults_are_those_of_the_paper() -> None:
         "layout": "auto",
         "deflate": False,
         "pdf": False,
+        "runtime": "auto",
         "precision": "auto",
     }
 
@@ -115,13 +116,14 @@ def test_every_value_that_changes_a_result_changes_the_fingerprint() -> None:
         "target=decision",
         "gate_share=0.5",
         "residual_limit=0.5",
+        "runtime=torch",
         "precision=float32",
     ]
     assert [assignment.partition("=")[0] for assignment in assignments] == [
         name for name in Settings.model_fields if name not in ("studies", "layout", "deflate", "pdf")
     ]
     fingerprints = {load_settings([assignment]).fingerprint for assignment in assignments}
-    assert len({*fingerprints, load_settings().fingerprint}) == 8
+    assert len({*fingerprints, load_settings().fingerprint}) == 9
     assert load_settings(["threshold=0.50"]).fingerprint == load_settings().fingerprint
 
 

@@ -5,9 +5,10 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from tests.bench import explanation, loading, writing
+from tests.bench import explanation, job, loading, warm, writing
 
-results = {"loading": loading.run(), "writing": writing.run(), "explanation": explanation.run()}
+parts = {"loading": loading, "writing": writing, "explanation": explanation, "job": job, "warm": warm}
+results = {name: part.run() for name, part in parts.items()}
 target = Path("build", "bench.json")
 target.parent.mkdir(exist_ok=True)
 target.write_text(json.dumps(results, indent=2))

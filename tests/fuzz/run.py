@@ -22,7 +22,8 @@ from tests.fuzz.worker import FAILURES, Options, Outcome, work
 
 LOADER = "tests.fuzz.loaders:load"
 MEMORY = 2 << 30
-TIMEOUT = 20.0
+TIMEOUT = 60.0
+"""Seconds after which a case counts as one that never ends; slow machines with other work need more than 20."""
 _START = 300.0
 """Seconds that a worker may take for its imports."""
 _LAST_WORDS = 2.0

@@ -10,6 +10,7 @@ import jsonschema
 import pytest
 
 from models.record import TASKS
+from models.runtime import CONVERTED
 from tests.app.tiny_run import ROOT
 from tests.image.docker import IMAGE, docker, inspect, names, run, writable
 from tests.package import specification
@@ -45,6 +46,31 @@ def test_manifests_are_valid_and_shown() -> None:
     assert " ".join(inspect()["Config"]["Entrypoint"]) == shown["app.json"]["command"]
 
 
+_FINDS_THEM = """
+import sys
+from pathlib import Path
+sys.path.insert(0, "/opt/holoscan/app")
+from models import openvino_runtime, runtime
+from models.classifier.network import Classifier
+from models.involvement.network import InvolvementNetwork
+from models.lesions.network import LesionNetwork
+from models.lungs.network import DeepMedic
+openvino_runtime.ov.convert_model = lambda *_, **__: sys.exit("converted again")
+networks = {"lungs": DeepMedic, "lesions": LesionNetwork, "involvement": InvolvementNetwork, "classifier": Classifier}
+for task, network in networks.items():
+    runtime.Runtime("openvino").load(Path("/opt/holoscan/models", task), network)
+"""
+
+
+def test_any_user_finds_the_networks_converted() -> None:
+    looked = docker(
+        *("run", "--rm", "--network", "none", "--read-only", "--tmpfs", "/tmp", "--env", "HOME=/tmp"),  # noqa: S108 - its own
+        *("--user", "12345:12345", "--entrypoint", "python3", IMAGE),
+        *("-W", "ignore", "-c", _FINDS_THEM),
+    )
+    assert looked.returncode == 0, looked.stderr
+
+
 def test_mercure_does_not_take_it_for_an_image_that_needs_root() -> None:
     looked = docker("run", "--rm", "--network", "none", "--entrypoint", "", IMAGE, "cat", "/etc/monai/app.json")
     assert looked.returncode != 0
@@ -56,7 +82,7 @@ def test_everything_is_extracted(open_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     assert names(export) == ["app", "config", "docs", "models"]
     assert names(export / "config") == ["app.json", "app.yaml", "pkg.json"]
-    assert names(export / "models") == sorted(TASKS)
+    assert names(export / "models") == sorted((*TASKS, CONVERTED))
     assert {"README.md", "LICENSE", "sbom.cdx.json", "sbom.spdx.json", "licenses.csv"} <= set(names(export / "docs"))
     for task in TASKS:
         ours = (ROOT / "models" / task / "weights.safetensors").read_bytes()
@@ -69,7 +95,7 @@ def test_only_what_is_mounted_is_extracted(open_path: Path) -> None:
     models = writable(open_path / "models")
     done = run("--volume", f"{models}:/var/run/holoscan/export/models", command=("extract",))
     assert done.returncode == 0, done.stderr
-    assert names(models) == sorted(TASKS)
+    assert names(models) == sorted((*TASKS, CONVERTED))
 
 
 def test_extract_without_a_mount_is_one_line() -> None:

@@ -1,5 +1,6 @@
 """DeepMedic: shape, size, receptive field and block-wise inference."""
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -7,6 +8,7 @@ from torch import Tensor, nn
 from models.hounsfield import AIR_HU
 from models.lungs.network import HALO, DeepMedic, normalise, predict
 from models.lungs.training import standardise
+from tests.app.tiny_run import threshold_network
 
 
 def _network() -> DeepMedic:
@@ -66,6 +68,41 @@ def test_slabs_do_not_change_the_result() -> None:
     network = _network()
     hu = torch.randn(13, 10, 11) * 200 - 600
     torch.testing.assert_close(predict(network, hu, slab=3), predict(network, hu, slab=15), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("slab", [6, 36])
+def test_inside_the_boxes_looked_at_the_result_is_that_of_the_whole(slab: int) -> None:
+    network = _network()
+    with torch.no_grad():
+        network.head[-1].bias -= 20.0  # type: ignore[operator]  # no lung at all, so that none reaches out of a box
+    hu = torch.randn(14, 23, 31) * 200 - 600
+    within = np.zeros(hu.shape, bool)
+    within[1:5, 4:9, 11:13] = within[10, 15, 25:30] = True
+    whole, part = predict(network, hu), predict(network, hu, within, slab)
+    inside = part > 0
+    assert inside[torch.from_numpy(within)].all()
+    torch.testing.assert_close(part[inside], whole[inside], rtol=1e-4, atol=1e-5)
+    boxes = [np.s_[0:12, 3:18, 9:30]] if slab == 36 else [np.s_[0:6, 3:9, 9:15], np.s_[6:12, 15:18, 24:30]]
+    expected = torch.zeros(hu.shape, dtype=torch.bool)
+    for box in boxes:
+        expected[box] = True
+    assert torch.equal(inside, expected)
+
+
+@pytest.mark.parametrize("place", [np.s_[:, 5:9, 12:15], np.s_[:, 5:9, 24:27], np.s_[:, 2:4, 15:20], np.s_[:, 17, 15]])
+def test_lung_that_reaches_out_of_a_box_is_followed(place: tuple[slice, ...]) -> None:
+    """Whichever side of the box it is that it crosses."""
+    network = threshold_network().eval()
+    hu = torch.full((6, 24, 33), 40.0)
+    hu[:, 2:19, 12:27] = -850.0
+    within = np.zeros(hu.shape, bool)
+    within[place] = True
+    assert torch.equal(predict(network, hu, within), predict(network, hu))
+
+
+def test_where_nothing_is_looked_at_there_is_no_lung() -> None:
+    hu = torch.full((5, 7, 9), -850.0)
+    assert torch.equal(predict(_network(), hu, np.zeros(hu.shape, bool)), torch.zeros(hu.shape))
 
 
 def test_a_scan_goes_on_beyond_its_ends_and_air_lies_beside_it() -> None:

@@ -18,6 +18,7 @@ from scipy import stats
 from torch import Tensor, nn
 
 from models.hounsfield import AIR_HU
+from models.involvement.network import PATCH
 from models.involvement.training import InvolvementRecipe, InvolvementSettings
 from models.lesions import training as lesion_training
 from models.lesions.network import LesionNetwork
@@ -662,13 +663,13 @@ def test_items_of_the_involvement_are_blanked_away_from_the_lungs(data: list[Vol
     recipe = involvement_recipe(data, augment=False)
     for number in range(2):
         images, targets, lungs = recipe[number]
-        assert images.shape == targets.shape == lungs.shape == (2, 1, 128, 128)
+        assert images.shape == targets.shape == lungs.shape == (2, 1, *PATCH)
         for image, target, lung in zip(images[:, 0], targets[:, 0], lungs[:, 0], strict=True):
             assert lung.any()
             assert not target[lung == 0].any()
             inside = torch.nonzero(lung).double()
-            everywhere = torch.nonzero(torch.ones(128, 128)).double()
-            distance = torch.cdist(everywhere, inside).min(1).values.reshape(128, 128) * 1.5
+            everywhere = torch.nonzero(torch.ones(PATCH)).double()
+            distance = torch.cdist(everywhere, inside).min(1).values.reshape(PATCH) * 1.5
             assert not image[distance > 15.0].any()
             shown = image[distance <= 15.0] * 1400 - 1000
             affected = target[distance <= 15.0] == 1

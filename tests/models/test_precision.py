@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from models.precision import autocast, resolve
+from models.precision import resolve
 
 
 @pytest.mark.parametrize("asked", ["float32", "bfloat16"])
@@ -25,9 +25,3 @@ def test_auto_follows_the_processor(
 ) -> None:
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: capabilities)
     assert resolve("auto") == expected
-
-
-@pytest.mark.parametrize(("precision", "dtype"), [("float32", torch.float32), ("bfloat16", torch.bfloat16)])
-def test_networks_run_in_that_arithmetic(precision: str, dtype: torch.dtype) -> None:
-    with autocast(precision):  # type: ignore[arg-type]
-        assert torch.nn.Linear(2, 2)(torch.ones(1, 2)).dtype == dtype

@@ -101,11 +101,37 @@ def test_images_of_a_batch_do_not_see_each_other() -> None:
 
 def test_lesion_probabilities_sum_to_one_for_any_size() -> None:
     torch.manual_seed(0)
-    network = UNet(3, ((4, 4), (8, 8), (8, 8), (8, 8)), classes=5).eval()
-    network.patch = (24, 96, 96)
-    got = predict_3d(network, torch.rand(9, 100, 50))
-    assert got.shape == (5, 9, 100, 50)
-    torch.testing.assert_close(got.sum(0), torch.ones(9, 100, 50), rtol=0, atol=1e-5)
+    network = LesionNetwork(patch=(8, 16, 16)).eval()
+    got = predict_3d(network, torch.rand(21, 10, 25))
+    assert got.shape == (5, 21, 10, 25)
+    torch.testing.assert_close(got.sum(0), torch.ones(21, 10, 25), rtol=0, atol=1e-5)
+
+
+def test_blocks_of_the_lesion_network_span_the_plane() -> None:
+    assert LesionNetwork().block((148, 104, 153)) == (24, 104, 160)
+    assert LesionNetwork(patch=(8, 16, 16)).block((3, 10, 25)) == (16, 16, 32)
+
+
+class _Scaled(LesionNetwork):
+    """Gives, for each class, the image times its number, and notes what it was called with."""
+
+    def __init__(self) -> None:
+        super().__init__(patch=(8, 16, 16))
+        self.seen: set[tuple[int, ...]] = set()
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        self.seen.add(tuple(x.shape))
+        return x * _CLASSES
+
+
+_CLASSES = torch.arange(5.0)[:, None, None, None]
+
+
+def test_blocks_of_the_lesion_network_are_blended_into_one() -> None:
+    network, image = _Scaled().eval(), torch.rand(21, 16, 24)
+    got = predict_3d(network, image)
+    assert network.seen == {(1, 1, 16, 16, 24)}
+    torch.testing.assert_close(got, (image * _CLASSES).softmax(0), rtol=0, atol=1e-5)
 
 
 def test_involvement_is_a_probability_for_any_size() -> None:

@@ -4,8 +4,10 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import avg_pool3d
 
-from models.lungs.network import HALO
+from models.lesions.network import LesionNetwork
+from models.lungs.network import predict
 from models.lungs.reference import AERATED_HU
 from models.morphology import body_region
 from operators.findings import LesionType, Lung, Lungs
@@ -17,6 +19,7 @@ from operators.lung_segmentation import (
     close_sides,
     label_sides,
     lung_components,
+    near_body,
     segment_lungs,
     within_body,
     without_bowel,
@@ -35,15 +38,15 @@ class _Air(nn.Module):
 
     spacing = (3.0, 2.0, 2.0)
 
-    def forward(self, x: Tensor) -> Tensor:
-        z, y, x_ = (slice(h, -h) for h in HALO)
-        return (0.5 - x[:, :, z, y, x_]) * 100
+    def survey(self, x: Tensor) -> Tensor:
+        return avg_pool3d(x, 3)[:, :, 5:-5, 10:-10, 10:-10]
+
+    def decide(self, x: Tensor, coarse: Tensor) -> Tensor:
+        return (0.5 - x[:, :, 5:-5, 10:-10, 10:-10]) * 100
 
 
-class _ByDensity(nn.Module):
+class _ByDensity(LesionNetwork):
     """Ground glass from -650 HU, consolidation from -200 HU, as five logits."""
-
-    spacing, patch = (3.0, 1.5, 1.5), (24, 96, 96)
 
     def forward(self, x: Tensor) -> Tensor:
         hu = x * 1400 - 1000
@@ -86,9 +89,35 @@ def _mirrored(grid: Grid) -> Grid:
 
 
 def test_lungs_are_found_where_they_are_and_told_apart() -> None:
-    lungs = segment_lungs(_chest(), _Air(), "float32")  # type: ignore[arg-type]
+    lungs = segment_lungs(_chest(), _Air())  # type: ignore[arg-type]
     for side in Lung:
         assert _dice(lungs.labels == side, _truth() == side) > 0.97
+
+
+def test_no_lung_is_looked_for_far_from_the_body() -> None:
+    hu, _ = _clothed_chest()
+    wide = np.pad(hu, [(0, 0), (0, 0), (20, 30)], constant_values=-1000.0)
+    wide[:, 20:, 5:8] = -850.0  # a blanket beside the body
+    near = near_body(wide, (3.0, 2.0, 2.0))
+    rows = np.flatnonzero(near.any(axis=(0, 2)))
+    assert (rows[0], rows[-1]) == (1, 59)  # in front 20 mm before the row of the shirt that lies on the body
+    columns = np.flatnonzero(near.any(axis=(0, 1)))
+    assert (columns[0], columns[-1]) == (20, 109)  # 20 mm beside the body, which lies in columns 30 to 99
+    assert not near[:, :, 5:8].any()
+
+
+@pytest.mark.parametrize(
+    "cut",
+    [np.s_[:, :, 20:], np.s_[:, :, 36:], np.s_[:, 24:, :], np.s_[:, :, 20:70], np.s_[4:16, 20:44, 18:70]],
+    ids=str,
+)
+def test_all_lung_in_a_narrow_field_of_view_is_found(cut: tuple[slice, ...]) -> None:
+    """Also where only the mediastinum is left of all tissue, and the lungs reach to every side."""
+    hu, _ = _clothed_chest()
+    hu[hu == -100.0] = -1000.0
+    lungs = hu[cut] == -850.0
+    found = predict(_Air(), torch.from_numpy(hu[cut]), near_body(hu[cut], (3.0, 2.0, 2.0)))  # type: ignore[arg-type]
+    assert (found.numpy() >= 0.45)[lungs].all()
 
 
 def _clothed_chest() -> tuple[np.ndarray, np.ndarray]:
@@ -257,7 +286,7 @@ def test_one_lung_is_enough() -> None:
 
 def test_without_lungs_the_study_is_refused() -> None:
     with pytest.raises(InputRefused) as refusal:
-        segment_lungs(ct_volume(np.full((12, 30, 30), 40.0), SPACING), _Air(), "float32")  # type: ignore[arg-type]
+        segment_lungs(ct_volume(np.full((12, 30, 30), 40.0), SPACING), _Air())  # type: ignore[arg-type]
     assert refusal.value.code is ReasonCode.NO_LUNGS
 
 
@@ -271,7 +300,7 @@ def _diseased() -> tuple[CTVolume, Lungs]:
 
 def test_lesions_have_their_place_and_type() -> None:
     volume, lungs = _diseased()
-    lesions = segment_lesions(volume, lungs, _ByDensity(), "float32")  # type: ignore[arg-type]
+    lesions = segment_lesions(volume, lungs, _ByDensity())
     for kind, hu in ((LesionType.GROUND_GLASS, -500.0), (LesionType.CONSOLIDATION, 20.0)):
         # interpolated edges of consolidation pass through the densities of ground glass
         assert _dice(lesions.labels == kind, volume.hu == hu) > 0.85 or kind is LesionType.GROUND_GLASS
@@ -281,14 +310,14 @@ def test_lesions_have_their_place_and_type() -> None:
 
 def test_involvement_is_where_the_disease_is() -> None:
     volume, lungs = _diseased()
-    involvement = segment_involvement(volume, lungs, _Dense(), "float32")  # type: ignore[arg-type]
+    involvement = segment_involvement(volume, lungs, _Dense())  # type: ignore[arg-type]
     assert involvement.mask[(volume.hu > -600) & lungs.mask].mean() > 0.9
     assert not involvement.mask[~lungs.mask].any()
 
 
 def test_slices_without_lung_are_never_involved() -> None:
     volume, lungs = _diseased()
-    involvement = segment_involvement(volume, lungs, _Dense(), "float32")  # type: ignore[arg-type]
+    involvement = segment_involvement(volume, lungs, _Dense())  # type: ignore[arg-type]
     assert not involvement.mask[:4].any()
     assert not involvement.mask[26:].any()
 
@@ -297,7 +326,7 @@ def test_masks_on_another_grid_are_an_error() -> None:
     volume, _ = _diseased()
     elsewhere = Lungs(_truth(), axial_grid(SHAPE, SPACING, origin=(5.0, 0.0, 0.0)))
     with pytest.raises(ValueError, match="grid"):
-        segment_lesions(volume, elsewhere, _ByDensity())  # type: ignore[arg-type]
+        segment_lesions(volume, elsewhere, _ByDensity())
     with pytest.raises(ValueError, match="grid"):
         segment_involvement(volume, elsewhere, _Dense())  # type: ignore[arg-type]
 

@@ -191,7 +191,7 @@ def test_what_is_no_volume_is_never_read(tmp_path: Path, attributes: dict[str, o
     assert choice.chosen is None
     assert _reasons(choice) == {1: reason}
     with pytest.raises(InputRefused) as refused:
-        chosen_series(_study(tmp_path), ANY_SERIES)
+        chosen_series(choose_series(_study(tmp_path), ANY_SERIES))
     assert refused.value.code is ReasonCode.NO_CT_SERIES
     assert f"1 series: {reason}" in refused.value.message
 
@@ -207,11 +207,11 @@ def test_what_is_no_volume_is_never_read(tmp_path: Path, attributes: dict[str, o
 def test_a_series_that_can_be_read_is_preferred(tmp_path: Path, fault: dict[str, object], code: ReasonCode) -> None:
     _series(tmp_path, "bad", SeriesNumber=1, slices=20, **fault)  # type: ignore[arg-type]
     with pytest.raises(InputRefused) as refused:
-        chosen_series(_study(tmp_path), ANY_SERIES)
+        chosen_series(choose_series(_study(tmp_path), ANY_SERIES))
     assert refused.value.code is code
     assert f"Would be refused: {code}: " in inspect_folder(tmp_path, ANY_SERIES, Settings())
     _series(tmp_path, "good", SeriesNumber=2)
-    assert chosen_series(_study(tmp_path), ANY_SERIES).summary.number == 2
+    assert chosen_series(choose_series(_study(tmp_path), ANY_SERIES)).summary.number == 2
     assert refused.value.message[20:] in _reasons(_choice(tmp_path))[1]
 
 

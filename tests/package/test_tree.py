@@ -191,6 +191,31 @@ def test_altered_weights_are_found(tree: Path, tmp_path: Path) -> None:
     assert "is not the file that metadata.json describes" in done.stderr
 
 
+def test_networks_are_converted_ahead_of_all_runs(tree: Path, tmp_path: Path) -> None:
+    write_models(tmp_path / "models")
+    write_lungs(tmp_path / "ct")
+    done = _run(tree, "convert", "-m", str(tmp_path / "models"))
+    assert (done.returncode, done.stdout) == (0, f"{tmp_path}/models/converted\n"), done.stderr
+    entries = sorted(path.name for path in (tmp_path / "models" / "converted").iterdir())
+    assert len(entries) == 5
+    (tmp_path / "home").mkdir()
+    run = _run(tree, *arguments(tmp_path / "ct", tmp_path / "out", tmp_path / "models"), HOME=str(tmp_path / "home"))
+    assert run.returncode == 0, run.stderr
+    assert not (tmp_path / "home" / ".cache" / "covid-ct-map").exists(), "nothing was converted again"
+    assert sorted(path.name for path in (tmp_path / "models" / "converted").iterdir()) == entries
+
+
+def test_convert_says_in_one_line_what_is_wrong(tree: Path, tmp_path: Path) -> None:
+    (tmp_path / "converted").write_text("not a folder")
+    done = _run(tree, "convert", "-m", str(tmp_path))
+    assert (done.returncode, done.stdout) == (64, "")
+    assert done.stderr == f"error: cannot make the folder {tmp_path}/converted: File exists\n"
+    (tmp_path / "converted").unlink()
+    done = _run(tree, "convert", "-m", str(tmp_path))
+    assert done.returncode == 70
+    assert done.stderr.startswith("error: model lungs: ")
+
+
 def test_a_package_is_made_of_a_checkout_into_an_empty_folder(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="is no checkout"):
         write_tree(tmp_path, tmp_path / "out")

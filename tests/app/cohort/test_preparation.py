@@ -28,7 +28,8 @@ from models.lesions.network import LesionNetwork
 from models.lesions.network import predict as lesions_probability
 from models.lung_region import normalise
 from models.record import METADATA, WEIGHTS, ModelUnavailable
-from models.store import load_network, save_weights
+from models.runtime import choose
+from models.store import save_weights
 from models.training.volumes import Volume
 from operators.classification import classifier_input
 from operators.findings import Involvement, Lesions, Lungs
@@ -463,16 +464,13 @@ def slices(series: CohortStudy, models: Path) -> tuple[dict[str, Array], dict[st
 
 
 def _segmented(series: CohortStudy, models: Path) -> tuple[CTVolume, Lungs, Lesions, Involvement]:
-    """Segment the series, whose lungs are known."""
+    """Segment the series, whose lungs are known, in the arithmetic in which studies are prepared."""
     volume = load_study(series)
     lungs = Lungs((volume.hu < -400).astype(np.uint8), volume.grid)
-    lesions = segment_lesions(volume, lungs, load_network(models / "lesions", LesionNetwork)[0])
-    return (
-        volume,
-        lungs,
-        lesions,
-        segment_involvement(volume, lungs, load_network(models / "involvement", InvolvementNetwork)[0]),
-    )
+    runtime = choose("openvino")
+    lesions = segment_lesions(volume, lungs, runtime.load(models / "lesions", LesionNetwork)[0])
+    involvement = segment_involvement(volume, lungs, runtime.load(models / "involvement", InvolvementNetwork)[0])
+    return volume, lungs, lesions, involvement
 
 
 def test_slices_hold_what_the_classifier_sees(

@@ -16,6 +16,7 @@ from app.application import Models
 from app.cli import main
 from app.cohort.images import bare_volume
 from app.evaluation.compute import Cost, _peak_memory, measure_costs
+from models.runtime import Runtime
 from operators.volume import CTVolume
 from tests.app.test_application import models  # noqa: F401 - a fixture
 from tests.app.tiny_run import SPACING, write_lungs
@@ -56,9 +57,9 @@ def measured(
     volume: CTVolume,
 ) -> tuple[dict[str, Cost], float]:
     """Costs by stage, and the operations of the segmentation networks counted by hand."""
-    loaded = Models.load(models)
+    loaded = Models.load(models, Runtime("torch"))
     with _counted(loaded.lungs, loaded.lesions, loaded.involvement) as total:
-        costs = measure_costs(volume, loaded, "float32")
+        costs = measure_costs(volume, loaded, loaded)
     return {cost.stage: cost for cost in costs}, total[0]
 
 

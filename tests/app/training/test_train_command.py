@@ -26,6 +26,7 @@ from models.lesions.network import LesionNetwork
 from models.lesions.training import LesionRecipe
 from models.lungs.network import DeepMedic
 from models.record import read_model
+from models.runtime import Runtime
 from models.store import load_network
 from tests.app.training.small import SPACING, arguments, output_of
 
@@ -37,7 +38,7 @@ def last_error(capsys: pytest.CaptureFixture[str]) -> str:
 
 
 def test_the_application_loads_what_was_trained(trained: Path) -> None:
-    models = Models.load(trained / "classifiers")
+    models = Models.load(trained / "classifiers", Runtime("torch"))
     assert models.classifier.in_plane == 32
     for task in ("lungs", "lesions", "involvement"):
         here, there = (read_model(trained / place / task)[0] for place in ("classifiers", "segmentation"))

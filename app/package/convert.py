@@ -1,0 +1,44 @@
+"""Networks converted for OpenVINO ahead of all runs, beside their weights."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from app.application import Models
+from app.outcome import RunFailed, UsageError
+from models.runtime import CONVERTED, Runtime
+
+
+def convert(models: Path) -> Path:
+    """Convert the networks of a models folder; every run with them, of this version, then finds them converted.
+
+    Parameters
+    ----------
+    models : Path
+        Holds the model folders; :data:`~models.runtime.CONVERTED` is made in it.
+
+    Returns
+    -------
+    Path
+        Where they are.
+
+    Raises
+    ------
+    UsageError
+        If it cannot be written.
+    RunFailed
+        If a model is missing or altered, or there is no room for what is made of it.
+    """
+    folder = models / CONVERTED
+    try:
+        folder.mkdir(exist_ok=True)
+    except OSError as error:
+        raise UsageError(f"cannot make the folder {folder}: {error.strerror}") from error
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise UsageError(f"no permission to write to the folder {folder}")
+    loaded = Models.load(models, Runtime("openvino", cache=folder))
+    networks = (loaded.lungs, loaded.lesions, loaded.involvement, loaded.classifier)
+    if len(list(folder.iterdir())) < sum(len(network.heavy) for network in networks):
+        raise RunFailed(f"the converted networks could not be written to {folder}")
+    return folder
