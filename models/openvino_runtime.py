@@ -80,7 +80,7 @@ def in_openvino(
     RuntimeError
         If OpenVINO cannot convert or compile it.
     """
-    core = ov.Core()
+    core = _core()
     key = _key(record, method)
     model = None if cache is None else _read(core, cache / key)
     model = _read(core, beside / key) if model is None else model
@@ -114,6 +114,16 @@ def in_openvino(
         return torch.cat([compute(*item) for item in items])
 
     return one_by_one if single else compute
+
+
+@cache
+def _core() -> Any:
+    """Return the only core of this process, which is never given up.
+
+    With each the CPU plugin takes over the signal stack of the thread, and in the end gives back the one before. Given
+    up in another order, they leave a stack that is no more: the next signal, even a child's end, kills the process.
+    """
+    return ov.Core()
 
 
 def _key(record: ModelRecord, method: str) -> str:

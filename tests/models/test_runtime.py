@@ -46,6 +46,27 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+_SIGNALLED = """
+import gc, os, signal, sys
+from pathlib import Path
+from models.involvement.network import InvolvementNetwork
+from models.runtime import Runtime
+signal.signal(signal.SIGUSR1, lambda *_: print("signalled"))
+networks = [Runtime("openvino").load(Path(sys.argv[1]), InvolvementNetwork) for _ in range(2)]
+while networks:
+    del networks[0]
+    gc.collect()
+    os.kill(os.getpid(), signal.SIGUSR1)
+"""
+
+
+def test_signals_are_survived_when_networks_are_given_up(models: Path) -> None:
+    """On whatever stack the libraries leave for them; in a process of its own, for it may be the end of it."""
+    command = [sys.executable, "-W", "ignore", "-c", _SIGNALLED, str(models / "involvement")]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (0, "signalled\n" * 2), done.stderr
+
+
 def _inputs(shapes: list[tuple[int, ...]]) -> list[Tensor]:
     generator = torch.Generator().manual_seed(1)
     return [torch.rand(shape, generator=generator) for shape in shapes]
