@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import numpy.typing as npt
 import SimpleITK as sitk
@@ -11,6 +13,8 @@ BoolArray = npt.NDArray[np.bool_]
 FloatArray = npt.NDArray[np.float32]
 Spacing = tuple[float, float, float]
 """Voxel size in mm along z, y, x."""
+SLAB = 64
+"""Slices that distances are computed for at a time, where that is possible: bounds the memory alone."""
 
 
 def distance_to(mask: BoolArray, spacing: Spacing) -> FloatArray:
@@ -18,7 +22,27 @@ def distance_to(mask: BoolArray, spacing: Spacing) -> FloatArray:
     image = sitk.GetImageFromArray(mask.astype(np.uint8))
     image.SetSpacing(spacing[::-1])  # type: ignore[no-untyped-call]
     distance = sitk.SignedMaurerDistanceMap(image, squaredDistance=False, useImageSpacing=True)  # type: ignore[no-untyped-call]
-    return np.asarray(np.maximum(sitk.GetArrayFromImage(distance), 0.0), dtype=np.float32)
+    found: FloatArray = sitk.GetArrayFromImage(distance)
+    return np.maximum(found, np.float32(0.0), out=found)
+
+
+def deeper_than(mask: BoolArray, depth: float, spacing: Spacing) -> BoolArray:
+    """Return where a mask is farther than ``depth`` mm from all that is not in it; nothing is known beyond the array.
+
+    In slabs, each with what is near enough to matter beside it: a distance map is four times as large as a mask.
+    """
+    result = np.zeros_like(mask)
+    beside = math.ceil(depth / spacing[0])
+    for start in range(0, len(mask), SLAB):
+        stop = min(start + SLAB, len(mask))
+        if not mask[start:stop].any():
+            continue
+        inner, outer = slice(start, stop), slice(max(start - beside, 0), stop + beside)
+        _, rows, columns = (slice(max(s.start - 1, 0), s.stop + 1) for s in bounding_box(mask[outer]))
+        outside = ~mask[outer, rows, columns]
+        deep = distance_to(outside, spacing) > depth if outside.any() else ~outside
+        result[inner, rows, columns] = deep[start - outer.start :][: stop - start]
+    return result
 
 
 def dilate(mask: BoolArray, radius: float, spacing: Spacing) -> BoolArray:

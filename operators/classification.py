@@ -16,7 +16,7 @@ from operators.findings import Classification, Lesions, Lungs
 from operators.journal import Journal
 from operators.orientation import standard_lesions, standard_lungs, standard_volume
 from operators.refusal import InputRefused, ReasonCode
-from operators.resampling import resample
+from operators.resampling import at_least, resample
 from operators.volume import CTVolume, FloatArray, Grid
 
 HU_RANGE = (-1000.0, 400.0)
@@ -62,15 +62,15 @@ def classifier_input(
         raise ValueError("masks must be on the grid of the CT")
     volume, lungs, lesions = standard_volume(volume), standard_lungs(lungs), standard_lesions(lesions)
     grid = volume.grid.resampled(_classifier_shape(volume.grid, in_plane))
-    lung = resample(lungs.mask.astype(np.float32), grid.shape) >= HALF_COVERED
+    lung = at_least(lungs.mask, grid.shape, HALF_COVERED)
     present = np.flatnonzero(lung.any(axis=(1, 2)))
     if not present.size:
         raise InputRefused(
             ReasonCode.NO_LUNGS, "no lungs were found: send an axial CT series that covers the whole chest"
         )
     low, high = HU_RANGE
-    ct = ((resample(np.clip(volume.hu, low, high), grid.shape) - low) / (high - low)).clip(0.0, 1.0)
-    lesion = resample(lesions.mask.astype(np.float32), grid.shape) >= HALF_COVERED
+    ct = ((resample(volume.hu, grid.shape, HU_RANGE) - low) / (high - low)).clip(0.0, 1.0)
+    lesion = at_least(lesions.mask, grid.shape, HALF_COVERED)
     kept = slice(int(present[0]), int(present[-1]) + 1)
     inputs = np.stack([np.where(lung, ct, np.float32(0.0)), lesion.astype(np.float32)], axis=1)[kept]
     return np.ascontiguousarray(inputs), _cropped(grid, kept)

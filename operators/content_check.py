@@ -120,10 +120,11 @@ def _check_ends(mask: BoolArray) -> list[Remark]:
 
 def _check_edges(mask: BoolArray, hu: FloatArray) -> list[Remark]:
     """Look for lungs that go on beyond the rows and columns of the images, or the circle of the reconstruction."""
-    outline = mask & ~_eroded(mask)
-    beyond = _outside_reconstruction(hu)
-    at_edge = outline & _dilated(beyond)
-    share = float(np.count_nonzero(at_edge)) / max(int(np.count_nonzero(outline)), 1)
+    beside = ~_eroded(~_outside_reconstruction(hu))
+    outlines = (plane & ~_eroded(plane) for plane in mask)
+    counts = np.array([[np.count_nonzero(line), np.count_nonzero(line & beside)] for line in outlines])
+    voxels, at_edge = counts.sum(axis=0).tolist()
+    share = at_edge / max(voxels, 1)
     if share >= REFUSED_EDGE_SHARE:
         message = "The lungs are cut off by the edge of the images; send a series with the whole chest in view."
         raise InputRefused(ReasonCode.PARTIAL_COVERAGE, message)
@@ -135,22 +136,20 @@ def _check_edges(mask: BoolArray, hu: FloatArray) -> list[Remark]:
 
 def _outside_reconstruction(hu: FloatArray) -> BoolArray:
     """Mark the outermost rows and columns, and what is exactly air in every slice: outside the circle, padding."""
-    never = np.all(hu == hu.min(), axis=0)
+    air = hu.min()
+    never = np.ones(hu.shape[1:], bool)
+    for plane in hu:
+        never &= plane == air
     never[[0, -1], :] = True
     never[:, [0, -1]] = True
-    return np.broadcast_to(never, hu.shape)
+    return never
 
 
-def _eroded(mask: BoolArray) -> BoolArray:
-    """Erode by a pixel in the plane; the border of the image erodes, too."""
-    padded = np.pad(mask, ((0, 0), (1, 1), (1, 1)))
-    inner = padded[:, 1:-1, 1:-1]
-    return np.asarray(inner & padded[:, :-2, 1:-1] & padded[:, 2:, 1:-1] & padded[:, 1:-1, :-2] & padded[:, 1:-1, 2:])
-
-
-def _dilated(mask: BoolArray) -> BoolArray:
-    """Dilate by a pixel in the plane."""
-    return ~_eroded(~mask) | mask
+def _eroded(plane: BoolArray) -> BoolArray:
+    """Erode by a pixel; the border of the image erodes, too."""
+    padded = np.pad(plane, 1)
+    inner = padded[1:-1, 1:-1]
+    return np.asarray(inner & padded[:-2, 1:-1] & padded[2:, 1:-1] & padded[1:-1, :-2] & padded[1:-1, 2:])
 
 
 class ContentCheckOperator(Operator):

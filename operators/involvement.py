@@ -17,8 +17,11 @@ from operators.findings import Involvement, Lungs
 from operators.journal import Journal
 from operators.lesion_segmentation import around_lungs, remove_specks
 from operators.orientation import involvement_on, standard_lungs, standard_volume
-from operators.resampling import resample
+from operators.resampling import at_least, resample
 from operators.volume import CTVolume
+
+SLICES = 64
+"""Slices in work at a time: bounds the memory, does not change the result."""
 
 
 def segment_involvement(volume: CTVolume, lungs: Lungs, network: InvolvementNetwork) -> Involvement:
@@ -49,13 +52,16 @@ def segment_involvement(volume: CTVolume, lungs: Lungs, network: InvolvementNetw
     _, dy, dx = upright.grid.spacing
     pixel = network.pixel_mm
     shape = (hu.shape[0], max(1, round(hu.shape[1] * dy / pixel)), max(1, round(hu.shape[2] * dx / pixel)))
-    coarse_lung = resample(lung.astype(np.float32), shape) >= 0.5
+    coarse_lung = at_least(lung, shape, 0.5)
     present = np.flatnonzero(coarse_lung.any(axis=(1, 2)))
-    image = lung_region(torch.from_numpy(resample(hu, shape)), coarse_lung, (pixel, pixel))
-    probability = np.zeros(shape, np.float32)
-    probability[present] = predict(network, image[present]).numpy()
+    affected = np.zeros(hu.shape, bool)
+    for some in np.split(present, range(SLICES, present.size, SLICES)):
+        size = (some.size, *shape[1:])
+        image = lung_region(torch.from_numpy(resample(hu[some], size)), coarse_lung[some], (pixel, pixel))
+        probability = predict(network, image).numpy()
+        affected[some] = at_least(probability, (some.size, *hu.shape[1:]), 0.5) & lung[some]
     mask = np.zeros(upright.grid.shape, bool)
-    mask[box] = remove_specks((resample(probability, hu.shape) >= 0.5) & lung, upright.grid)
+    mask[box] = remove_specks(affected, upright.grid)
     return involvement_on(volume.grid, Involvement(mask, upright.grid))
 
 
@@ -86,5 +92,6 @@ class InvolvementOperator(Operator):
         lungs: Lungs = op_input.receive("lungs")
         with self._journal.node("Involvement") as found:
             involvement = segment_involvement(volume, lungs, self._network)
-            found(f"{100.0 * involvement.mask.sum() / lungs.mask.sum():.1f} % of the lungs involved")
+            share = np.count_nonzero(involvement.mask) / np.count_nonzero(lungs.labels)
+            found(f"{100.0 * share:.1f} % of the lungs involved")
         op_output.emit(involvement, "involvement")

@@ -14,11 +14,11 @@ from scipy import ndimage
 
 from models.lesions.network import LesionNetwork, predict
 from models.lung_region import MARGIN_MM, lung_region
-from models.morphology import bounding_box, distance_to
+from models.morphology import bounding_box, deeper_than
 from operators.findings import Lesions, LesionType, Lungs
 from operators.journal import Journal
 from operators.orientation import lesions_on, standard_lungs, standard_volume
-from operators.resampling import resample, shape_at
+from operators.resampling import at_least, resample, resampled_parts, shape_at
 from operators.volume import BoolArray, CTVolume, FloatArray, Grid
 
 MIN_LESION_ML = 0.1
@@ -64,36 +64,40 @@ def segment_lesions(volume: CTVolume, lungs: Lungs, network: LesionNetwork) -> L
     box = around_lungs(upright_lungs, MARGIN_MM)
     hu, lung = upright.hu[box], upright_lungs.mask[box]
     shape = shape_at(Grid(hu.shape, upright.grid.affine), network.spacing)
-    coarse_lung = resample(lung.astype(np.float32), shape) >= 0.5
+    coarse_lung = at_least(lung, shape, 0.5)
     image = lung_region(torch.from_numpy(resample(hu, shape)), coarse_lung, network.spacing[1:])
     probability = predict(network, image).numpy()
-    affected = (resample(1.0 - probability[0], hu.shape) >= 0.5) & lung
+    affected = at_least(1.0 - probability[0], hu.shape, 0.5)
+    affected &= lung
     mask = remove_specks(affected, upright.grid)
     labels = np.zeros(upright.grid.shape, np.uint8)
-    labels[box][mask] = _strongest(probability[1:], hu.shape)[mask]
+    labels[box] = _strongest(probability[1:], hu.shape) * mask
     return lesions_on(volume.grid, Lesions(labels, upright.grid))
 
 
 def _strongest(probability: FloatArray, shape: tuple[int, int, int]) -> np.ndarray[tuple[int, ...], np.dtype[np.uint8]]:
-    """Return, at another shape, which lesion type is most probable; one type at a time to bound the memory."""
-    best = np.full(shape, -1.0, np.float32)
-    winner = np.zeros(shape, np.uint8)
-    for kind, values in zip(LesionType, probability, strict=True):
-        fine = resample(values, shape)
-        winner[fine > best] = kind
-        np.maximum(best, fine, out=best)
+    """Return, at another shape, which lesion type is most probable; of equal ones the first."""
+    kinds = np.array(LesionType, np.uint8)
+    winner = np.empty(shape, np.uint8)
+    for parts in zip(*(resampled_parts(values, shape) for values in probability), strict=True):
+        winner[parts[0][0]] = kinds[np.argmax([computed for _, computed in parts], axis=0)]
     return winner
 
 
 def remove_specks(mask: BoolArray, grid: Grid) -> BoolArray:
     """Drop components below :data:`MIN_LESION_ML`, and slivers nowhere deeper than :data:`MIN_DEPTH_MM`."""
-    labels, count = ndimage.label(mask)
-    if count == 0:
-        return mask
-    deep = labels[distance_to(~mask, grid.spacing) > MIN_DEPTH_MM]
-    large = np.bincount(labels.ravel(), minlength=count + 1) * grid.voxel_ml >= MIN_LESION_ML
-    kept = large & (np.bincount(deep, minlength=count + 1) > 0)
-    return np.asarray(kept[labels] & mask)
+    result = np.zeros_like(mask)
+    if not mask.any():
+        return result
+    box = bounding_box(mask)
+    labels, count = ndimage.label(mask[box])
+    voxels = sum(np.bincount(plane.ravel(), minlength=count + 1) for plane in labels)
+    kept = np.zeros(count + 1, bool)
+    kept[labels[deeper_than(mask, MIN_DEPTH_MM, grid.spacing)[box]]] = True
+    kept &= voxels * grid.voxel_ml >= MIN_LESION_ML
+    for plane, found in zip(result[box], labels, strict=True):
+        plane[...] = kept[found]
+    return result
 
 
 class LesionSegmentationOperator(Operator):
@@ -123,7 +127,7 @@ class LesionSegmentationOperator(Operator):
         lungs: Lungs = op_input.receive("lungs")
         with self._journal.node("Lesion segmentation") as found:
             lesions = segment_lesions(volume, lungs, self._network)
-            ml = np.bincount(lesions.labels.ravel(), minlength=len(LesionType) + 1) * lesions.grid.voxel_ml
+            ml = {kind: np.count_nonzero(lesions.labels == kind) * lesions.grid.voxel_ml for kind in LesionType}
             parts = [f"{kind.name.lower().replace('_', ' ')} {ml[kind]:.0f} ml" for kind in LesionType if ml[kind] > 0]
             found(", ".join(parts) or "no lesion")
         op_output.emit(lesions, "lesions")

@@ -20,7 +20,7 @@ from operators.findings import Lung, Lungs
 from operators.journal import Journal
 from operators.orientation import lungs_on, standard_volume
 from operators.refusal import InputRefused, ReasonCode
-from operators.resampling import resample, shape_at
+from operators.resampling import at_least, resample, shape_at
 from operators.volume import BoolArray, CTVolume, FloatArray, Grid, LabelArray, plane_areas
 
 LUNG_PROBABILITY = 0.45
@@ -218,10 +218,10 @@ def _refine(probability: FloatArray, sides: LabelArray, grid: Grid) -> LabelArra
     unit = (1.0, 1.0, 1.0)
     kept = ndimage.binary_dilation(sides > 0)  # the interpolated border may lie up to a voxel outside
     smooth = np.where(kept, np.where((sides > 0) & (probability < LUNG_PROBABILITY), 1.0, probability), 0.0)
-    mask = resample(smooth.astype(np.float32), grid.shape) >= LUNG_PROBABILITY
+    mask = at_least(smooth, grid.shape, LUNG_PROBABILITY)
     left = distance_to(sides == Lung.LEFT, unit) if (sides == Lung.LEFT).any() else np.full(sides.shape, np.inf)
     right = distance_to(sides == Lung.RIGHT, unit) if (sides == Lung.RIGHT).any() else np.full(sides.shape, np.inf)
-    nearer_left = resample((left < right).astype(np.float32), grid.shape) >= 0.5
+    nearer_left = at_least(left < right, grid.shape, 0.5)
     labels = np.uint8(Lung.RIGHT) * mask
     labels[mask & nearer_left] = Lung.LEFT
     return labels
@@ -252,7 +252,7 @@ class LungSegmentationOperator(Operator):
         volume: CTVolume = op_input.receive("volume")
         with self._journal.node("Lung segmentation") as found:
             lungs = segment_lungs(volume, self._network)
-            litres = [float((lungs.labels == side).sum()) * lungs.grid.voxel_ml / 1000 for side in Lung]
+            litres = [np.count_nonzero(lungs.labels == side) * lungs.grid.voxel_ml / 1000 for side in Lung]
             found(f"{sum(litres):.1f} L lung")
             found(f"left {litres[0]:.1f} L, right {litres[1]:.1f} L")
         op_output.emit(lungs, "lungs")

@@ -99,10 +99,13 @@ def measure(volume: CTVolume, lungs: Lungs, lesions: Lesions, involvement: Invol
     """
     if not all(finding.grid.matches(volume.grid) for finding in (lungs, lesions, involvement)):
         raise ValueError("findings must be on the grid of the CT")
-    if np.any(lesions.mask & ~lungs.mask):
+    if any(np.any((plane > 0) & (lung == 0)) for plane, lung in zip(lesions.labels, lungs.labels, strict=True)):
         raise ValueError("lesions must lie within the lungs")
-    regions = {"total": lungs.mask, "left": lungs.labels == Lung.LEFT, "right": lungs.labels == Lung.RIGHT}
-    return Measurements(**{name: _measure_lung(volume, mask, lesions, involvement) for name, mask in regions.items()})
+    return Measurements(
+        total=_measure_lung(volume, lungs.mask, lesions, involvement),
+        left=_measure_lung(volume, lungs.labels == Lung.LEFT, lesions, involvement),
+        right=_measure_lung(volume, lungs.labels == Lung.RIGHT, lesions, involvement),
+    )
 
 
 def check_agreement(measurements: Measurements) -> list[Remark]:

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from models.morphology import bounding_box, close, dilate, distance_to, split_sides
+from models.morphology import bounding_box, close, deeper_than, dilate, distance_to, split_sides
 
 SPACING = (3.0, 1.0, 2.0)
 
@@ -21,6 +21,24 @@ def _naive_distance(mask: np.ndarray) -> np.ndarray:
 def test_distance_is_that_to_the_nearest_voxel() -> None:
     mask = _blobs()
     np.testing.assert_allclose(distance_to(mask, SPACING), _naive_distance(mask), atol=1e-4)
+
+
+@pytest.mark.parametrize("slab", [1, 3, 64])
+@pytest.mark.parametrize("depth", [0.5, 2.0, 3.5])
+def test_depth_is_the_distance_to_what_is_outside(depth: float, slab: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("models.morphology.SLAB", slab)
+    mask = np.zeros((14, 17, 15), bool)
+    mask[:3, 4:, 2:12] = True
+    mask[5:12, 2:14, 3:13] = True
+    mask[8, 7, 5] = mask[2, 9, 9] = False
+    expected = _naive_distance(~mask) > depth
+    assert expected.any()
+    np.testing.assert_array_equal(deeper_than(mask, depth, SPACING), expected)
+
+
+def test_where_all_is_inside_all_is_deep() -> None:
+    assert deeper_than(np.ones((3, 3, 3), bool), 2.0, SPACING).all()
+    assert not deeper_than(np.zeros((3, 3, 3), bool), 2.0, SPACING).any()
 
 
 @pytest.mark.parametrize("radius", [0.5, 2.0, 4.5])

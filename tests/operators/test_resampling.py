@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from operators.resampling import resample, shape_at
+from operators.resampling import at_least, resample, shape_at
 from tests.builders import axial_grid
 
 
@@ -38,6 +38,32 @@ def test_the_same_shape_changes_nothing() -> None:
 def test_coarser_means_average() -> None:
     noise = np.random.default_rng(0).standard_normal((16, 64, 64)).astype(np.float32)
     assert resample(noise, (4, 16, 16)).std() < 0.25
+
+
+def _at_once(values: np.ndarray, shape: tuple[int, int, int]) -> np.ndarray:
+    """Resample with a matrix of weights along each axis: triangles as wide as the coarser of both voxels."""
+
+    def weights(old: int, new: int) -> np.ndarray:
+        scale = old / new
+        width = max(scale, 1.0)
+        centres = (np.arange(new) + 0.5) * scale - 0.5
+        triangle = np.maximum(1.0 - np.abs(np.arange(old) - centres[:, None]) / width, 0.0)
+        return triangle / triangle.sum(axis=1, keepdims=True)
+
+    z, y, x = (weights(old, new) for old, new in zip(values.shape, shape, strict=True))
+    return np.einsum("az,by,cx,zyx->abc", z, y, x, values, optimize=True)
+
+
+@pytest.mark.parametrize("voxels", [1, 500, 1 << 24])
+@pytest.mark.parametrize("new", [(11, 20, 9), (7, 11, 30), (25, 7, 9)])
+def test_parts_make_up_the_whole(new: tuple[int, int, int], voxels: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("operators.resampling.PART_VOXELS", voxels)
+    values = np.random.default_rng(0).standard_normal((11, 16, 14)).astype(np.float32)
+    expected = _at_once(values, new)
+    np.testing.assert_allclose(resample(values, new), expected, atol=1e-5)
+    np.testing.assert_array_equal(at_least(values, new, 0.2), resample(values, new) >= np.float32(0.2))
+    np.testing.assert_allclose(resample(values, new, (-0.5, 1.0)), _at_once(values.clip(-0.5, 1.0), new), atol=1e-5)
+    np.testing.assert_array_equal(resample(values > 0, new), resample((values > 0).astype(np.float32), new))
 
 
 def test_shape_for_a_spacing() -> None:
