@@ -22,6 +22,8 @@ from operators.volume import CTVolume, FloatArray, Grid
 HU_RANGE = (-1000.0, 400.0)
 SLICE_MM = 3.0
 HALF_COVERED = 0.5
+ANY_LABEL = (0, 1)
+"""Labels clipped to this are the union of all."""
 CHUNK = 4
 """Slices that the network sees at a time: bounds the memory, does not change the result."""
 
@@ -62,7 +64,7 @@ def classifier_input(
         raise ValueError("masks must be on the grid of the CT")
     volume, lungs, lesions = standard_volume(volume), standard_lungs(lungs), standard_lesions(lesions)
     grid = volume.grid.resampled(_classifier_shape(volume.grid, in_plane))
-    lung = at_least(lungs.mask, grid.shape, HALF_COVERED)
+    lung = at_least(lungs.labels, grid.shape, HALF_COVERED, ANY_LABEL)
     present = np.flatnonzero(lung.any(axis=(1, 2)))
     if not present.size:
         raise InputRefused(
@@ -70,7 +72,7 @@ def classifier_input(
         )
     low, high = HU_RANGE
     ct = ((resample(volume.hu, grid.shape, HU_RANGE) - low) / (high - low)).clip(0.0, 1.0)
-    lesion = at_least(lesions.mask, grid.shape, HALF_COVERED)
+    lesion = at_least(lesions.labels, grid.shape, HALF_COVERED, ANY_LABEL)
     kept = slice(int(present[0]), int(present[-1]) + 1)
     inputs = np.stack([np.where(lung, ct, np.float32(0.0)), lesion.astype(np.float32)], axis=1)[kept]
     return np.ascontiguousarray(inputs), _cropped(grid, kept)

@@ -12,7 +12,7 @@ from operators.journal import Journal
 from operators.orientation import standard_lungs, standard_volume
 from operators.refusal import InputRefused, ReasonCode
 from operators.remarks import Remark, RemarkCode
-from operators.volume import BoolArray, CTVolume, FloatArray, plane_areas
+from operators.volume import BoolArray, CTVolume, HuArray, plane_areas
 
 TISSUE_FROM_HU = -300.0
 """Lung and air lie below, the rest of the body above."""
@@ -68,7 +68,7 @@ def check_content(volume: CTVolume, lungs: Lungs) -> tuple[Remark, ...]:
     )
 
 
-def _check_tissue(hu: FloatArray) -> None:
+def _check_tissue(hu: HuArray) -> None:
     some = hu[::4, ::4, ::4]
     tissue = some[some > TISSUE_FROM_HU]
     middle = float(np.median(tissue)) if tissue.size else float("nan")
@@ -92,7 +92,7 @@ def _check_volume(lungs: Lungs) -> list[Remark]:
     return remarks
 
 
-def _check_attenuation(hu: FloatArray, lungs: Lungs) -> list[Remark]:
+def _check_attenuation(hu: HuArray, lungs: Lungs) -> list[Remark]:
     middle = float(np.median(hu[lungs.mask]))
     if USUAL_LUNG_HU[0] <= middle <= USUAL_LUNG_HU[1]:
         return []
@@ -118,7 +118,7 @@ def _check_ends(mask: BoolArray) -> list[Remark]:
     return remarks
 
 
-def _check_edges(mask: BoolArray, hu: FloatArray) -> list[Remark]:
+def _check_edges(mask: BoolArray, hu: HuArray) -> list[Remark]:
     """Look for lungs that go on beyond the rows and columns of the images, or the circle of the reconstruction."""
     beside = ~_eroded(~_outside_reconstruction(hu))
     outlines = (plane & ~_eroded(plane) for plane in mask)
@@ -134,7 +134,7 @@ def _check_edges(mask: BoolArray, hu: FloatArray) -> list[Remark]:
     return []
 
 
-def _outside_reconstruction(hu: FloatArray) -> BoolArray:
+def _outside_reconstruction(hu: HuArray) -> BoolArray:
     """Mark the outermost rows and columns, and what is exactly air in every slice: outside the circle, padding."""
     air = hu.min()
     never = np.ones(hu.shape[1:], bool)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import groupby
 
@@ -42,7 +42,7 @@ _AHEAD = 2
 """Slices that wait for each thread: no more are in memory."""
 
 
-def read_hu(slices: Sequence[SliceImage], planes: Iterable[FloatArray]) -> Iterator[FloatArray]:
+def read_hu(slices: Sequence[SliceImage]) -> Iterator[FloatArray]:
     """Decode slices to Hounsfield units in all threads, and yield one after the other; a few are decoded ahead.
 
     HU = Rescale Slope x stored value + Rescale Intercept, by the rescale of each slice. Padding (Pixel Padding
@@ -52,13 +52,10 @@ def read_hu(slices: Sequence[SliceImage], planes: Iterable[FloatArray]) -> Itera
     ----------
     slices : sequence of SliceImage
         In the order in which they are wanted.
-    planes : iterable of ndarray of float32, shape (rows, columns)
-        Where each of them is written; as many as slices.
 
     Yields
     ------
     ndarray of float32, shape (rows, columns)
-        The planes.
 
     Raises
     ------
@@ -67,8 +64,8 @@ def read_hu(slices: Sequence[SliceImage], planes: Iterable[FloatArray]) -> Itera
     """
     with ThreadPoolExecutor(THREADS) as pool:
         waiting: deque[Future[FloatArray]] = deque()
-        for (image, frame), plane in zip(_with_frames(slices), planes, strict=True):
-            waiting.append(pool.submit(_to_hu, image, frame, plane))
+        for image, frame in _with_frames(slices):
+            waiting.append(pool.submit(_to_hu, image, frame))
             if len(waiting) > _AHEAD * THREADS:
                 yield waiting.popleft().result()
         while waiting:
@@ -106,13 +103,13 @@ def _with_frames(slices: Sequence[SliceImage]) -> Iterator[tuple[SliceImage, byt
             raise _undecodable(file, "cannot be read") from error
 
 
-def _to_hu(image: SliceImage, frame: bytes, plane: FloatArray) -> FloatArray:
+def _to_hu(image: SliceImage, frame: bytes) -> FloatArray:
     slope, intercept = _rescale(image)
     try:
         stored = _stored_values(image.file, frame)
     except Exception as error:  # what damaged data make a decoder raise is not foreseeable
         raise _undecodable(image.file, "cannot be decoded") from error
-    plane[:] = stored
+    plane = stored.astype(np.float32)
     if slope != 1.0:
         plane *= np.float32(slope)
     plane += np.float32(intercept)

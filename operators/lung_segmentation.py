@@ -20,7 +20,7 @@ from operators.findings import Lung, Lungs
 from operators.journal import Journal
 from operators.orientation import lungs_on, standard_volume
 from operators.refusal import InputRefused, ReasonCode
-from operators.resampling import at_least, resample, shape_at
+from operators.resampling import resample, resampled_parts, shape_at
 from operators.volume import BoolArray, CTVolume, FloatArray, Grid, LabelArray, plane_areas
 
 LUNG_PROBABILITY = 0.45
@@ -218,12 +218,12 @@ def _refine(probability: FloatArray, sides: LabelArray, grid: Grid) -> LabelArra
     unit = (1.0, 1.0, 1.0)
     kept = ndimage.binary_dilation(sides > 0)  # the interpolated border may lie up to a voxel outside
     smooth = np.where(kept, np.where((sides > 0) & (probability < LUNG_PROBABILITY), 1.0, probability), 0.0)
-    mask = at_least(smooth, grid.shape, LUNG_PROBABILITY)
     left = distance_to(sides == Lung.LEFT, unit) if (sides == Lung.LEFT).any() else np.full(sides.shape, np.inf)
     right = distance_to(sides == Lung.RIGHT, unit) if (sides == Lung.RIGHT).any() else np.full(sides.shape, np.inf)
-    nearer_left = at_least(left < right, grid.shape, 0.5)
-    labels = np.uint8(Lung.RIGHT) * mask
-    labels[mask & nearer_left] = Lung.LEFT
+    labels = np.zeros(grid.shape, np.uint8)
+    both = (resampled_parts(values, grid.shape) for values in (smooth, left < right))
+    for (part, fine), (_, nearer_left) in zip(*both, strict=True):
+        labels[part] = np.where(nearer_left >= 0.5, Lung.LEFT, Lung.RIGHT) * (fine >= LUNG_PROBABILITY)
     return labels
 
 

@@ -5,13 +5,14 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 from monai.deploy.core import ExecutionContext, Fragment, InputContext, Operator, OperatorSpec, OutputContext
 from pydantic import BaseModel, ConfigDict
 
 from operators.findings import Involvement, Lesions, LesionType, Lung, Lungs
 from operators.journal import Journal
 from operators.remarks import Remark, RemarkCode
-from operators.volume import BoolArray, CTVolume
+from operators.volume import BoolArray, CTVolume, HuArray, LabelArray
 
 AGREEMENT = 3.0
 """By how many percentage points of the lungs the two lesion networks may differ."""
@@ -101,11 +102,11 @@ def measure(volume: CTVolume, lungs: Lungs, lesions: Lesions, involvement: Invol
         raise ValueError("findings must be on the grid of the CT")
     if any(np.any((plane > 0) & (lung == 0)) for plane, lung in zip(lesions.labels, lungs.labels, strict=True)):
         raise ValueError("lesions must lie within the lungs")
-    return Measurements(
-        total=_measure_lung(volume, lungs.mask, lesions, involvement),
-        left=_measure_lung(volume, lungs.labels == Lung.LEFT, lesions, involvement),
-        right=_measure_lung(volume, lungs.labels == Lung.RIGHT, lesions, involvement),
-    )
+    slices = zip(volume.hu, lungs.labels, lesions.labels, involvement.mask, strict=True)
+    sums = np.sum([_sums(*planes) for planes in slices], axis=0)
+    regions = {"total": [Lung.LEFT, Lung.RIGHT], "left": [Lung.LEFT], "right": [Lung.RIGHT]}
+    voxel_ml = volume.grid.voxel_ml
+    return Measurements(**{name: _measured(sums[sides].sum(axis=0), voxel_ml) for name, sides in regions.items()})
 
 
 def check_agreement(measurements: Measurements) -> list[Remark]:
@@ -118,20 +119,28 @@ def check_agreement(measurements: Measurements) -> list[Remark]:
     return [Remark(RemarkCode.INVOLVEMENT_DISAGREES, message)]
 
 
-def _measure_lung(volume: CTVolume, lung: BoolArray, lesions: Lesions, involvement: Involvement) -> LungMeasurements:
-    hu = volume.hu[lung]
-    voxel_ml = volume.grid.voxel_ml
+def _sums(hu: HuArray, lungs: LabelArray, lesions: LabelArray, involvement: BoolArray) -> npt.NDArray[np.float64]:
+    """Sum up a slice by label of the lungs: voxels, HU, involved voxels, voxels of no and each lesion type."""
+    sides, kinds = max(Lung) + 1, max(LesionType) + 1
+    side = lungs.ravel()
+    weights = (None, hu.ravel(), involvement.ravel())
+    whole = [np.bincount(side, each, minlength=sides) for each in weights]
+    pairs = np.bincount(side * np.uint8(kinds) + lesions.ravel(), minlength=sides * kinds).reshape(sides, kinds)
+    return np.column_stack([*whole, pairs]).astype(np.float64)
 
-    def amount(voxels: int) -> Amount:
-        return Amount(volume_ml=voxels * voxel_ml, percent_of_lung=100.0 * voxels / hu.size if hu.size else None)
 
-    counts = np.bincount(lesions.labels[lung], minlength=max(LesionType) + 1).tolist()
+def _measured(sums: npt.NDArray[np.float64], voxel_ml: float) -> LungMeasurements:
+    voxels, hu, involved, _, *by_type = sums.tolist()
+
+    def amount(of: float) -> Amount:
+        return Amount(volume_ml=of * voxel_ml, percent_of_lung=100.0 * of / voxels if voxels else None)
+
     return LungMeasurements(
-        volume_ml=hu.size * voxel_ml,
-        mean_hu=float(hu.mean(dtype=np.float64)) if hu.size else None,
-        all_lesions=amount(sum(counts[kind] for kind in LesionType)),
-        involvement=amount(int(np.count_nonzero(involvement.mask[lung]))),
-        **{kind.name.lower(): amount(counts[kind]) for kind in LesionType},
+        volume_ml=voxels * voxel_ml,
+        mean_hu=hu / voxels if voxels else None,
+        all_lesions=amount(sum(by_type)),
+        involvement=amount(involved),
+        **{kind.name.lower(): amount(of) for kind, of in zip(LesionType, by_type, strict=True)},
     )
 
 

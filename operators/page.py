@@ -19,7 +19,7 @@ from PIL import Image
 
 from operators.codes import RGB
 from operators.software import NAME, RESEARCH_NOTICE, VERSION
-from operators.volume import BoolArray, FloatArray, LabelArray
+from operators.volume import BoolArray, FloatArray, HuArray, LabelArray
 
 RGBImage = npt.NDArray[np.uint8]
 Direction = npt.NDArray[np.float64]
@@ -43,7 +43,7 @@ _AXIS_LETTERS = (("L", "R"), ("P", "A"), ("H", "F"))
 _READABLE: dict[str, Any] = {"path_effects": [withStroke(linewidth=4 * 72 / DPI, foreground="black")], "color": "white"}
 
 
-def window(hu: FloatArray) -> FloatArray:
+def window(hu: HuArray) -> FloatArray:
     """Map Hounsfield units to grey values from 0 to 1 by the lung window."""
     center, width = LUNG_WINDOW
     return np.asarray(np.clip((hu - (center - width / 2)) / width, 0.0, 1.0), dtype=np.float32)
@@ -96,7 +96,7 @@ class Plane:
 
     Parameters
     ----------
-    hu : ndarray of float32, shape (rows, columns)
+    hu : ndarray of int16 or float32, shape (rows, columns)
         Hounsfield units.
     lungs : ndarray of bool
         Both lungs.
@@ -108,7 +108,7 @@ class Plane:
         Where rows and columns run to in the patient (LPS).
     """
 
-    hu: FloatArray
+    hu: HuArray
     lungs: BoolArray
     lesions: LabelArray
     spacing: tuple[float, float]

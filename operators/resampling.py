@@ -18,7 +18,7 @@ Shape = tuple[int, int, int]
 Part = tuple[slice, slice]
 """Slices and rows."""
 
-PART_VOXELS = 1 << 24
+PART_VOXELS = 1 << 22
 """Voxels computed at a time: bounds the memory, does not change the result."""
 
 
@@ -44,10 +44,12 @@ def resample(values: npt.NDArray[np.generic], shape: Shape, bounds: tuple[float,
     return result
 
 
-def at_least(values: npt.NDArray[np.generic], shape: Shape, threshold: float) -> BoolArray:
+def at_least(
+    values: npt.NDArray[np.generic], shape: Shape, threshold: float, bounds: tuple[float, float] | None = None
+) -> BoolArray:
     """Return where what :func:`resample` returns is at or above a threshold."""
     result = np.empty(shape, bool)
-    for part, computed in resampled_parts(values, shape):
+    for part, computed in resampled_parts(values, shape, bounds):
         np.greater_equal(computed, threshold, out=result[part])
     return result
 

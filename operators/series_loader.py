@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,7 @@ from operators.selection_rules import ANY_SERIES, SelectionRules
 from operators.series_cleaning import clean_series
 from operators.series_selection import MIN_EXTENT_MM, MIN_SLICES, Choice, Verdict, choose_series, chosen_series
 from operators.studies import Study, check_patient, check_study, group_studies
-from operators.volume import CTVolume, FloatArray, Grid
+from operators.volume import CTVolume, FloatArray, Grid, HuArray
 
 SPARSE = 1.5
 """Gaps more than this many slice thicknesses wide leave tissue unseen."""
@@ -130,17 +130,31 @@ def load_study(study: Study, rules: SelectionRules, max_gap_mm: float = MAX_GAP_
     return CTVolume(hu, plan.stack.grid, headers, places, frames, plan.remarks)
 
 
-def _filled(ordered: Sequence[SliceImage], stack: Stack) -> FloatArray:
+def _filled(ordered: Sequence[SliceImage], stack: Stack) -> HuArray:
     """Decode the slices into the grid; what no image shows is interpolated linearly between its neighbours."""
-    hu = np.empty(stack.grid.shape, dtype=np.float32)
-    planes = (hu[int(place)] if place.is_integer() else np.empty_like(hu[0]) for place in stack.places)
-    before, before_place = hu[0], 0.0
-    for plane, place in zip(read_hu(ordered, planes), stack.places, strict=True):
+    hu: HuArray = np.empty(stack.grid.shape, np.int16)
+    for k, plane in _planes(ordered, stack):
+        if hu.dtype == np.int16 and not _whole(plane):
+            hu = hu.astype(np.float32)
+        hu[k] = plane
+    return hu
+
+
+def _planes(ordered: Sequence[SliceImage], stack: Stack) -> Iterator[tuple[int, FloatArray]]:
+    """Yield each slice of the grid, ascending."""
+    before, before_place = np.empty((0, 0), np.float32), -1.0
+    for plane, place in zip(read_hu(ordered), stack.places, strict=True):
         for k in range(int(np.floor(before_place)) + 1, int(np.ceil(place))):
             share = (k - before_place) / (place - before_place)
-            hu[k] = (1.0 - share) * before + share * plane
+            yield k, (1.0 - share) * before + share * plane
+        if place.is_integer():
+            yield int(place), plane
         before, before_place = plane, place
-    return hu
+
+
+def _whole(plane: FloatArray) -> bool:
+    """Say whether int16 holds a slice exactly."""
+    return bool(plane.max() <= np.iinfo(np.int16).max and np.array_equal(plane, np.rint(plane)))
 
 
 def _geometry_remarks(stack: Stack, ordered: Sequence[SliceImage]) -> list[Remark]:

@@ -14,6 +14,8 @@ from operators.remarks import Remark
 FloatArray = npt.NDArray[np.float32]
 LabelArray = npt.NDArray[np.uint8]
 BoolArray = npt.NDArray[np.bool_]
+HuArray = npt.NDArray[np.int16 | np.float32]
+"""Hounsfield units: whole ones take half the memory."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -82,7 +84,7 @@ class CTVolume:
 
     Parameters
     ----------
-    hu : ndarray of float32, shape (z, y, x)
+    hu : ndarray of int16 or float32, shape (z, y, x)
         Hounsfield units. Slices are ordered along the normal of the image plane, so for an axial series of
         a supine, head-first patient from feet to head.
     grid : Grid
@@ -104,7 +106,7 @@ class CTVolume:
         If array, grid, headers and places do not agree, or a value is not finite.
     """
 
-    hu: FloatArray
+    hu: HuArray
     grid: Grid
     headers: tuple[Dataset, ...]
     places: tuple[int, ...] = ()
@@ -113,8 +115,8 @@ class CTVolume:
 
     def __post_init__(self) -> None:
         slices = self.grid.shape[0]
-        if self.hu.dtype != np.float32 or self.hu.shape != self.grid.shape:
-            raise ValueError("hu must be float32 and of the shape of the grid")
+        if self.hu.dtype not in (np.int16, np.float32) or self.hu.shape != self.grid.shape:
+            raise ValueError("hu must be int16 or float32 and of the shape of the grid")
         object.__setattr__(self, "places", self.places or tuple(range(slices)))
         object.__setattr__(self, "frames", self.frames or (0,) * len(self.headers))
         if not len(self.headers) == len(self.places) == len(self.frames) > 0:

@@ -6,6 +6,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
+
 from app.cohort.images import load_study, write_image
 from app.cohort.table import CohortStudy, write_table
 from app.outcome import UsageError
@@ -24,7 +26,7 @@ def draw_lungs(volume: CTVolume, name: str) -> LabelArray:
         If none are found; says the name.
     """
     try:
-        return reference_lungs(volume.hu, volume.grid.spacing)
+        return reference_lungs(volume.hu.astype(np.float32), volume.grid.spacing)
     except ValueError as error:
         raise UsageError(f"study {name}: {error}") from error
 

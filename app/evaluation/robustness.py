@@ -90,7 +90,7 @@ def _try(
     quality: Quality,
     rng: np.random.Generator,
 ) -> Trial:
-    hu, spacing = quality(upright.hu, upright.grid.spacing, rng)
+    hu, spacing = quality(upright.hu.astype(np.float32), upright.grid.spacing, rng)
     try:
         measures = _measure(bare_volume(hu, spacing), lungs, upright.grid.spacing, networks)
     except InputRefused as refusal:

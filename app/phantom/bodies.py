@@ -93,7 +93,7 @@ def _write(
 ) -> Patient:
     rng = np.random.default_rng((seed, number))
     kind = draw_kind(label, KINDS, rng)
-    hu, left_over = volume.hu.copy(), lungs.copy()
+    hu, left_over = volume.hu.astype(np.float32), lungs.copy()
     box = bounding_box(lungs > 0)
     hu[box], left_over[box] = _with_other_findings(hu[box], lungs[box], volume.grid.spacing, rng)
     lesions = np.zeros_like(lungs)

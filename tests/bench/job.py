@@ -103,13 +103,17 @@ def _gflop(task: str, calls: Counter[tuple[str, str, tuple[tuple[int, ...], ...]
 def run_apart(series: Path, cache: Path, *settings: str) -> dict[str, Any]:
     """Run the job in a process of its own; adds its seconds."""
     with tempfile.TemporaryDirectory() as temporary:
-        command = [sys.executable, "-W", "ignore", "-m", "tests.bench.job", "--run", str(series), temporary, str(cache)]
         start = time.perf_counter()
-        process = subprocess.run([*command, *settings], stdout=subprocess.PIPE, text=True, check=True)
-        seconds = time.perf_counter() - start
-    line = next(line for line in process.stdout.splitlines() if line.startswith(RESULT))
-    measured: dict[str, Any] = json.loads(line.removeprefix(RESULT))
-    return measured | {"seconds": seconds}
+        measured: dict[str, Any] = result_of("tests.bench.job", "--run", str(series), temporary, str(cache), *settings)
+        return measured | {"seconds": time.perf_counter() - start}
+
+
+def result_of(module: str, *arguments: str) -> Any:
+    """Run a module in a process of its own; return what it prints after :data:`RESULT`."""
+    command = [sys.executable, "-W", "ignore", "-m", module, *arguments]
+    output = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True).stdout
+    line = next(line for line in output.splitlines() if line.startswith(RESULT))
+    return json.loads(line.removeprefix(RESULT))
 
 
 def matrix_gflops(precision: str, size: int = 3072, repeats: int = 5) -> float:

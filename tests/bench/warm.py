@@ -8,14 +8,13 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
 import sys
 import tempfile
 import time
 from pathlib import Path
 from typing import Any
 
-from tests.bench.job import HEIGHT_MM, PIXEL_MM, RESULT
+from tests.bench.job import HEIGHT_MM, PIXEL_MM, RESULT, result_of
 
 STUDIES, FEW = 200, 4
 EACH = 20
@@ -75,7 +74,7 @@ def run_few(studies: int) -> list[dict[str, float]]:
 
 def run() -> dict[str, Any]:
     """Measure, each in a process of its own, print the tables, and return all figures."""
-    many, few = _apart("many", STUDIES), _apart("few", FEW)
+    many, few = result_of("tests.bench.warm", "many", str(STUDIES)), result_of("tests.bench.warm", "few", str(FEW))
     print(f"One process, {STUDIES} tiny studies")
     print(f"{'studies':>8}{'resident MB':>13}{'threads':>9}{'files':>7}")
     for row in many:
@@ -85,14 +84,6 @@ def run() -> dict[str, Any]:
     for row in few:
         print(f"{row['study']:8.0f}{row['seconds']:9.1f}{row['resident_mb']:13.0f}")
     return {"many": many, "few": few}
-
-
-def _apart(what: str, studies: int) -> list[dict[str, float]]:
-    command = [sys.executable, "-W", "ignore", "-m", "tests.bench.warm", what, str(studies)]
-    output = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True).stdout
-    line = next(line for line in output.splitlines() if line.startswith(RESULT))
-    looks: list[dict[str, float]] = json.loads(line.removeprefix(RESULT))
-    return looks
 
 
 if __name__ == "__main__":

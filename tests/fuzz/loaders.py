@@ -61,7 +61,7 @@ def _inspect(folder: Path) -> None:
 def check_volume(volume: CTVolume) -> None:
     """Check what every accepted volume must be."""
     slices = volume.grid.shape[0]
-    assert volume.hu.dtype == np.float32
+    assert volume.hu.dtype in (np.int16, np.float32)
     assert volume.hu.shape == volume.grid.shape
     assert np.isfinite(volume.hu).all()
     assert volume.hu.min() >= -1024.0

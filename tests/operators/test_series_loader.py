@@ -602,6 +602,23 @@ def trailing_bytes_after_the_pixels(files: Files) -> None:
     edit(files[2], lambda image: image.add_new(0xFFFCFFFC, "OB", bytes(64)))
 
 
+@pytest.mark.parametrize(
+    ("change", "kind"),
+    [({}, np.int16), ({"RescaleSlope": 0.5}, np.float32), ({"RescaleSlope": 40.0}, np.float32)],
+    ids=["whole numbers", "fractions", "beyond 16 bits"],
+)
+def test_whole_numbers_take_half_the_memory(files: Files, change: dict[str, float], kind: type) -> None:
+    """A single slice of others makes them all float32, and nothing is rounded."""
+    stored = pydicom.dcmread(files[-1])
+    set_all(files[-1:], **change)
+    volume = load_ct_series(files[0].parent)
+    assert volume.hu.dtype == kind
+    slope = change.get("RescaleSlope", float(stored.RescaleSlope))
+    expected = np.maximum(stored.pixel_array * slope + float(stored.RescaleIntercept), -1024.0)
+    np.testing.assert_array_equal(volume.hu[-1], expected)
+    np.testing.assert_array_equal(volume.hu[:-1], HU[:-1])
+
+
 @pytest.mark.parametrize("case", ACCEPTED.values(), ids=ACCEPTED.keys())
 def test_folder_is_read_as_expected(files: Files, case: Accepted) -> None:
     expected = case(files) or Expected()
