@@ -53,7 +53,7 @@ class Settings(BaseSettings):
     runtime: Literal["auto", "torch", "openvino"] = "auto"
     """What computes the networks; ``auto`` is PyTorch on a GPU, else OpenVINO on the CPU."""
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
-    """Arithmetic of the segmentation networks; ``auto`` is bfloat16 where the GPU or the processor is fast in it."""
+    """Arithmetic of both lesion networks; ``auto`` is bfloat16 where the GPU or the processor is fast in it."""
 
     @property
     def flat(self) -> bool:

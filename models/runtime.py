@@ -50,7 +50,7 @@ class Runtime:
     device : {"cpu", "cuda"}
         Where.
     precision : {"float32", "bfloat16"}
-        Arithmetic of the segmentation networks.
+        Arithmetic of both lesion networks; the others compute in float32.
     cache : Path, optional
         Where what OpenVINO makes of networks is kept, unless it lies in :data:`CONVERTED` beside them; see
         :mod:`models.openvino_runtime`.

@@ -58,7 +58,8 @@ class DeepMedic(nn.Module):
         Of the features of the head, in training.
     """
 
-    exact: ClassVar[bool] = False
+    exact: ClassVar[bool] = True
+    """bfloat16 changes 0.02 % of a lung mask, which turns over what the lesion network is in doubt about."""
     heavy: ClassVar[Mapping[str, tuple[tuple[int, ...], ...]]] = {
         "survey": ((1, 1, 39, 69, 69),),
         "decide": ((1, 1, 13, 23, 23), (1, 48, 3, 3, 3)),

@@ -11,15 +11,11 @@ import pydicom
 import pytest
 
 from app.cli import main
-from models.precision import fast_in_bfloat16
 
 pytestmark = [pytest.mark.real_data, pytest.mark.slow]
 
 STUDIES = ("covid_P001", "cap_001", "normal_001", "screening_lowdose")
 _HEATMAPS = ("relevance_ct", "relevance_lesions")
-_SHORT = pytest.mark.xfail(
-    fast_in_bfloat16(), reason="bfloat16 changes them by more (docs/performance.md)", strict=False
-)
 
 
 @pytest.fixture(scope="module", params=STUDIES)
@@ -64,7 +60,6 @@ def test_lungs_are_the_same(both: list[Path]) -> None:
     assert _agreement(both, "lungs") >= 0.995
 
 
-@_SHORT
 def test_lesions_are_the_same(both: list[Path]) -> None:
     assert _agreement(both, "lesions") >= 0.995
 
@@ -75,7 +70,6 @@ def test_the_probability_is_the_same(both: list[Path]) -> None:
     assert first == pytest.approx(second, abs=0.01)
 
 
-@_SHORT
 def test_heatmaps_are_the_same(both: list[Path]) -> None:
     for name in _HEATMAPS:
         maps = [_floats(output / "pm" / f"{name}.dcm") for output in both]
