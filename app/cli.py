@@ -19,6 +19,7 @@ from typing import NoReturn
 from app.arguments import add_assignments, count
 from app.console import quieten_unless_debugging, tell
 from app.evaluation.commands import add_evaluate_arguments
+from app.gateway.commands import add_gateway_arguments
 from app.outcome import ExitStatus, Interrupted, RunFailed, UsageError
 from app.package.commands import add_package_commands
 from app.publish import tidier
@@ -153,6 +154,11 @@ def _parser() -> argparse.ArgumentParser:
     )
     add_evaluate_arguments(
         commands.add_parser("evaluate", help="judge explanations or predictions on data whose truth is known")
+    )
+    add_gateway_arguments(
+        commands.add_parser("gateway", help="receive studies from a PACS or scanner, send it the results"),
+        _models_folder,
+        _cache,
     )
     add_package_commands(commands, _add_config, _models_folder)
     version = commands.add_parser("version", help="print name and version")

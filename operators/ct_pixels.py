@@ -37,7 +37,8 @@ _KINDS = {0: "u", 1: "i"}
 """Pixel Representation."""
 _COMPRESSIBLE_BITS = 16
 _UNCOMPRESSED = (ImplicitVRLittleEndian, ExplicitVRLittleEndian, DeflatedExplicitVRLittleEndian, ExplicitVRBigEndian)
-_COMPRESSED = (*_UNCOMPRESSED, *SYNTAXES)
+READABLE_SYNTAXES = (*_UNCOMPRESSED, *SYNTAXES)
+"""Transfer syntaxes of slices that can be read; what is compressed has 16 bits allocated."""
 _AHEAD = 2
 """Slices that wait for each thread: no more are in memory."""
 
@@ -151,7 +152,7 @@ def _refuse_unusable(file: DicomFile) -> None:
         raise PixelDataError("lie in other bits than those of a CT image (High Bit)")
     if header.PixelRepresentation not in _KINDS or header.Rows < 1 or header.Columns < 1:
         raise PixelDataError("are not described")
-    if syntax not in (_COMPRESSED if allocated == _COMPRESSIBLE_BITS else _UNCOMPRESSED):
+    if syntax not in (READABLE_SYNTAXES if allocated == _COMPRESSIBLE_BITS else _UNCOMPRESSED):
         raise PixelDataError("are in a transfer syntax that is not supported")
     if file.pixels_at >= file.stamp.size:
         raise PixelDataError("are missing")

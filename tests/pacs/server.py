@@ -13,7 +13,8 @@ from typing import Any
 from uuid import uuid4
 
 HTTP_PORT = 8042
-_DICOM_PORT = 4242
+DICOM_PORT = 4242
+TITLE = "ORTHANC"
 _PLUGIN = "/usr/share/orthanc/plugins/libOrthancDicomWeb.so"
 _DICOM_PARTS = 'multipart/related; type="application/dicom"'
 _JSON = "application/dicom+json"
@@ -31,7 +32,7 @@ class Orthanc:
 
     def store(self, files: Iterable[Path]) -> None:
         """Send by C-STORE, every object in the transfer syntax of its file."""
-        command = ["dcmsend", "--decompress-never", "127.0.0.1", str(_DICOM_PORT), *map(str, files)]
+        command = ["dcmsend", "--decompress-never", "127.0.0.1", str(DICOM_PORT), *map(str, files)]
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         if done.returncode:
             raise PacsFailed(f"dcmsend: {done.stdout}{done.stderr}{self._log.read_text()}")
@@ -61,6 +62,17 @@ class Orthanc:
     def rest(self, path: str) -> Any:
         """Answer of Orthanc's own interface."""
         return json.loads(self._request("GET", path))
+
+    def know(self, title: str, port: int) -> None:
+        """Add another application entity of this network."""
+        self._request(
+            "PUT", f"/modalities/{title}", json.dumps({"AET": title, "Host": "127.0.0.1", "Port": port}).encode()
+        )
+
+    def send_to(self, title: str) -> None:
+        """Send all that is there to another application entity, by C-STORE."""
+        resources = {"Resources": self.rest("/studies"), "Synchronous": True}
+        self._request("POST", f"/modalities/{title}/store", json.dumps(resources).encode())
 
     def file(self, instance: str) -> bytes:
         """Retrieve an object by Orthanc's own interface."""
@@ -101,7 +113,8 @@ def _configuration(folder: Path) -> dict[str, Any]:
     return {
         "StorageDirectory": str(folder),
         "HttpPort": HTTP_PORT,
-        "DicomPort": _DICOM_PORT,
+        "DicomPort": DICOM_PORT,
+        "DicomAet": TITLE,
         "AuthenticationEnabled": False,
         "Plugins": [_PLUGIN],
     }

@@ -1,0 +1,107 @@
+"""``covid-ct gateway``: run it, look at its jobs, take one up again or drop it."""
+
+from __future__ import annotations
+
+import argparse
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable
+from datetime import datetime
+from importlib.util import find_spec
+from pathlib import Path
+
+from app.console import quieten_unless_debugging, tell
+from app.outcome import UsageError
+
+
+def add_gateway_arguments(
+    parser: argparse.ArgumentParser, models: Callable[[], Path], cache: Callable[[str | None], Path | None]
+) -> None:
+    """Declare ``covid-ct gateway``.
+
+    Parameters
+    ----------
+    parser : ArgumentParser
+        Of the command.
+    models, cache : callable
+        Return the folder of the models, and that of what can be made again.
+    """
+    parser.add_argument(
+        "action",
+        nargs="?",
+        choices=list(_ACTIONS),
+        default="run",
+        help="run: receive, run and send until it is stopped (default); jobs: list the studies; retry: take up again"
+        " what failed or was refused; drop: forget a study, and delete it",
+    )
+    parser.add_argument("study", nargs="?", metavar="UID", help="Study Instance UID, with retry and drop")
+    parser.add_argument(
+        "-c", "--config", metavar="FILE", type=Path, required=True, help="gateway.yaml, see docs/pacs.md"
+    )
+    parser.set_defaults(command=_gateway, models=models, cache=cache)
+
+
+def _gateway(arguments: argparse.Namespace) -> None:
+    if (arguments.action in ("retry", "drop")) != (arguments.study is not None):
+        raise UsageError("retry and drop take the UID of a study, the other actions none")
+    if find_spec("pynetdicom") is None:
+        raise UsageError("a package for the gateway is missing: pip install '.[gateway]'")
+    _ACTIONS[arguments.action](arguments)
+
+
+def _run(arguments: argparse.Namespace) -> None:
+    quieten_unless_debugging()
+    from app.gateway.configuration import load_gateway
+    from app.gateway.service import Gateway
+    from app.gateway.worker import How, Worker
+    from app.settings import load_settings
+
+    configuration = load_gateway(arguments.config)
+    settings = load_settings(f"{name}={value}" for name, value in configuration.settings.items())
+    how = How(arguments.models(), settings, configuration.rules, arguments.cache(None))
+    stop = threading.Event()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda *_: stop.set())
+    with Gateway(configuration, Worker(how, configuration.limits.run_seconds), _log):
+        where = f"{configuration.ae_title} on {configuration.host}, port {configuration.port}"
+        _log(f"listening as {where}; stop with Ctrl-C")
+        stop.wait()
+        _log("stopping")
+
+
+def _log(line: str) -> None:
+    tell(f"{_time(time.time())} {line}")
+
+
+def _time(seconds: float) -> str:
+    return datetime.fromtimestamp(seconds).astimezone().isoformat(timespec="seconds")
+
+
+def _list(arguments: argparse.Namespace) -> None:
+    from app.gateway.service import open_table
+
+    with open_table(arguments.config) as (jobs, _):
+        for job in jobs.all():
+            sys.stdout.write(f"{job.study}  {job.state:9}  since {_time(job.since)}  {job.reason}".rstrip() + "\n")
+
+
+def _retry(arguments: argparse.Namespace) -> None:
+    from app.gateway.service import open_table
+
+    with open_table(arguments.config) as (jobs, _):
+        if not jobs.retry(arguments.study, time.time()):
+            raise UsageError(f"study {arguments.study} has neither failed nor been refused; see covid-ct gateway jobs")
+
+
+def _drop(arguments: argparse.Namespace) -> None:
+    from app.gateway.service import open_table
+
+    with open_table(arguments.config) as (jobs, spool):
+        if not jobs.drop(arguments.study):
+            raise UsageError(f"study {arguments.study} is running, or not known; see covid-ct gateway jobs")
+        spool.drop(arguments.study)
+
+
+_ACTIONS = {"run": _run, "jobs": _list, "retry": _retry, "drop": _drop}

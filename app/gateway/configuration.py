@@ -1,0 +1,147 @@
+"""What a site states about its network: ``gateway.yaml``."""
+
+from __future__ import annotations
+
+from ipaddress import IPv4Address, IPv6Address
+from pathlib import Path
+from typing import Annotated
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from app.outcome import UsageError
+from app.settings import read_configuration
+from operators.selection_rules import ANY_SERIES, SelectionRules
+
+AeTitle = Annotated[str, Field(pattern=r"^[!-\[\]-~]([ -\[\]-~]{0,14}[!-\[\]-~])?$")]
+"""Application Entity title: up to 16 characters but backslash, without spaces around (PS3.5, 6.2)."""
+Port = Annotated[int, Field(ge=1, le=65535)]
+Seconds = Annotated[float, Field(ge=0.0, le=7 * 86400.0)]
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)
+
+
+class Caller(_Part):
+    """Who may send.
+
+    Parameters
+    ----------
+    ae_title : str
+        Calling AE title.
+    address : IP address, optional
+        Where it must come from; anywhere by default.
+    """
+
+    ae_title: AeTitle
+    address: IPv4Address | IPv6Address | None = None
+
+
+class Destination(_Part):
+    """Where results go, by C-STORE.
+
+    Parameters
+    ----------
+    name : str
+        For people, and in the job table.
+    ae_title : str
+        Called AE title.
+    host : str
+        Name or address.
+    port : int
+    commitment : bool
+        Ask for storage commitment (PS3.4, annex J): a study counts as delivered when the destination has said that it
+        keeps the results.
+    """
+
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9_.-]{1,32}$")]
+    ae_title: AeTitle
+    host: Annotated[str, Field(min_length=1)]
+    port: Port
+    commitment: bool = True
+
+
+class Limits(_Part):
+    """What is too much.
+
+    Parameters
+    ----------
+    associations : int
+        At a time.
+    instance_mb : int
+        Of one instance, in 10^6 bytes.
+    free_disk_mb : int
+        What must stay free where the spool is: else nothing is accepted.
+    run_seconds : float
+        That a study may take.
+    runs : int
+        After so many failures in a row a study waits for a person.
+    send_hours : float
+        After so long a study that cannot be delivered waits for a person.
+    """
+
+    associations: Annotated[int, Field(ge=1, le=1024)] = 64
+    instance_mb: Annotated[int, Field(ge=1)] = 2048
+    free_disk_mb: Annotated[int, Field(ge=0)] = 2048
+    run_seconds: Annotated[float, Field(ge=1.0)] = 1800.0
+    runs: Annotated[int, Field(ge=1)] = 3
+    send_hours: Annotated[float, Field(ge=0.0)] = 72.0
+
+
+class GatewayConfiguration(_Part):
+    """Everything of ``gateway.yaml``.
+
+    Parameters
+    ----------
+    ae_title, host, port
+        What the gateway is called and where it listens; by default on loopback alone.
+    spool : Path
+        Folder for what is received and made; holds patient data.
+    callers : tuple of Caller
+        Who may send; nobody else.
+    destinations : tuple of Destination
+        Where the results of every study go.
+    quiet_seconds : float
+        A study is complete when for so long no association has sent anything of it.
+    limits : Limits
+    settings : dict
+        Settings of the application, as in ``--set``.
+    rules : SelectionRules
+        Which series to read, as in ``app.yaml``; in the file it is called ``series-selection``.
+    """
+
+    ae_title: AeTitle = "COVIDCT"
+    host: str = "127.0.0.1"
+    port: Port = 11112
+    spool: Path
+    callers: tuple[Caller, ...] = Field(min_length=1)
+    destinations: tuple[Destination, ...] = Field(min_length=1)
+    quiet_seconds: Seconds = 30.0
+    limits: Limits = Field(default_factory=Limits)
+    settings: dict[str, bool | int | float | str] = {}
+    rules: SelectionRules = Field(ANY_SERIES, alias="series-selection")
+
+    @model_validator(mode="after")
+    def _names_differ(self) -> GatewayConfiguration:
+        names = [destination.name for destination in self.destinations]
+        if len(set(names)) < len(names):
+            raise ValueError("two destinations have the same name")
+        return self
+
+
+def load_gateway(path: Path) -> GatewayConfiguration:
+    """Read a gateway configuration; a relative spool lies beside it.
+
+    Raises
+    ------
+    UsageError
+        If it cannot be read, or says something unknown or wrong.
+    """
+    try:
+        read = GatewayConfiguration.model_validate(read_configuration(path))
+    except ValidationError as error:
+        first = error.errors()[0]
+        place = ".".join(map(str, first["loc"])) or "gateway"
+        message = first["msg"].removeprefix("Value error, ")
+        raise UsageError(f"configuration {path}, {place}: {message[:1].lower()}{message[1:]}") from error
+    return read.model_copy(update={"spool": (path.absolute().parent / read.spool)})

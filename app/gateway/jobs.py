@@ -1,0 +1,339 @@
+"""The job table: what state every study is in. Each change is one transaction of SQLite, on the disk when it returns.
+
+A study goes ``receiving`` -> ``ready`` -> ``running`` -> ``sending`` -> ``committed``, or ends ``refused``. What fails
+again and again is ``failed`` and waits for a person. An instance that comes late takes a study back to ``receiving``,
+from wherever it is; what a run that had begun without it has found is thrown away.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+import threading
+from collections.abc import Iterable, Iterator
+from contextlib import closing, contextmanager
+from dataclasses import dataclass
+from enum import StrEnum
+from pathlib import Path
+
+
+class State(StrEnum):
+    """Of a study."""
+
+    RECEIVING = "receiving"
+    READY = "ready"
+    RUNNING = "running"
+    SENDING = "sending"
+    COMMITTED = "committed"
+    REFUSED = "refused"
+    FAILED = "failed"
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """A study, as the table has it.
+
+    Parameters
+    ----------
+    study : str
+        Study Instance UID.
+    state : State
+    revision : int
+        Grows whenever new instances begin to arrive.
+    failures : int
+        In a row, of the run or of the delivery.
+    due : float
+        When the next step may be taken, in seconds since 1970.
+    since : float
+        When the state was entered.
+    caller : str
+        AE title that sent the latest instances.
+    reason : str
+        Of a refusal or a failure: one line without patient data.
+    """
+
+    study: str
+    state: State
+    revision: int
+    failures: int
+    due: float
+    since: float
+    caller: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Delivery:
+    """An object that is to reach a destination.
+
+    Parameters
+    ----------
+    study, destination, path : str
+        ``path`` is relative to the results of the study.
+    sop_class, sop_instance : str
+        UIDs of the object.
+    stored : bool
+        The destination has accepted it.
+    committed : bool
+        The destination has said that it keeps it, or is not asked to.
+    """
+
+    study: str
+    destination: str
+    path: str
+    sop_class: str
+    sop_instance: str
+    stored: bool = False
+    committed: bool = False
+
+
+_SCHEMA = """
+CREATE TABLE IF NOT EXISTS studies (
+    study TEXT PRIMARY KEY, state TEXT NOT NULL, revision INTEGER NOT NULL, failures INTEGER NOT NULL,
+    due REAL NOT NULL, since REAL NOT NULL, caller TEXT NOT NULL, reason TEXT NOT NULL
+) STRICT, WITHOUT ROWID;
+CREATE INDEX IF NOT EXISTS by_state ON studies (state, due);
+CREATE TABLE IF NOT EXISTS deliveries (
+    study TEXT NOT NULL, destination TEXT NOT NULL, path TEXT NOT NULL, sop_class TEXT NOT NULL,
+    sop_instance TEXT NOT NULL, stored INTEGER NOT NULL, committed INTEGER NOT NULL,
+    PRIMARY KEY (study, destination, sop_instance)
+) STRICT, WITHOUT ROWID;
+"""
+_COLUMNS = "study, state, revision, failures, due, since, caller, reason"
+
+
+class Jobs:
+    """The table in a file, for all threads of a process.
+
+    Parameters
+    ----------
+    path : Path
+        Made where absent.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._lock = threading.Lock()
+        self._database = sqlite3.connect(path, isolation_level=None, check_same_thread=False, timeout=60.0)
+        self._database.execute("PRAGMA journal_mode = WAL")
+        self._database.execute("PRAGMA synchronous = FULL")
+        self._database.executescript(_SCHEMA)
+
+    def close(self) -> None:
+        """Close the file."""
+        self._database.close()
+
+    # --- what arrives ---
+
+    def receive(self, study: str, caller: str, now: float) -> None:
+        """Note that new instances of a study begin to arrive, before the first is acknowledged.
+
+        A run in progress goes on, but what it finds will not count.
+        """
+        with self._transaction() as database:
+            database.execute(
+                "INSERT INTO studies VALUES (?, ?, 1, 0, ?, ?, ?, '')"
+                " ON CONFLICT (study) DO UPDATE SET revision = revision + 1, caller = excluded.caller, failures = 0,"
+                " due = excluded.due, reason = '', since = excluded.since,"
+                " state = iif(state = ?, state, excluded.state)",
+                (study, State.RECEIVING, now, now, caller, State.RUNNING),
+            )
+            database.execute("DELETE FROM deliveries WHERE study = ?", (study,))
+
+    def received(self, study: str, now: float, quiet: float) -> None:
+        """Note that an association that sent instances of a study has ended: the quiet time begins."""
+        with self._transaction() as database:
+            database.execute(
+                "UPDATE studies SET due = ? WHERE study = ? AND state IN (?, ?)",
+                (now + quiet, study, State.RECEIVING, State.RUNNING),
+            )
+
+    def settle(self, now: float, arriving: Iterable[str]) -> list[str]:
+        """Make ready what is complete: the quiet time is over, and no association sends any of it; return which."""
+        open_now = set(arriving)
+        with self._transaction() as database:
+            due = _studies(database, "state = ? AND due <= ?", State.RECEIVING, now)
+            complete = [job.study for job in due if job.study not in open_now]
+            for study in complete:
+                _enter(database, study, State.READY, now)
+        return complete
+
+    # --- runs ---
+
+    def claim(self, now: float) -> Job | None:
+        """Take the study that has been ready for longest to run it; None where there is none."""
+        with self._transaction() as database:
+            for job in _studies(database, "state = ? AND due <= ?", State.READY, now):
+                _enter(database, job.study, State.RUNNING, now)
+                return job
+        return None
+
+    def ran(self, job: Job, deliveries: Iterable[Delivery], now: float) -> bool:
+        """Note that a run has ended with results, and what is to be sent; False if they are outdated already."""
+        with self._transaction() as database:
+            if _outdated(database, job, now):
+                return False
+            database.execute("DELETE FROM deliveries WHERE study = ?", (job.study,))
+            database.executemany(
+                "INSERT INTO deliveries VALUES (?, ?, ?, ?, ?, ?, ?)",
+                [
+                    (each.study, each.destination, each.path, each.sop_class, each.sop_instance, 0, 0)
+                    for each in deliveries
+                ],
+            )
+            _enter(database, job.study, State.SENDING, now)
+        return True
+
+    def refused(self, job: Job, reason: str, now: float) -> None:
+        """Note that the application refused a study."""
+        with self._transaction() as database:
+            if not _outdated(database, job, now):
+                _enter(database, job.study, State.REFUSED, now, reason)
+
+    def broke(self, job: Job, reason: str, now: float, most: int, pause: float) -> None:
+        """Note that a run failed; it is repeated after a pause that doubles, unless it has failed ``most`` times."""
+        with self._transaction() as database:
+            if _outdated(database, job, now):
+                return
+            failures = job.failures + 1
+            state = State.FAILED if failures >= most else State.READY
+            _enter(database, job.study, state, now, reason, failures, now + pause * 2 ** (failures - 1))
+
+    def recover(self, now: float, quiet: float) -> None:
+        """Take up again what a process that is no more had begun."""
+        with self._transaction() as database:
+            for job in _studies(database, "state = ?", State.RUNNING):
+                _enter(database, job.study, State.READY, now, job.reason, job.failures)
+            database.execute("UPDATE studies SET due = ? WHERE state = ?", (now + quiet, State.RECEIVING))
+
+    # --- deliveries ---
+
+    def outgoing(self, now: float) -> list[Job]:
+        """Return the studies of which something is to be sent now, those that wait for longest first."""
+        with self._transaction() as database:
+            return _studies(database, "state = ? AND due <= ?", State.SENDING, now)
+
+    def deliveries(self, study: str) -> list[Delivery]:
+        """Return all objects of a study that are or were to be sent."""
+        with self._transaction() as database:
+            rows = database.execute("SELECT * FROM deliveries WHERE study = ? ORDER BY destination, path", (study,))
+            return [Delivery(*row[:5], *map(bool, row[5:])) for row in rows]
+
+    def stored(self, delivery: Delivery, *, committed: bool) -> None:
+        """Note that a destination has accepted an object, and whether that is enough."""
+        self._mark("stored = 1, committed = ?", (int(committed),), delivery)
+
+    def committed(self, delivery: Delivery) -> None:
+        """Note that a destination has said that it keeps an object."""
+        self._mark("stored = 1, committed = 1", (), delivery)
+
+    def lost(self, delivery: Delivery, due: float) -> None:
+        """Note that a destination has said that it does not keep an object: it is sent again, not before ``due``."""
+        self._mark("stored = 0, committed = 0", (), delivery)
+        with self._transaction() as database:
+            database.execute(
+                "UPDATE studies SET due = ? WHERE study = ? AND state = ?", (due, delivery.study, State.SENDING)
+            )
+
+    def delivered(self, job: Job, now: float) -> bool:
+        """End a study all of whose objects are committed; say whether it is."""
+        with self._transaction() as database:
+            open_ones = database.execute(
+                "SELECT count(*) FROM deliveries WHERE study = ? AND NOT committed", (job.study,)
+            ).fetchone()[0]
+            current = _studies(database, "study = ? AND state = ?", job.study, State.SENDING)
+            if open_ones or not current or current[0].revision != job.revision:
+                return False
+            _enter(database, job.study, State.COMMITTED, now)
+        return True
+
+    def postpone(self, job: Job, reason: str, now: float, pause: float, longest: float, give_up: float) -> None:
+        """Note why not all could be delivered; try again after a pause that doubles, or leave it to a person."""
+        with self._transaction() as database:
+            current = _studies(database, "study = ? AND state = ?", job.study, State.SENDING)
+            if not current or current[0].revision != job.revision:
+                return
+            failures = job.failures + 1
+            if now - job.since >= give_up:
+                _enter(database, job.study, State.FAILED, now, reason, failures)
+                return
+            due = now + min(pause * 2.0 ** min(failures - 1, 30), longest)
+            database.execute(
+                "UPDATE studies SET failures = ?, due = ?, reason = ? WHERE study = ?",
+                (failures, due, reason, job.study),
+            )
+
+    # --- people ---
+
+    def all(self) -> list[Job]:
+        """Return all studies, the latest change first."""
+        with self._transaction() as database:
+            return sorted(_studies(database, "1"), key=lambda job: -job.since)
+
+    def retry(self, study: str, now: float) -> bool:
+        """Take up again what was given up or refused; False if it is neither."""
+        with self._transaction() as database:
+            ended = _studies(database, "study = ? AND state IN (?, ?)", study, State.FAILED, State.REFUSED)
+            if not ended:
+                return False
+            to_send = database.execute("SELECT count(*) FROM deliveries WHERE study = ?", (study,)).fetchone()[0]
+            _enter(database, study, State.SENDING if to_send else State.READY, now)
+        return True
+
+    def drop(self, study: str) -> bool:
+        """Forget a study, unless it is running; False if it is, or is not known."""
+        with self._transaction() as database:
+            gone = database.execute("DELETE FROM studies WHERE study = ? AND state <> ?", (study, State.RUNNING))
+            if not gone.rowcount:
+                return False
+            database.execute("DELETE FROM deliveries WHERE study = ?", (study,))
+        return True
+
+    def _mark(self, what: str, values: tuple[object, ...], delivery: Delivery) -> None:
+        with self._transaction() as database:
+            database.execute(
+                f"UPDATE deliveries SET {what} WHERE study = ? AND destination = ? AND sop_instance = ?",  # noqa: S608
+                (*values, delivery.study, delivery.destination, delivery.sop_instance),
+            )
+
+    @contextmanager
+    def _transaction(self) -> Iterator[sqlite3.Connection]:
+        """Hold the file for one change: all of it is on the disk in the end, or none."""
+        with self._lock:
+            self._database.execute("BEGIN IMMEDIATE")
+            try:
+                yield self._database
+            except BaseException:
+                self._database.execute("ROLLBACK")
+                raise
+            self._database.execute("COMMIT")
+
+
+def _studies(database: sqlite3.Connection, condition: str, *values: object) -> list[Job]:
+    query = f"SELECT {_COLUMNS} FROM studies WHERE {condition} ORDER BY due, since"  # noqa: S608 - conditions of ours
+    with closing(database.execute(query, values)) as rows:
+        return [Job(row[0], State(row[1]), *row[2:]) for row in rows]
+
+
+def _enter(
+    database: sqlite3.Connection,
+    study: str,
+    state: State,
+    now: float,
+    reason: str = "",
+    failures: int = 0,
+    due: float | None = None,
+) -> None:
+    database.execute(
+        "UPDATE studies SET state = ?, since = ?, due = ?, reason = ?, failures = ? WHERE study = ?",
+        (state, now, now if due is None else due, reason, failures, study),
+    )
+
+
+def _outdated(database: sqlite3.Connection, job: Job, now: float) -> bool:
+    """Send a study back to ``receiving`` if more of it has come since a run began; say whether it is so."""
+    current = _studies(database, "study = ?", job.study)
+    if not current:
+        return True  # dropped meanwhile
+    if current[0].revision == job.revision:
+        return False
+    _enter(database, job.study, State.RECEIVING, now, due=current[0].due)
+    return True

@@ -1,0 +1,197 @@
+"""The side of the gateway that listens: C-ECHO, C-STORE of CT images, and reports of storage commitment."""
+
+from __future__ import annotations
+
+import socket
+import threading
+import time
+from collections.abc import Callable
+from io import BytesIO
+from ipaddress import ip_address
+from typing import Any
+
+import pydicom
+from pydicom.uid import CTImageStorage
+from pynetdicom import AE, evt
+from pynetdicom.sop_class import StorageCommitmentPushModel, Verification  # type: ignore[attr-defined]
+
+from app.gateway.configuration import GatewayConfiguration
+from app.gateway.jobs import Jobs
+from app.gateway.spool import NOT_UNDERSTOOD, OUT_OF_RESOURCES, Refused, Spool, checked_uid
+from app.outcome import UsageError
+from operators.ct_pixels import READABLE_SYNTAXES
+from operators.dicom_folder import MULTI_FRAME_CT
+
+SUCCESS = 0x0000
+ACCEPTED_CLASSES = (CTImageStorage, *MULTI_FRAME_CT)
+MAX_PDU = 1 << 20
+"""Bytes of a PDU that senders may use: larger ones cost less time."""
+_SILENCE = 60.0
+"""Seconds after which a sender that says nothing is hung up on."""
+
+_CALLER_UNKNOWN = (0x01, 0x01, 0x03)
+"""Result, source and reason of a rejection for good: calling AE title not recognised (PS3.8, table 9-21)."""
+
+Report = Callable[[str, list[str], list[str]], None]
+"""Told the transaction, the SOP Instance UIDs that are committed, and those that are not."""
+
+
+class Receiver:
+    """Listens, and keeps what comes. What it has acknowledged is on the disk and in the job table.
+
+    Parameters
+    ----------
+    configuration : GatewayConfiguration
+    spool : Spool
+    jobs : Jobs
+    report : callable
+        Told what destinations say about commitment.
+    tell : callable
+        Receives one line of text at a time.
+    """
+
+    def __init__(
+        self,
+        configuration: GatewayConfiguration,
+        spool: Spool,
+        jobs: Jobs,
+        report: Report,
+        tell: Callable[[str], None],
+    ) -> None:
+        self._configuration = configuration
+        self._spool = spool
+        self._jobs = jobs
+        self._report = report
+        self._tell = tell
+        self._lock = threading.Lock()
+        self._arriving: dict[Any, set[str]] = {}
+        self._server: Any = None
+
+    def start(self) -> None:
+        """Listen, in threads of its own.
+
+        Raises
+        ------
+        UsageError
+            If the port cannot be had.
+        """
+        entity = self._entity()
+        handlers: list[Any] = [
+            (evt.EVT_CONN_OPEN, no_delay),
+            (evt.EVT_REQUESTED, self._check_address),
+            (evt.EVT_C_STORE, self._store),
+            (evt.EVT_N_EVENT_REPORT, self._event),
+            (evt.EVT_CONN_CLOSE, self._closed),
+        ]
+        where = (self._configuration.host, self._configuration.port)
+        try:
+            self._server = entity.start_server(where, block=False, evt_handlers=handlers)
+        except OSError as error:
+            raise UsageError(f"cannot listen on {where[0]}, port {where[1]}: {error.strerror}") from error
+
+    def stop(self) -> None:
+        """Listen no more; associations end."""
+        if self._server is not None:
+            self._server.shutdown()
+
+    def arriving(self) -> set[str]:
+        """Return the studies of which an open association has sent something."""
+        with self._lock:
+            return set().union(*self._arriving.values())
+
+    def _entity(self) -> AE:
+        entity = AE(ae_title=self._configuration.ae_title)
+        entity.maximum_associations = self._configuration.limits.associations
+        entity.maximum_pdu_size = MAX_PDU
+        entity.network_timeout = entity.dimse_timeout = _SILENCE
+        entity.require_called_aet = True
+        callers = {caller.ae_title for caller in self._configuration.callers}
+        entity.require_calling_aet = sorted(callers | {each.ae_title for each in self._configuration.destinations})
+        entity.add_supported_context(Verification)
+        entity.add_supported_context(StorageCommitmentPushModel, scu_role=True, scp_role=True)
+        for sop_class in ACCEPTED_CLASSES:
+            entity.add_supported_context(sop_class, list(READABLE_SYNTAXES))
+        return entity
+
+    def _check_address(self, event: Any) -> None:
+        """Reject those who call from elsewhere than they should."""
+        requestor = event.assoc.requestor
+        title = requestor.primitive.calling_ae_title.strip()
+        mine = [caller for caller in self._configuration.callers if caller.ae_title == title]
+        if mine and not any(caller.address in (None, ip_address(requestor.address)) for caller in mine):
+            self._tell(f"{title} called from an address that is not its own: rejected")
+            event.assoc.acse.send_reject(*_CALLER_UNKNOWN)
+            event.assoc.kill()
+
+    def _store(self, event: Any) -> int:
+        try:
+            self._keep(event)
+        except Refused as refusal:
+            self._tell(f"an instance from {event.assoc.requestor.ae_title.strip()} was not kept: {refusal}")
+            return refusal.status
+        except Exception as error:  # whatever it was: it is not on the disk, and the sender must know
+            self._tell(f"an instance was not kept: {type(error).__name__}")
+            return OUT_OF_RESOURCES
+        return SUCCESS
+
+    def _keep(self, event: Any) -> None:
+        caller = event.assoc.requestor.ae_title.strip()
+        if caller not in {each.ae_title for each in self._configuration.callers}:
+            raise Refused(NOT_UNDERSTOOD, "it may not send images")
+        content = event.encoded_dataset()
+        if len(content) > self._configuration.limits.instance_mb * 10**6:
+            raise Refused(OUT_OF_RESOURCES, "it is larger than the limit")
+        study, instance = _identity(content)
+        if instance != str(event.request.AffectedSOPInstanceUID):
+            raise Refused(NOT_UNDERSTOOD, "its SOP Instance UID is not that of the message")
+        if self._spool.holds(study, instance, content):
+            return
+        self._begin(event.assoc, study, caller)
+        self._spool.keep(study, instance, content)
+
+    def _begin(self, association: Any, study: str, caller: str) -> None:
+        """Note in the job table that an association sends a study, when its first new instance comes."""
+        with self._lock:
+            known = self._arriving.setdefault(association, set())
+            if study not in known:
+                self._jobs.receive(study, caller, time.time())
+                known.add(study)
+                self._tell(f"{study}: arriving from {caller}")
+
+    def _closed(self, event: Any) -> None:
+        with self._lock:
+            ended = self._arriving.pop(event.assoc, set())
+        for study in ended:
+            self._jobs.received(study, time.time(), self._configuration.quiet_seconds)
+
+    def _event(self, event: Any) -> tuple[int, None]:
+        """Take the report of a destination on storage commitment (PS3.4, J.3.3)."""
+        self._report(*reported(event))
+        return SUCCESS, None
+
+
+def reported(event: Any) -> tuple[str, list[str], list[str]]:
+    """Return transaction, committed and not committed SOP Instance UIDs of a report on storage commitment."""
+    report = event.event_information
+    kept, lost = (
+        [str(item.ReferencedSOPInstanceUID) for item in report.get(keyword) or []]
+        for keyword in ("ReferencedSOPSequence", "FailedSOPSequence")
+    )
+    return str(report.TransactionUID), kept, lost
+
+
+def no_delay(event: Any) -> None:
+    """Answer at once: with Nagle's algorithm each C-STORE costs 40 ms more against some senders."""
+    event.assoc.dul.socket.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+
+
+def _identity(content: bytes) -> tuple[str, str]:
+    """Return Study and SOP Instance UID of a DICOM file."""
+    tags = ["StudyInstanceUID", "SOPInstanceUID"]
+    try:
+        header = pydicom.dcmread(BytesIO(content), specific_tags=tags, stop_before_pixels=True)
+        return checked_uid(header.StudyInstanceUID), checked_uid(header.SOPInstanceUID)
+    except Refused:
+        raise
+    except Exception as error:  # what damaged data make the parser raise is not foreseeable
+        raise Refused(NOT_UNDERSTOOD, "it cannot be read") from error

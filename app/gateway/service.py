@@ -1,0 +1,233 @@
+"""The gateway at work: what is received is run, what was found is sent, what fails is tried again."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+import pydicom
+
+from app.gateway.configuration import Destination, GatewayConfiguration, load_gateway
+from app.gateway.jobs import Delivery, Job, Jobs
+from app.gateway.receiver import Receiver
+from app.gateway.sender import Failure, Sender
+from app.gateway.spool import Spool
+from app.gateway.worker import Worker
+from app.outcome import UsageError
+from app.publish import objects_in
+
+TABLE = "jobs.sqlite3"
+TICK = 0.5
+"""Seconds between two looks at the job table."""
+RUN_PAUSE = 30.0
+"""Seconds before a failed run is repeated the first time."""
+SEND_PAUSE, _LONGEST_PAUSE = 5.0, 900.0
+"""Seconds before a failed delivery is repeated the first time, and at most."""
+COMMITMENT_PAUSE = 60.0
+"""Seconds that a destination has to report on storage commitment before it is asked again."""
+
+
+@contextmanager
+def open_table(path: Path) -> Iterator[tuple[Jobs, Spool]]:
+    """Open job table and spool of a gateway, which may be running, by the path of its configuration.
+
+    Raises
+    ------
+    UsageError
+        If the configuration is wrong, or the gateway has never run.
+    """
+    configuration = load_gateway(path)
+    table = configuration.spool / TABLE
+    if not table.is_file():
+        raise UsageError(f"the gateway of {path} has never run: there is no {table}")
+    with closing(Jobs(table)) as jobs:
+        yield jobs, Spool(configuration.spool, 0)
+
+
+class Gateway:
+    """Receives, runs and sends until it is closed.
+
+    Parameters
+    ----------
+    configuration : GatewayConfiguration
+    worker : Worker
+        Runs the studies.
+    tell : callable
+        Receives one line of text at a time: UIDs, never patient data.
+
+    Raises
+    ------
+    UsageError
+        If the spool cannot be written or the port cannot be had.
+    """
+
+    def __init__(self, configuration: GatewayConfiguration, worker: Worker, tell: Callable[[str], None]) -> None:
+        self._configuration = configuration
+        self._worker = worker
+        self._tell = tell
+        self._spool = Spool(configuration.spool, configuration.limits.free_disk_mb * 10**6)
+        self._jobs = Jobs(configuration.spool / TABLE)
+        self._sender = Sender(configuration.ae_title, self._reported)
+        self._receiver = Receiver(configuration, self._spool, self._jobs, self._reported, tell)
+        self._asked: dict[str, _Question] = {}
+        self._lock = threading.Lock()
+        self._stopping = threading.Event()
+        self._threads = [threading.Thread(target=self._loop, args=(step,)) for step in (self._run_next, self._send_all)]
+
+    def __enter__(self) -> Self:
+        self._spool.tidy()
+        self._jobs.recover(time.time(), self._configuration.quiet_seconds)
+        self._receiver.start()
+        for thread in self._threads:
+            thread.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._stopping.set()
+        self._receiver.stop()
+        self._worker.close()
+        for thread in self._threads:
+            thread.join()
+        self._jobs.close()
+
+    def _loop(self, step: Callable[[], bool]) -> None:
+        """Repeat a step until the end; what goes wrong in it is told, and no reason to end."""
+        while not self._stopping.is_set():
+            try:
+                busy = step()
+            except Exception as error:  # one study must not keep the others from being processed
+                self._tell(f"error: {type(error).__name__} in {step.__name__.strip('_')}")
+                busy = False
+            if not busy:
+                self._stopping.wait(TICK)
+
+    # --- runs ---
+
+    def _run_next(self) -> bool:
+        for study in self._jobs.settle(time.time(), self._receiver.arriving()):
+            if self._spool.empty(study):  # the gateway died before the first instance was there
+                self._jobs.drop(study)
+            else:
+                self._tell(f"{study}: complete")
+        job = self._jobs.claim(time.time())
+        if job is None:
+            return False
+        self._run(job)
+        return True
+
+    def _run(self, job: Job) -> None:
+        start = time.monotonic()
+        outcome = self._worker.run(
+            self._spool.incoming(job.study), self._spool.results(job.study), lambda line: self._tell_of(job, line)
+        )
+        now = time.time()
+        if self._stopping.is_set() and outcome.kind == "failed":
+            return  # its worker was ended; the next gateway takes it up again
+        if outcome.kind == "done":
+            current = self._jobs.ran(job, self._deliveries(job.study), now)
+            outdated = "" if current else "; more of it has come meanwhile: it will be run again"
+            self._tell_of(job, f"{outcome.message} in {time.monotonic() - start:.1f} s{outdated}")
+        elif outcome.kind == "refused":
+            self._jobs.refused(job, outcome.message, now)
+            self._tell_of(job, f"refused: {outcome.message}")
+        else:
+            self._jobs.broke(job, outcome.message, now, self._configuration.limits.runs, RUN_PAUSE)
+            self._tell_of(job, f"failed: {outcome.message}")
+
+    def _deliveries(self, study: str) -> list[Delivery]:
+        folder = self._spool.results(study)
+        made = []
+        for path in objects_in(folder):
+            header = pydicom.dcmread(path, specific_tags=["SOPClassUID", "SOPInstanceUID"], stop_before_pixels=True)
+            made.append((str(path.relative_to(folder)), str(header.SOPClassUID), str(header.SOPInstanceUID)))
+        return [Delivery(study, each.name, *one) for each in self._configuration.destinations for one in made]
+
+    # --- deliveries ---
+
+    def _send_all(self) -> bool:
+        for job in self._jobs.outgoing(time.time()):
+            if self._stopping.is_set():
+                break
+            self._send(job)
+        return False
+
+    def _send(self, job: Job) -> None:
+        """Take the next step of a delivery to each destination: send, ask whether it is kept, or wait for that."""
+        failures: list[Failure] = []
+        for destination in self._configuration.destinations:
+            failures += self._store(destination, job)
+            failures += self._ask(destination, job)
+        now, give_up = time.time(), self._configuration.limits.send_hours * 3600.0
+        if self._jobs.delivered(job, now):
+            self._tell_of(job, "delivered")
+            return
+        if not failures and now - job.since >= give_up:
+            failures = [Failure("a destination does not say whether it keeps the results")]
+        if failures:
+            self._tell_of(job, failures[0].message)
+            self._jobs.postpone(job, failures[0].message, now, SEND_PAUSE, _LONGEST_PAUSE, give_up)
+
+    def _left(self, destination: Destination, job: Job, *, stored: bool) -> list[Delivery]:
+        """Return what a destination has not committed yet, of what it has stored or has not."""
+        own = [each for each in self._jobs.deliveries(job.study) if each.destination == destination.name]
+        return [each for each in own if not each.committed and each.stored == stored]
+
+    def _store(self, destination: Destination, job: Job) -> list[Failure]:
+        left = self._left(destination, job, stored=False)
+        if not left:
+            return []
+        objects = [(each, self._spool.results(job.study) / each.path) for each in left]
+        enough = not destination.commitment
+        return self._sender.store(destination, objects, lambda each: self._jobs.stored(each, committed=enough))
+
+    def _ask(self, destination: Destination, job: Job) -> list[Failure]:
+        now = time.monotonic()
+        with self._lock:
+            self._asked = {key: each for key, each in self._asked.items() if now - each.since < COMMITMENT_PAUSE}
+            asked = {
+                delivery.sop_instance
+                for question in self._asked.values()
+                for delivery in question.deliveries
+                if delivery.destination == destination.name
+            }
+        left = [each for each in self._left(destination, job, stored=True) if each.sop_instance not in asked]
+        if not left:
+            return []
+
+        def remember(transaction: str) -> None:
+            with self._lock:
+                self._asked[transaction] = _Question(now, tuple(left))
+
+        failure = self._sender.ask_commitment(destination, left, remember)
+        return [] if failure is None else [failure]
+
+    def _reported(self, transaction: str, kept: list[str], lost: list[str]) -> None:
+        """Take what a destination says of a question; of one that nobody has put, nothing is believed."""
+        with self._lock:
+            question = self._asked.pop(transaction, None)
+        if question is None:
+            return
+        for delivery in question.deliveries:
+            if delivery.sop_instance in kept:
+                self._jobs.committed(delivery)
+            elif delivery.sop_instance in lost:
+                self._jobs.lost(delivery, time.time() + SEND_PAUSE)
+
+    def _tell_of(self, job: Job, line: str) -> None:
+        self._tell(f"{job.study}: {line}")
+
+
+@dataclass(frozen=True, slots=True)
+class _Question:
+    """What a destination was asked to commit to, and when (monotonic seconds)."""
+
+    since: float
+    deliveries: tuple[Delivery, ...]

@@ -1,0 +1,152 @@
+"""``covid-ct gateway`` as a person uses it."""
+
+from __future__ import annotations
+
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from app.cli import main
+from app.gateway.configuration import load_gateway
+from app.gateway.jobs import Delivery, Jobs, State
+from app.gateway.service import TABLE
+from app.gateway.spool import Spool
+from app.outcome import ExitStatus, UsageError
+from operators.selection_rules import ANY_SERIES
+
+STUDY = "1.2.3"
+STATED: dict[str, Any] = {
+    "spool": "spool",
+    "callers": [{"ae_title": "SCANNER", "address": "192.0.2.1"}],
+    "destinations": [{"name": "pacs", "ae_title": "PACS", "host": "pacs.example", "port": 104}],
+}
+
+
+def configuration(folder: Path, **changes: Any) -> Path:
+    path = folder / "gateway.yaml"
+    path.write_text(yaml.safe_dump(STATED | changes), "utf-8")
+    return path
+
+
+@pytest.fixture
+def jobs(tmp_path: Path) -> Jobs:
+    spool = Spool(tmp_path / "spool", 0)
+    spool.keep(STUDY, "1.2.3.4", b"an image")
+    return Jobs(tmp_path / "spool" / TABLE)
+
+
+def test_what_is_stated_is_read_and_the_rest_has_defaults(tmp_path: Path) -> None:
+    read = load_gateway(configuration(tmp_path, settings={"pdf": True}))
+    assert read.spool == tmp_path / "spool"
+    assert (read.ae_title, read.host, read.port, read.quiet_seconds) == ("COVIDCT", "127.0.0.1", 11112, 30.0)
+    assert read.destinations[0].commitment
+    assert read.settings == {"pdf": True}
+    assert read.rules == ANY_SERIES
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"callers": []}, "callers: tuple should have at least 1 item"),
+        ({"colour": "red"}, "colour: extra inputs are not permitted"),
+        ({"ae_title": "A TITLE OF SEVENTEEN"}, "ae_title: string should match"),
+        ({"ae_title": " SPACE"}, "ae_title: string should match"),
+        ({"port": 0}, "port: input should be greater"),
+        ({"destinations": STATED["destinations"] * 2}, "gateway: two destinations have the same name"),
+        ({"limits": {"runs": 0}}, "limits.runs: input should be greater"),
+        ({"series-selection": {"colour": 1}}, "series-selection.colour: extra inputs"),
+    ],
+)
+def test_what_is_wrong_is_said_in_a_line(tmp_path: Path, changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(UsageError, match=message) as error:
+        load_gateway(configuration(tmp_path, **changes))
+    assert "\n" not in str(error.value)
+
+
+def test_jobs_are_listed_taken_up_again_and_dropped(
+    tmp_path: Path, jobs: Jobs, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = str(configuration(tmp_path))
+    with closing(jobs):
+        jobs.receive(STUDY, "SCANNER", 0.0)
+        jobs.settle(0.0, [])
+        job = jobs.claim(0.0)
+        assert job is not None
+        jobs.broke(job, "the worker died: signal 9", 0.0, most=1, pause=1.0)
+    assert main(["gateway", "jobs", "-c", config]) == ExitStatus.OK
+    (line,) = capsys.readouterr().out.splitlines()
+    assert line.split()[:2] == [STUDY, "failed"]
+    assert line.endswith("the worker died: signal 9")
+    assert main(["gateway", "retry", STUDY, "-c", config]) == ExitStatus.OK
+    assert main(["gateway", "retry", STUDY, "-c", config]) == ExitStatus.USAGE
+    assert main(["gateway", "jobs", "-c", config]) == ExitStatus.OK
+    assert capsys.readouterr().out.split()[1] == "ready"
+    assert main(["gateway", "drop", STUDY, "-c", config]) == ExitStatus.OK
+    assert not list((tmp_path / "spool" / "studies").iterdir())
+    assert main(["gateway", "drop", STUDY, "-c", config]) == ExitStatus.USAGE
+
+
+@pytest.mark.parametrize(
+    ("arguments", "line"),
+    [
+        (["retry"], "retry and drop take the UID of a study"),
+        (["jobs", STUDY], "retry and drop take the UID of a study"),
+        (["jobs"], "has never run"),
+        (["drop", "../.."], "has never run"),
+    ],
+)
+def test_wrong_usage_is_a_line(
+    tmp_path: Path, arguments: list[str], line: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["gateway", *arguments, "-c", str(configuration(tmp_path))]) == ExitStatus.USAGE
+    assert line in capsys.readouterr().err
+
+
+def test_what_is_running_cannot_be_dropped(jobs: Jobs) -> None:
+    with closing(jobs):
+        jobs.receive(STUDY, "SCANNER", 0.0)
+        jobs.settle(0.0, [])
+        jobs.claim(0.0)
+        assert not jobs.drop(STUDY)
+        jobs.recover(1.0, 10.0)
+        assert [job.state for job in jobs.all()] == [State.READY]
+        assert jobs.drop(STUDY)
+
+
+def test_pauses_double_and_end_with_a_person(jobs: Jobs) -> None:
+    with closing(jobs):
+        jobs.receive(STUDY, "SCANNER", 0.0)
+        jobs.settle(0.0, [])
+        job = jobs.claim(0.0)
+        assert job is not None
+        assert jobs.ran(job, [Delivery(STUDY, "pacs", "sr/report.dcm", "1.2", "1.3")], 0.0)
+        due = []
+        for _ in range(4):
+            (waiting,) = jobs.outgoing(1e9)
+            jobs.postpone(waiting, "down", 0.0, pause=5.0, longest=15.0, give_up=100.0)
+            due.append(jobs.all()[0].due)
+        assert due == [5.0, 10.0, 15.0, 15.0]
+        assert jobs.outgoing(14.0) == []
+        jobs.postpone(waiting, "down", 100.0, pause=5.0, longest=15.0, give_up=100.0)
+        assert jobs.all()[0].state == State.FAILED
+        assert jobs.retry(STUDY, 200.0)
+        assert [each.state for each in jobs.outgoing(200.0)] == [State.SENDING]
+
+
+def test_what_came_during_a_run_makes_its_result_void(jobs: Jobs) -> None:
+    with closing(jobs):
+        jobs.receive(STUDY, "SCANNER", 0.0)
+        jobs.received(STUDY, 0.0, 30.0)
+        assert jobs.settle(29.0, []) == []
+        assert jobs.settle(30.0, [STUDY]) == []
+        assert jobs.settle(30.0, []) == [STUDY]
+        job = jobs.claim(30.0)
+        assert job is not None
+        jobs.receive(STUDY, "SCANNER", 31.0)
+        assert jobs.all()[0].state == State.RUNNING
+        jobs.received(STUDY, 31.0, 30.0)
+        assert not jobs.ran(job, [], 32.0)
+        assert (jobs.all()[0].state, jobs.all()[0].due) == (State.RECEIVING, 61.0)

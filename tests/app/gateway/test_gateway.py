@@ -1,0 +1,291 @@
+"""From what a scanner sends to what a PACS keeps, over real associations on loopback."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pydicom
+import pytest
+from pydicom.uid import generate_uid
+
+from app.gateway import service
+from app.gateway.configuration import GatewayConfiguration
+from app.gateway.jobs import Job, Jobs, State
+from app.gateway.service import TABLE, Gateway
+from app.gateway.worker import How, Worker
+from app.settings import load_settings
+from operators.selection_rules import ANY_SERIES
+from tests.app.gateway import stand_ins
+from tests.app.gateway.peers import CALLER, PACS_TITLE, Pacs, free_port, listening, send, sending, wait_until
+from tests.app.tiny_run import write_lungs, write_models
+from tests.builders import write_series
+
+
+@pytest.fixture(autouse=True)
+def _short_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, seconds in (("SEND_PAUSE", 0.2), ("RUN_PAUSE", 0.2), ("COMMITMENT_PAUSE", 2.0), ("TICK", 0.05)):
+        monkeypatch.setattr(service, name, seconds)
+
+
+@pytest.fixture
+def files(tmp_path: Path) -> list[Path]:
+    """A study of three images."""
+    return write_series(tmp_path / "ct", np.zeros((3, 8, 8)), study="1")
+
+
+class Site:
+    """A gateway with a PACS, and what one can see of both."""
+
+    def __init__(self, folder: Path, stack: ExitStack) -> None:
+        self.folder = folder
+        self.stack = stack
+        self.pacs = stack.enter_context(listening(Pacs()))
+        self.lines: list[str] = []
+        self.port = 0
+
+    def configured(self, **changes: Any) -> GatewayConfiguration:
+        destination = {"name": "pacs", "ae_title": PACS_TITLE, "host": "127.0.0.1", "port": self.pacs.port}
+        destination |= changes.pop("destination", {})
+        self.port = self.port or free_port()
+        stated = {
+            "port": self.port,
+            "spool": self.folder / "spool",
+            "callers": [{"ae_title": CALLER}],
+            "destinations": [destination],
+            "quiet_seconds": 0.3,
+            **changes,
+        }
+        return GatewayConfiguration.model_validate(stated)
+
+    def start(
+        self, serve: Callable[..., None] = stand_ins.quick, models: Path | None = None, **changes: Any
+    ) -> Gateway:
+        configuration = self.configured(**changes)
+        settings = load_settings(["in_plane=32", "precision=float32"])
+        how = How(models or self.folder, settings, ANY_SERIES, None)
+        worker = Worker(how, configuration.limits.run_seconds, serve)
+        self.pacs.report_to = configuration.port
+        return self.stack.enter_context(Gateway(configuration, worker, self.lines.append))
+
+    def jobs(self) -> list[Job]:
+        table = Jobs(self.folder / "spool" / TABLE)
+        try:
+            return table.all()
+        finally:
+            table.close()
+
+    def states(self) -> list[State]:
+        return [job.state for job in self.jobs()]
+
+
+@pytest.fixture
+def site(tmp_path: Path) -> Iterator[Site]:
+    with ExitStack() as stack:
+        yield Site(tmp_path, stack)
+
+
+def _summary(site: Site) -> str:
+    (kept,) = site.pacs.objects.values()
+    return str(kept.SeriesDescription)
+
+
+def test_a_study_comes_in_and_its_results_are_kept_by_the_pacs(site: Site, files: list[Path]) -> None:
+    site.start()
+    assert send(site.port, files) == [0, 0, 0]
+    wait_until(lambda: site.states() == [State.COMMITTED])
+    assert _summary(site) == "3 instances"
+    study = str(pydicom.dcmread(files[0]).StudyInstanceUID)
+    assert [job.study for job in site.jobs()] == [study]
+    kept = sorted((site.folder / "spool" / "studies" / study / "in").iterdir())
+    assert len(kept) == 3
+    for path in kept:
+        sent = next(file for file in map(pydicom.dcmread, files) if file.SOPInstanceUID == path.stem)
+        assert pydicom.dcmread(path) == sent
+
+
+def test_the_application_itself_reports_on_what_came(site: Site, tmp_path: Path) -> None:
+    write_models(tmp_path / "models")
+    write_lungs(tmp_path / "lungs")
+    site.start(stand_ins.application, tmp_path / "models")
+    send(site.port, sorted((tmp_path / "lungs").iterdir()))
+    wait_until(lambda: site.states() == [State.COMMITTED])
+    modalities = {str(kept.Modality) for kept in site.pacs.objects.values()}
+    assert modalities >= {"SR", "SEG", "OT"}
+    studies = {str(kept.StudyInstanceUID) for kept in site.pacs.objects.values()}
+    assert studies == {job.study for job in site.jobs()}
+    assert any("Lung segmentation" in line for line in site.lines)
+    assert not any("Doe" in line or "4711" in line for line in site.lines)
+
+
+def test_echo_is_answered_and_strangers_are_rejected(site: Site, files: list[Path]) -> None:
+    site.start(callers=[{"ae_title": CALLER}, {"ae_title": "ELSEWHERE", "address": "192.0.2.1"}])
+    with sending(site.port) as association:
+        assert association.send_c_echo().Status == 0
+    for title, called in (("STRANGER", "COVIDCT"), (CALLER, "OTHER"), ("ELSEWHERE", "COVIDCT")):
+        with sending(site.port, files, title, called) as association:
+            assert association.is_rejected
+    with sending(site.port, files, PACS_TITLE) as association:  # it may report, not send
+        assert association.send_c_store(pydicom.dcmread(files[0])).Status == 0xC000
+    assert site.jobs() == []
+
+
+def test_what_cannot_be_kept_is_not_acknowledged(site: Site, files: list[Path]) -> None:
+    site.start(limits={"instance_mb": 1, "free_disk_mb": 0})
+    image = pydicom.dcmread(files[0])
+    with sending(site.port, files) as association:
+        image.StudyInstanceUID = "../../escaped"
+        assert association.send_c_store(image).Status == 0xC000
+        large = pydicom.dcmread(files[0])
+        large.Rows, large.Columns, large.PixelData = 1024, 1024, bytes(2 << 20)
+        assert association.send_c_store(large).Status == 0xA700
+        changed = pydicom.dcmread(files[1])
+        assert association.send_c_store(changed).Status == 0
+        changed.SeriesDescription = "another"
+        assert association.send_c_store(changed).Status == 0x0111
+    assert [path.name for path in (site.folder / "spool" / "studies").rglob("*.dcm")] == [
+        f"{changed.SOPInstanceUID}.dcm"
+    ]
+
+
+def test_a_full_disk_is_said_and_nothing_is_lost(site: Site, files: list[Path]) -> None:
+    site.start(limits={"free_disk_mb": 10**9})
+    assert send(site.port, files) == [0xA700] * 3
+    assert not list((site.folder / "spool" / "studies").rglob("*.dcm"))
+
+
+def test_sending_again_changes_nothing(site: Site, files: list[Path]) -> None:
+    site.start()
+    send(site.port, files)
+    wait_until(lambda: site.states() == [State.COMMITTED])
+    (job,) = site.jobs()
+    assert send(site.port, files) == [0, 0, 0]
+    assert site.jobs() == [job]
+
+
+def test_a_late_image_opens_the_study_again(site: Site, files: list[Path]) -> None:
+    site.start()
+    send(site.port, files[:2])
+    wait_until(lambda: site.states() == [State.COMMITTED])
+    assert _summary(site) == "2 instances"
+    send(site.port, files[2:])
+    wait_until(lambda: site.states() == [State.COMMITTED] and _summary(site) == "3 instances")
+
+
+def test_an_image_that_comes_during_the_run_is_not_left_out(site: Site, files: list[Path]) -> None:
+    site.start(stand_ins.slow)
+    send(site.port, files[:2])
+    wait_until(lambda: site.states() == [State.RUNNING])
+    send(site.port, files[2:])
+    wait_until(lambda: site.states() == [State.COMMITTED])
+    assert _summary(site) == "3 instances"
+    assert any("more of it has come" in line for line in site.lines)
+
+
+def test_no_run_begins_while_an_association_sends(site: Site, files: list[Path]) -> None:
+    site.start()
+    with sending(site.port, files) as association:
+        for file in files[:2]:
+            association.send_c_store(pydicom.dcmread(file))
+        second = [pydicom.dcmread(file) for file in files]
+        for image in second:
+            image.StudyInstanceUID, image.SOPInstanceUID = "1.2.3", generate_uid()
+            image.file_meta.MediaStorageSOPInstanceUID = image.SOPInstanceUID
+        with sending(site.port, files) as other:
+            assert [other.send_c_store(image).Status for image in second] == [0, 0, 0]
+        wait_until(lambda: State.COMMITTED in site.states())
+        assert sorted(site.states()) == [State.COMMITTED, State.RECEIVING]
+        association.send_c_store(pydicom.dcmread(files[2]))
+    wait_until(lambda: site.states() == [State.COMMITTED] * 2)
+
+
+@pytest.mark.parametrize(
+    ("serve", "reason"),
+    [(stand_ins.dying, "the worker died: exit status 9"), (stand_ins.hanging, "the run took longer than 1 s")],
+)
+def test_a_study_that_kills_the_worker_is_given_up_and_the_others_are_not(
+    site: Site, files: list[Path], serve: Callable[..., None], reason: str
+) -> None:
+    gateway = site.start(serve, limits={"run_seconds": 1, "runs": 2})
+    send(site.port, files)
+    wait_until(lambda: site.states() == [State.FAILED])
+    assert site.jobs()[0].reason == reason
+    assert sum(reason in line for line in site.lines) == 2
+    gateway._worker._serve = stand_ins.quick
+    assert gateway._jobs.retry(site.jobs()[0].study, 0.0)
+    wait_until(lambda: site.states() == [State.COMMITTED])
+
+
+def test_what_the_application_refuses_is_not_tried_again(site: Site, files: list[Path]) -> None:
+    site.start(stand_ins.refusing)
+    send(site.port, files)
+    wait_until(lambda: site.states() == [State.REFUSED])
+    assert site.jobs()[0].reason == "NOT_CHEST_CT: this is a foot"
+    assert not site.pacs.objects
+
+
+def test_a_pacs_that_is_down_gets_its_results_when_it_is_back(site: Site, files: list[Path]) -> None:
+    nowhere = free_port()
+    site.start(destination={"port": nowhere})
+    send(site.port, files)
+    wait_until(lambda: any("cannot be reached" in line for line in site.lines))
+    site.pacs.port = nowhere
+    with listening(site.pacs):
+        wait_until(lambda: site.states() == [State.COMMITTED])
+    assert _summary(site) == "3 instances"
+
+
+def test_what_a_pacs_will_not_take_waits_for_a_person(site: Site, files: list[Path]) -> None:
+    site.pacs.status = 0xA700
+    site.start(limits={"send_hours": 0.0})
+    send(site.port, files)
+    wait_until(lambda: site.states() == [State.FAILED])
+    assert site.jobs()[0].reason == "pacs: sc/summary.dcm: status A700"
+
+
+def test_what_a_pacs_does_not_keep_is_sent_again(site: Site, files: list[Path]) -> None:
+    site.pacs.loses = 2
+    site.start()
+    send(site.port, files)
+    wait_until(lambda: site.states() == [State.COMMITTED])
+    assert len(site.pacs.received) == 3
+
+
+def test_a_pacs_that_does_not_answer_is_asked_again(site: Site, files: list[Path]) -> None:
+    site.pacs.silent = 1
+    site.start()
+    send(site.port, files)
+    wait_until(lambda: site.states() == [State.COMMITTED])
+    assert len(site.pacs.received) == 1
+
+
+def test_a_report_that_nobody_asked_for_is_not_believed(site: Site, files: list[Path]) -> None:
+    site.pacs.silent = 1000
+    gateway = site.start()
+    send(site.port, files)
+    wait_until(lambda: len(site.pacs.received) == 1)
+    gateway._reported("1.2.3", list(site.pacs.objects), [])
+    assert site.states() == [State.SENDING]
+
+
+def test_without_commitment_the_answer_to_the_store_is_enough(site: Site, files: list[Path]) -> None:
+    site.pacs.silent = 1000
+    site.start(destination={"commitment": False})
+    send(site.port, files)
+    wait_until(lambda: site.states() == [State.COMMITTED])
+
+
+def test_a_gateway_that_is_stopped_goes_on_where_it_was(site: Site, files: list[Path]) -> None:
+    with ExitStack() as first:
+        site.stack, whole = first, site.stack
+        site.start(stand_ins.hanging)
+        send(site.port, files)
+        wait_until(lambda: site.states() == [State.RUNNING])
+    site.stack = whole
+    assert site.states() == [State.RUNNING]
+    site.start()
+    wait_until(lambda: site.states() == [State.COMMITTED])
+    assert _summary(site) == "3 instances"
