@@ -99,9 +99,10 @@ def _drop(arguments: argparse.Namespace) -> None:
     from app.gateway.service import open_table
 
     with open_table(arguments.config) as (jobs, spool):
-        if not jobs.drop(arguments.study):
-            raise UsageError(f"study {arguments.study} is running, or not known; see covid-ct gateway jobs")
+        if not jobs.drop(arguments.study, time.time()):
+            raise UsageError(f"study {arguments.study} arrives, runs, or is not known; see covid-ct gateway jobs")
         spool.drop(arguments.study)
+        jobs.dropped(arguments.study)
 
 
 _ACTIONS = {"run": _run, "jobs": _list, "retry": _retry, "drop": _drop}

@@ -26,6 +26,7 @@ class State(StrEnum):
     COMMITTED = "committed"
     REFUSED = "refused"
     FAILED = "failed"
+    DROPPING = "dropping"
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,12 +124,14 @@ class Jobs:
 
     # --- what arrives ---
 
-    def receive(self, study: str, caller: str, now: float) -> None:
+    def receive(self, study: str, caller: str, now: float) -> bool:
         """Note that new instances of a study begin to arrive, before the first is acknowledged.
 
-        A run in progress goes on, but what it finds will not count.
+        A run in progress goes on, but what it finds will not count. False if the study is just being deleted.
         """
         with self._transaction() as database:
+            if _studies(database, "study = ? AND state = ?", study, State.DROPPING):
+                return False
             database.execute(
                 "INSERT INTO studies VALUES (?, ?, 1, 0, ?, ?, ?, '')"
                 " ON CONFLICT (study) DO UPDATE SET revision = revision + 1, caller = excluded.caller, failures = 0,"
@@ -137,6 +140,12 @@ class Jobs:
                 (study, State.RECEIVING, now, now, caller, State.RUNNING),
             )
             database.execute("DELETE FROM deliveries WHERE study = ?", (study,))
+        return True
+
+    def knows(self, study: str) -> bool:
+        """Say whether a study is in the table, and is to stay."""
+        with self._transaction() as database:
+            return bool(_studies(database, "study = ? AND state <> ?", study, State.DROPPING))
 
     def received(self, study: str, now: float, quiet: float) -> None:
         """Note that an association that sent instances of a study has ended: the quiet time begins."""
@@ -146,15 +155,23 @@ class Jobs:
                 (now + quiet, study, State.RECEIVING, State.RUNNING),
             )
 
-    def settle(self, now: float, arriving: Iterable[str]) -> list[str]:
+    def settle(self, now: float, arriving: Iterable[str]) -> list[Job]:
         """Make ready what is complete: the quiet time is over, and no association sends any of it; return which."""
         open_now = set(arriving)
         with self._transaction() as database:
             due = _studies(database, "state = ? AND due <= ?", State.RECEIVING, now)
-            complete = [job.study for job in due if job.study not in open_now]
-            for study in complete:
-                _enter(database, study, State.READY, now)
+            complete = [job for job in due if job.study not in open_now]
+            for job in complete:
+                _enter(database, job.study, State.READY, now)
         return complete
+
+    def forget(self, job: Job) -> None:
+        """Forget a study that is ready and of which nothing is there, unless something has begun to arrive."""
+        with self._transaction() as database:
+            database.execute(
+                "DELETE FROM studies WHERE study = ? AND state = ? AND revision = ?",
+                (job.study, State.READY, job.revision),
+            )
 
     # --- runs ---
 
@@ -197,12 +214,35 @@ class Jobs:
             state = State.FAILED if failures >= most else State.READY
             _enter(database, job.study, state, now, reason, failures, now + pause * 2 ** (failures - 1))
 
-    def recover(self, now: float, quiet: float) -> None:
-        """Take up again what a process that is no more had begun."""
+    def resume(self, now: float) -> None:
+        """Take up again what is called running when nothing runs: its process died, or its end could not be noted."""
         with self._transaction() as database:
             for job in _studies(database, "state = ?", State.RUNNING):
-                _enter(database, job.study, State.READY, now, job.reason, job.failures)
+                _enter(database, job.study, State.RECEIVING, now, job.reason, job.failures, max(job.due, now))
+
+    def recover(self, studies: Iterable[str], now: float, quiet: float) -> list[str]:
+        """Begin where a process that is no more has left off.
+
+        Parameters
+        ----------
+        studies : iterable of str
+            Of which there are folders; they all get into the table.
+        now, quiet : float
+            The quiet time begins anew for what was arriving.
+
+        Returns
+        -------
+        list of str
+            Studies whose deletion has begun and is to be ended.
+        """
+        self.resume(now)
+        with self._transaction() as database:
+            database.executemany(
+                "INSERT INTO studies VALUES (?, ?, 1, 0, ?, ?, '', '') ON CONFLICT DO NOTHING",
+                [(study, State.RECEIVING, now, now) for study in studies],
+            )
             database.execute("UPDATE studies SET due = ? WHERE state = ?", (now + quiet, State.RECEIVING))
+            return [job.study for job in _studies(database, "state = ?", State.DROPPING)]
 
     # --- deliveries ---
 
@@ -225,13 +265,9 @@ class Jobs:
         """Note that a destination has said that it keeps an object."""
         self._mark("stored = 1, committed = 1", (), delivery)
 
-    def lost(self, delivery: Delivery, due: float) -> None:
-        """Note that a destination has said that it does not keep an object: it is sent again, not before ``due``."""
+    def lost(self, delivery: Delivery) -> None:
+        """Note that a destination does not keep an object: it is to be sent again."""
         self._mark("stored = 0, committed = 0", (), delivery)
-        with self._transaction() as database:
-            database.execute(
-                "UPDATE studies SET due = ? WHERE study = ? AND state = ?", (due, delivery.study, State.SENDING)
-            )
 
     def delivered(self, job: Job, now: float) -> bool:
         """End a study all of whose objects are committed; say whether it is."""
@@ -251,7 +287,7 @@ class Jobs:
             current = _studies(database, "study = ? AND state = ?", job.study, State.SENDING)
             if not current or current[0].revision != job.revision:
                 return
-            failures = job.failures + 1
+            failures = current[0].failures + 1
             if now - job.since >= give_up:
                 _enter(database, job.study, State.FAILED, now, reason, failures)
                 return
@@ -278,14 +314,22 @@ class Jobs:
             _enter(database, study, State.SENDING if to_send else State.READY, now)
         return True
 
-    def drop(self, study: str) -> bool:
-        """Forget a study, unless it is running; False if it is, or is not known."""
+    def drop(self, study: str, now: float) -> bool:
+        """Begin to delete a study; False if it is arriving, running or not known.
+
+        Until :meth:`dropped`, when its files are gone, nothing of it is taken in.
+        """
         with self._transaction() as database:
-            gone = database.execute("DELETE FROM studies WHERE study = ? AND state <> ?", (study, State.RUNNING))
-            if not gone.rowcount:
-                return False
+            found = _studies(database, "study = ? AND state NOT IN (?, ?)", study, State.RECEIVING, State.RUNNING)
+            if found:
+                _enter(database, study, State.DROPPING, now)
+        return bool(found)
+
+    def dropped(self, study: str) -> None:
+        """Forget a study whose files are gone."""
+        with self._transaction() as database:
             database.execute("DELETE FROM deliveries WHERE study = ?", (study,))
-        return True
+            database.execute("DELETE FROM studies WHERE study = ? AND state = ?", (study, State.DROPPING))
 
     def _mark(self, what: str, values: tuple[object, ...], delivery: Delivery) -> None:
         with self._transaction() as database:

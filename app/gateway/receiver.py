@@ -11,7 +11,7 @@ from ipaddress import ip_address
 from typing import Any
 
 import pydicom
-from pydicom.uid import CTImageStorage
+from pydicom.uid import CTImageStorage, DeflatedExplicitVRLittleEndian, ExplicitVRLittleEndian, ImplicitVRLittleEndian
 from pynetdicom import AE, evt
 from pynetdicom.sop_class import StorageCommitmentPushModel, Verification  # type: ignore[attr-defined]
 
@@ -24,10 +24,13 @@ from operators.dicom_folder import MULTI_FRAME_CT
 
 SUCCESS = 0x0000
 ACCEPTED_CLASSES = (CTImageStorage, *MULTI_FRAME_CT)
+ACCEPTED_SYNTAXES = [each for each in READABLE_SYNTAXES if each != DeflatedExplicitVRLittleEndian]
+"""A few deflated bytes may become more than fit into memory."""
+PLAIN = [ImplicitVRLittleEndian, ExplicitVRLittleEndian]
 MAX_PDU = 1 << 20
 """Bytes of a PDU that senders may use: larger ones cost less time."""
-_SILENCE = 60.0
-"""Seconds after which a sender that says nothing is hung up on."""
+SILENCE = 60.0
+"""Seconds after which a peer that says nothing, or takes nothing, is hung up on."""
 
 _CALLER_UNKNOWN = (0x01, 0x01, 0x03)
 """Result, source and reason of a rejection for good: calling AE title not recognised (PS3.8, table 9-21)."""
@@ -65,6 +68,7 @@ class Receiver:
         self._tell = tell
         self._lock = threading.Lock()
         self._arriving: dict[Any, set[str]] = {}
+        self._entity = self._made_entity()
         self._server: Any = None
 
     def start(self) -> None:
@@ -75,42 +79,50 @@ class Receiver:
         UsageError
             If the port cannot be had.
         """
-        entity = self._entity()
         handlers: list[Any] = [
-            (evt.EVT_CONN_OPEN, no_delay),
+            (evt.EVT_CONN_OPEN, prepare),
+            (evt.EVT_PDU_RECV, self._limit),
             (evt.EVT_REQUESTED, self._check_address),
             (evt.EVT_C_STORE, self._store),
             (evt.EVT_N_EVENT_REPORT, self._event),
-            (evt.EVT_CONN_CLOSE, self._closed),
         ]
         where = (self._configuration.host, self._configuration.port)
         try:
-            self._server = entity.start_server(where, block=False, evt_handlers=handlers)
+            self._server = self._entity.start_server(where, block=False, evt_handlers=handlers)
         except OSError as error:
             raise UsageError(f"cannot listen on {where[0]}, port {where[1]}: {error.strerror}") from error
 
     def stop(self) -> None:
-        """Listen no more; associations end."""
+        """Listen no more, and end all associations."""
         if self._server is not None:
             self._server.shutdown()
+            open_ones = self._server.active_associations
+            for association in open_ones:
+                association.abort()
+            for association in open_ones:
+                association.join(SILENCE)
 
     def arriving(self) -> set[str]:
-        """Return the studies of which an open association has sent something."""
+        """Return the studies of which an open association has sent something; note the end of the others."""
         with self._lock:
+            for association in [each for each in self._arriving if not each.is_alive()]:
+                for study in self._arriving[association]:
+                    self._jobs.received(study, time.time(), self._configuration.quiet_seconds)
+                del self._arriving[association]
             return set().union(*self._arriving.values())
 
-    def _entity(self) -> AE:
+    def _made_entity(self) -> AE:
         entity = AE(ae_title=self._configuration.ae_title)
         entity.maximum_associations = self._configuration.limits.associations
         entity.maximum_pdu_size = MAX_PDU
-        entity.network_timeout = entity.dimse_timeout = _SILENCE
+        entity.network_timeout = entity.dimse_timeout = SILENCE
         entity.require_called_aet = True
         callers = {caller.ae_title for caller in self._configuration.callers}
         entity.require_calling_aet = sorted(callers | {each.ae_title for each in self._configuration.destinations})
-        entity.add_supported_context(Verification)
-        entity.add_supported_context(StorageCommitmentPushModel, scu_role=True, scp_role=True)
+        entity.add_supported_context(Verification, PLAIN)
+        entity.add_supported_context(StorageCommitmentPushModel, PLAIN, scu_role=True, scp_role=True)
         for sop_class in ACCEPTED_CLASSES:
-            entity.add_supported_context(sop_class, list(READABLE_SYNTAXES))
+            entity.add_supported_context(sop_class, ACCEPTED_SYNTAXES)
         return entity
 
     def _check_address(self, event: Any) -> None:
@@ -118,10 +130,20 @@ class Receiver:
         requestor = event.assoc.requestor
         title = requestor.primitive.calling_ae_title.strip()
         mine = [caller for caller in self._configuration.callers if caller.ae_title == title]
-        if mine and not any(caller.address in (None, ip_address(requestor.address)) for caller in mine):
+        address = ip_address(requestor.address)
+        address = getattr(address, "ipv4_mapped", None) or address  # where both kinds come in by one socket
+        if mine and not any(caller.address in (None, address) for caller in mine):
             self._tell(f"{title} called from an address that is not its own: rejected")
             event.assoc.acse.send_reject(*_CALLER_UNKNOWN)
             event.assoc.kill()
+
+    def _limit(self, event: Any) -> None:
+        """Cut the connection of who sends more than an instance may have, before it fills the memory."""
+        message = event.assoc.dimse.message
+        data = None if message is None else message.data_set
+        if data is not None and data.tell() > self._configuration.limits.instance_mb * 10**6:
+            self._tell(f"an instance from {event.assoc.requestor.ae_title.strip()} is larger than the limit: hung up")
+            event.assoc.dul.socket.socket.shutdown(socket.SHUT_RDWR)
 
     def _store(self, event: Any) -> int:
         try:
@@ -144,7 +166,7 @@ class Receiver:
         study, instance = _identity(content)
         if instance != str(event.request.AffectedSOPInstanceUID):
             raise Refused(NOT_UNDERSTOOD, "its SOP Instance UID is not that of the message")
-        if self._spool.holds(study, instance, content):
+        if self._spool.holds(study, instance, content) and self._jobs.knows(study):
             return
         self._begin(event.assoc, study, caller)
         self._spool.keep(study, instance, content)
@@ -154,15 +176,10 @@ class Receiver:
         with self._lock:
             known = self._arriving.setdefault(association, set())
             if study not in known:
-                self._jobs.receive(study, caller, time.time())
+                if not self._jobs.receive(study, caller, time.time()):
+                    raise Refused(OUT_OF_RESOURCES, "its study is being deleted")
                 known.add(study)
                 self._tell(f"{study}: arriving from {caller}")
-
-    def _closed(self, event: Any) -> None:
-        with self._lock:
-            ended = self._arriving.pop(event.assoc, set())
-        for study in ended:
-            self._jobs.received(study, time.time(), self._configuration.quiet_seconds)
 
     def _event(self, event: Any) -> tuple[int, None]:
         """Take the report of a destination on storage commitment (PS3.4, J.3.3)."""
@@ -180,9 +197,15 @@ def reported(event: Any) -> tuple[str, list[str], list[str]]:
     return str(report.TransactionUID), kept, lost
 
 
-def no_delay(event: Any) -> None:
-    """Answer at once: with Nagle's algorithm each C-STORE costs 40 ms more against some senders."""
-    event.assoc.dul.socket.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+def prepare(event: Any) -> None:
+    """Make a new connection answer at once, and end where the peer stalls, in the middle of a message, too.
+
+    With Nagle's algorithm each C-STORE costs 40 ms more against some peers. The timeouts of the library are looked at
+    between messages alone.
+    """
+    connection = event.assoc.dul.socket.socket
+    connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    connection.settimeout(SILENCE)
 
 
 def _identity(content: bytes) -> tuple[str, str]:

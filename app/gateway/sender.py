@@ -20,7 +20,7 @@ from pynetdicom.sop_class import (  # type: ignore[attr-defined]
 
 from app.gateway.configuration import Destination
 from app.gateway.jobs import Delivery
-from app.gateway.receiver import Report, no_delay, reported
+from app.gateway.receiver import PLAIN, Report, prepare, reported
 
 _WAIT = 30.0
 """Seconds that a destination may take for an answer."""
@@ -94,7 +94,7 @@ class Sender:
             answered.set()
             return 0x0000, None
 
-        contexts = [(str(StorageCommitmentPushModel), "")]
+        contexts = [(StorageCommitmentPushModel, syntax) for syntax in PLAIN]
         association = self._call(destination, contexts, [(evt.EVT_N_EVENT_REPORT, hear)])
         if not association.is_established:
             return _no_association(destination, association)
@@ -109,6 +109,8 @@ class Sender:
             if "Status" not in status or status.Status != 0x0000:
                 return Failure(f"{destination.name}: no storage commitment: {_status(status)}")
             answered.wait(1.0)
+        except RuntimeError:
+            return Failure(f"{destination.name}: the association has ended")
         except ValueError:
             return Failure(f"{destination.name}: it offers no storage commitment; set commitment: false")
         finally:
@@ -121,12 +123,12 @@ class Sender:
         entity = AE(ae_title=self._ae_title)
         entity.acse_timeout = entity.dimse_timeout = entity.network_timeout = entity.connection_timeout = _WAIT
         for sop_class, syntax in contexts:
-            entity.add_requested_context(sop_class, *([syntax] if syntax else []))
+            entity.add_requested_context(sop_class, syntax)
         return entity.associate(
             destination.host,
             destination.port,
             ae_title=destination.ae_title,
-            evt_handlers=[(evt.EVT_CONN_OPEN, no_delay), *handlers],
+            evt_handlers=[(evt.EVT_CONN_OPEN, prepare), *handlers],
         )
 
 

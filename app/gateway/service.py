@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -9,7 +10,7 @@ from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import IO, Self
 
 import pydicom
 
@@ -31,6 +32,23 @@ SEND_PAUSE, _LONGEST_PAUSE = 5.0, 900.0
 """Seconds before a failed delivery is repeated the first time, and at most."""
 COMMITMENT_PAUSE = 60.0
 """Seconds that a destination has to report on storage commitment before it is asked again."""
+
+
+def _own(spool: Path) -> IO[str]:
+    """Take a spool for as long as the returned file is open.
+
+    Raises
+    ------
+    UsageError
+        If another gateway has it.
+    """
+    lock = (spool / "lock").open("w")
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        lock.close()
+        raise UsageError(f"another gateway uses the spool {spool}") from None
+    return lock
 
 
 @contextmanager
@@ -81,8 +99,11 @@ class Gateway:
         self._threads = [threading.Thread(target=self._loop, args=(step,)) for step in (self._run_next, self._send_all)]
 
     def __enter__(self) -> Self:
+        self._own = _own(self._configuration.spool)
         self._spool.tidy()
-        self._jobs.recover(time.time(), self._configuration.quiet_seconds)
+        for study in self._jobs.recover(self._spool.studies(), time.time(), self._configuration.quiet_seconds):
+            self._spool.drop(study)
+            self._jobs.dropped(study)
         self._receiver.start()
         for thread in self._threads:
             thread.start()
@@ -97,6 +118,7 @@ class Gateway:
         for thread in self._threads:
             thread.join()
         self._jobs.close()
+        self._own.close()
 
     def _loop(self, step: Callable[[], bool]) -> None:
         """Repeat a step until the end; what goes wrong in it is told, and no reason to end."""
@@ -112,15 +134,19 @@ class Gateway:
     # --- runs ---
 
     def _run_next(self) -> bool:
-        for study in self._jobs.settle(time.time(), self._receiver.arriving()):
-            if self._spool.empty(study):  # the gateway died before the first instance was there
-                self._jobs.drop(study)
+        self._jobs.resume(time.time())
+        for complete in self._jobs.settle(time.time(), self._receiver.arriving()):
+            if self._spool.empty(complete.study):  # the gateway died before the first instance was there
+                self._jobs.forget(complete)
             else:
-                self._tell(f"{study}: complete")
+                self._tell_of(complete, "complete")
         job = self._jobs.claim(time.time())
         if job is None:
             return False
-        self._run(job)
+        try:
+            self._run(job)
+        except Exception as error:  # what it was counts as a failure of the run, else it would be tried for ever
+            self._broke(job, f"the results cannot be used: {type(error).__name__}")
         return True
 
     def _run(self, job: Job) -> None:
@@ -139,8 +165,11 @@ class Gateway:
             self._jobs.refused(job, outcome.message, now)
             self._tell_of(job, f"refused: {outcome.message}")
         else:
-            self._jobs.broke(job, outcome.message, now, self._configuration.limits.runs, RUN_PAUSE)
-            self._tell_of(job, f"failed: {outcome.message}")
+            self._broke(job, outcome.message)
+
+    def _broke(self, job: Job, reason: str) -> None:
+        self._tell_of(job, f"failed: {reason}")
+        self._jobs.broke(job, reason, time.time(), self._configuration.limits.runs, RUN_PAUSE)
 
     def _deliveries(self, study: str) -> list[Delivery]:
         folder = self._spool.results(study)
@@ -161,19 +190,36 @@ class Gateway:
 
     def _send(self, job: Job) -> None:
         """Take the next step of a delivery to each destination: send, ask whether it is kept, or wait for that."""
-        failures: list[Failure] = []
+        failures = self._unknown(job)
         for destination in self._configuration.destinations:
-            failures += self._store(destination, job)
-            failures += self._ask(destination, job)
-        now, give_up = time.time(), self._configuration.limits.send_hours * 3600.0
+            try:
+                failures += self._store(destination, job)
+                failures += self._ask(destination, job)
+            except Exception as error:  # neither the other destinations nor the other studies are to wait for it
+                cause = "its name cannot be resolved" if isinstance(error, OSError) else type(error).__name__
+                failures.append(Failure(f"{destination.name}: {cause}"))
+        now = time.time()
         if self._jobs.delivered(job, now):
             self._tell_of(job, "delivered")
             return
-        if not failures and now - job.since >= give_up:
+        if not failures and now - job.since >= self._give_up:
             failures = [Failure("a destination does not say whether it keeps the results")]
         if failures:
-            self._tell_of(job, failures[0].message)
-            self._jobs.postpone(job, failures[0].message, now, SEND_PAUSE, _LONGEST_PAUSE, give_up)
+            self._postpone(job, failures[0])
+
+    @property
+    def _give_up(self) -> float:
+        return self._configuration.limits.send_hours * 3600.0
+
+    def _postpone(self, job: Job, failure: Failure) -> None:
+        self._tell_of(job, failure.message)
+        self._jobs.postpone(job, failure.message, time.time(), SEND_PAUSE, _LONGEST_PAUSE, self._give_up)
+
+    def _unknown(self, job: Job) -> list[Failure]:
+        """Complain of what is to go to destinations that are no longer configured."""
+        known = {destination.name for destination in self._configuration.destinations}
+        left = {each.destination for each in self._jobs.deliveries(job.study) if not each.committed}
+        return [Failure(f"{name}: there is no such destination any more") for name in sorted(left - known)]
 
     def _left(self, destination: Destination, job: Job, *, stored: bool) -> list[Delivery]:
         """Return what a destination has not committed yet, of what it has stored or has not."""
@@ -189,22 +235,26 @@ class Gateway:
         return self._sender.store(destination, objects, lambda each: self._jobs.stored(each, committed=enough))
 
     def _ask(self, destination: Destination, job: Job) -> list[Failure]:
-        now = time.monotonic()
+        now, left = time.monotonic(), self._left(destination, job, stored=True)
+        if not destination.commitment:  # as it was when they were stored, it may have been asked for then
+            for delivery in left:
+                self._jobs.committed(delivery)
+            return []
         with self._lock:
-            self._asked = {key: each for key, each in self._asked.items() if now - each.since < COMMITMENT_PAUSE}
+            self._asked = {key: each for key, each in self._asked.items() if now - each.since < self._give_up}
             asked = {
                 delivery.sop_instance
                 for question in self._asked.values()
                 for delivery in question.deliveries
-                if delivery.destination == destination.name
+                if delivery.destination == destination.name and now - question.since < COMMITMENT_PAUSE
             }
-        left = [each for each in self._left(destination, job, stored=True) if each.sop_instance not in asked]
+        left = [each for each in left if each.sop_instance not in asked]
         if not left:
             return []
 
         def remember(transaction: str) -> None:
             with self._lock:
-                self._asked[transaction] = _Question(now, tuple(left))
+                self._asked[transaction] = _Question(now, job, tuple(left))
 
         failure = self._sender.ask_commitment(destination, left, remember)
         return [] if failure is None else [failure]
@@ -215,11 +265,16 @@ class Gateway:
             question = self._asked.pop(transaction, None)
         if question is None:
             return
+        missing = 0
         for delivery in question.deliveries:
             if delivery.sop_instance in kept:
                 self._jobs.committed(delivery)
-            elif delivery.sop_instance in lost:
-                self._jobs.lost(delivery, time.time() + SEND_PAUSE)
+            else:  # it says that it has lost it, or nothing of it
+                missing += 1
+                self._jobs.lost(delivery)
+        if missing:
+            name = question.deliveries[0].destination
+            self._postpone(question.job, Failure(f"{name}: it does not keep {missing} of the results"))
 
     def _tell_of(self, job: Job, line: str) -> None:
         self._tell(f"{job.study}: {line}")
@@ -230,4 +285,5 @@ class _Question:
     """What a destination was asked to commit to, and when (monotonic seconds)."""
 
     since: float
+    job: Job
     deliveries: tuple[Delivery, ...]

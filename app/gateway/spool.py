@@ -96,6 +96,7 @@ class Spool:
             return False
         if not same:
             raise Refused(DUPLICATE, "another instance has the same SOP Instance UID")
+        _sync(self.incoming(study))  # whoever wrote it may not have come so far
         return True
 
     def keep(self, study: str, instance: str, content: bytes) -> None:
@@ -113,7 +114,8 @@ class Spool:
         Raises
         ------
         Refused
-            ``OUT_OF_RESOURCES`` where it cannot be written, or too little of the disk would stay free.
+            ``OUT_OF_RESOURCES`` where it cannot be written, or too little of the disk would stay free; ``DUPLICATE``
+            where another association was faster with another instance of this UID.
         """
         if shutil.disk_usage(self._studies).free < self._free + len(content):
             raise Refused(OUT_OF_RESOURCES, "the disk is full")
@@ -121,6 +123,8 @@ class Spool:
         try:
             _make(path.parent)
             _write(path, content)
+        except FileExistsError:
+            self.holds(study, instance, content)
         except OSError as error:
             raise Refused(OUT_OF_RESOURCES, f"cannot write: {error.strerror}") from error
 
@@ -128,9 +132,14 @@ class Spool:
         """Say whether nothing of a study is there."""
         return not any(self.incoming(study).glob("*.dcm"))
 
+    def studies(self) -> list[str]:
+        """Return the UIDs of all studies of which there is a folder."""
+        return [entry.name for entry in os.scandir(self._studies) if entry.is_dir()]
+
     def drop(self, study: str) -> None:
         """Remove all of a study."""
-        shutil.rmtree(self._studies / study, ignore_errors=True)
+        if (self._studies / study).exists():
+            shutil.rmtree(self._studies / study)
         _sync(self._studies)
 
     def _path(self, study: str, instance: str) -> Path:
@@ -144,27 +153,24 @@ class Spool:
 
 def _make(folder: Path) -> None:
     """Make a folder and that of its study, so that they outlive a crash."""
-    if folder.is_dir():
-        return
     for each in (folder.parent, folder):
         each.mkdir(mode=0o700, exist_ok=True)
-        _sync(each.parent)
+        _sync(each.parent)  # also where it is there: whoever made it may not have come so far
 
 
 def _write(path: Path, content: bytes) -> None:
-    """Write a file whole or not at all."""
+    """Write a file whole or not at all; FileExistsError if it is there."""
     part = path.with_name(f"{path.name}{_PART}{threading.get_ident()}")
     try:
         with part.open("xb") as stream:
             stream.write(content)
             stream.flush()
             os.fsync(stream.fileno())
-        part.rename(path)
-    except OSError:
+        os.link(part, path)  # renaming would replace
+        _sync(path.parent)
+    finally:
         with suppress(OSError):
             part.unlink(missing_ok=True)
-        raise
-    _sync(path.parent)
 
 
 def _sync(folder: Path) -> None:

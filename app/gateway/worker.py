@@ -15,7 +15,7 @@ from pathlib import Path
 from app.settings import Settings
 from operators.selection_rules import SelectionRules
 
-_LAST_WORDS = 0.5
+_LAST_WORDS = 5.0
 """Seconds that a process whose channel has closed has to end by itself, which says why."""
 
 
@@ -88,8 +88,8 @@ class Worker:
                     return said
                 tell(said)
         except (EOFError, OSError):
-            return Outcome("failed", f"the worker died: {self._end()}")
-        self._end()
+            return Outcome("failed", f"the worker died: {self._end(_LAST_WORDS)}")
+        self._end(0.0)
         return Outcome("failed", f"the run took longer than {self._limit:g} s")
 
     def close(self) -> None:
@@ -113,13 +113,13 @@ class Worker:
                 self._process = process
             return self._channel
 
-    def _end(self) -> str:
-        """Kill the process, if there is one; say how it ended."""
+    def _end(self, patience: float) -> str:
+        """Kill the process, if there is one, after so many seconds; say how it ended."""
         with self._lock:
             process, self._process = self._process, None
         if process is None:
             return "it had not begun"
-        process.join(_LAST_WORDS)
+        process.join(patience)
         process.kill()
         process.join()
         code = process.exitcode or 0

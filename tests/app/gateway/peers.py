@@ -38,6 +38,8 @@ class Pacs:
         So many times it says of everything that it does not keep it.
     silent : int
         So many questions about commitment are never answered.
+    seconds : float
+        That it takes to answer the others.
     """
 
     port: int = 0
@@ -46,6 +48,7 @@ class Pacs:
     status: int = 0x0000
     loses: int = 0
     silent: int = 0
+    seconds: float = 0.0
     report_to: int = 0
 
     def store(self, event: Any) -> int:
@@ -65,6 +68,7 @@ class Pacs:
 
     def _answer(self, question: Dataset) -> None:
         """Report in an association of its own, as most PACS do."""
+        time.sleep(self.seconds)
         known = [item for item in question.ReferencedSOPSequence if item.ReferencedSOPInstanceUID in self.objects]
         unknown = [item for item in question.ReferencedSOPSequence if item not in known]
         if self.loses:
@@ -79,7 +83,8 @@ class Pacs:
         entity.add_requested_context(StorageCommitmentPushModel)
         role = [_scp_role()]
         association = entity.associate("127.0.0.1", self.report_to, ae_title=TITLE, ext_neg=role)
-        assert association.is_established
+        if not association.is_established:  # the gateway has ended meanwhile, and will ask again
+            return
         kind = 2 if unknown else 1
         association.send_n_event_report(report, kind, StorageCommitmentPushModel, StorageCommitmentPushModelInstance)
         association.release()

@@ -110,10 +110,17 @@ def test_what_is_running_cannot_be_dropped(jobs: Jobs) -> None:
         jobs.receive(STUDY, "SCANNER", 0.0)
         jobs.settle(0.0, [])
         jobs.claim(0.0)
-        assert not jobs.drop(STUDY)
-        jobs.recover(1.0, 10.0)
-        assert [job.state for job in jobs.all()] == [State.READY]
-        assert jobs.drop(STUDY)
+        assert not jobs.drop(STUDY, 0.0)
+        assert jobs.recover([STUDY, "1.2.4"], 1.0, 10.0) == []
+        assert {job.study: job.state for job in jobs.all()} == dict.fromkeys([STUDY, "1.2.4"], State.RECEIVING)
+        assert not jobs.drop(STUDY, 1.0)
+        jobs.settle(11.0, [])
+        assert jobs.drop(STUDY, 11.0)
+        assert not jobs.receive(STUDY, "SCANNER", 12.0)
+        assert not jobs.knows(STUDY)
+        assert jobs.recover([], 13.0, 10.0) == [STUDY]
+        jobs.dropped(STUDY)
+        assert jobs.receive(STUDY, "SCANNER", 14.0)
 
 
 def test_pauses_double_and_end_with_a_person(jobs: Jobs) -> None:
@@ -142,7 +149,7 @@ def test_what_came_during_a_run_makes_its_result_void(jobs: Jobs) -> None:
         jobs.received(STUDY, 0.0, 30.0)
         assert jobs.settle(29.0, []) == []
         assert jobs.settle(30.0, [STUDY]) == []
-        assert jobs.settle(30.0, []) == [STUDY]
+        assert [each.study for each in jobs.settle(30.0, [])] == [STUDY]
         job = jobs.claim(30.0)
         assert job is not None
         jobs.receive(STUDY, "SCANNER", 31.0)

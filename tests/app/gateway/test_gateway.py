@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -12,11 +13,12 @@ import pydicom
 import pytest
 from pydicom.uid import generate_uid
 
-from app.gateway import service
+from app.gateway import receiver, service
 from app.gateway.configuration import GatewayConfiguration
 from app.gateway.jobs import Job, Jobs, State
 from app.gateway.service import TABLE, Gateway
 from app.gateway.worker import How, Worker
+from app.outcome import UsageError
 from app.settings import load_settings
 from operators.selection_rules import ANY_SERIES
 from tests.app.gateway import stand_ins
@@ -139,9 +141,6 @@ def test_what_cannot_be_kept_is_not_acknowledged(site: Site, files: list[Path]) 
     with sending(site.port, files) as association:
         image.StudyInstanceUID = "../../escaped"
         assert association.send_c_store(image).Status == 0xC000
-        large = pydicom.dcmread(files[0])
-        large.Rows, large.Columns, large.PixelData = 1024, 1024, bytes(2 << 20)
-        assert association.send_c_store(large).Status == 0xA700
         changed = pydicom.dcmread(files[1])
         assert association.send_c_store(changed).Status == 0
         changed.SeriesDescription = "another"
@@ -149,6 +148,16 @@ def test_what_cannot_be_kept_is_not_acknowledged(site: Site, files: list[Path]) 
     assert [path.name for path in (site.folder / "spool" / "studies").rglob("*.dcm")] == [
         f"{changed.SOPInstanceUID}.dcm"
     ]
+
+
+def test_who_sends_more_than_an_instance_may_have_is_hung_up_on(site: Site, files: list[Path]) -> None:
+    site.start(limits={"instance_mb": 1})
+    with sending(site.port, files) as association:
+        large = pydicom.dcmread(files[0])
+        large.Rows, large.Columns, large.PixelData = 2048, 1024, bytes(4 << 20)
+        assert "Status" not in association.send_c_store(large)
+    assert any("larger than the limit" in line for line in site.lines)
+    assert site.jobs() == []
 
 
 def test_a_full_disk_is_said_and_nothing_is_lost(site: Site, files: list[Path]) -> None:
@@ -203,18 +212,21 @@ def test_no_run_begins_while_an_association_sends(site: Site, files: list[Path])
 
 
 @pytest.mark.parametrize(
-    ("serve", "reason"),
-    [(stand_ins.dying, "the worker died: exit status 9"), (stand_ins.hanging, "the run took longer than 1 s")],
+    ("serve", "seconds", "reason"),
+    [
+        (stand_ins.dying, 300.0, "the worker died: exit status 9"),
+        (stand_ins.hanging, 1.0, "the run took longer than 1 s"),
+    ],
 )
 def test_a_study_that_kills_the_worker_is_given_up_and_the_others_are_not(
-    site: Site, files: list[Path], serve: Callable[..., None], reason: str
+    site: Site, files: list[Path], serve: Callable[..., None], seconds: float, reason: str
 ) -> None:
-    gateway = site.start(serve, limits={"run_seconds": 1, "runs": 2})
+    gateway = site.start(serve, limits={"run_seconds": seconds, "runs": 2})
     send(site.port, files)
     wait_until(lambda: site.states() == [State.FAILED])
     assert site.jobs()[0].reason == reason
     assert sum(reason in line for line in site.lines) == 2
-    gateway._worker._serve = stand_ins.quick
+    gateway._worker._serve, gateway._worker._limit = stand_ins.quick, 300.0
     assert gateway._jobs.retry(site.jobs()[0].study, 0.0)
     wait_until(lambda: site.states() == [State.COMMITTED])
 
@@ -285,7 +297,90 @@ def test_a_gateway_that_is_stopped_goes_on_where_it_was(site: Site, files: list[
         send(site.port, files)
         wait_until(lambda: site.states() == [State.RUNNING])
     site.stack = whole
-    assert site.states() == [State.RUNNING]
     site.start()
     wait_until(lambda: site.states() == [State.COMMITTED])
     assert _summary(site) == "3 instances"
+
+
+def test_a_scanner_that_stalls_within_a_message_is_hung_up_on(
+    site: Site, files: list[Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(receiver, "SILENCE", 1.0)
+    site.start(limits={"associations": 1})
+    with socket.create_connection(("127.0.0.1", site.port)) as stalled:
+        stalled.sendall(b"\x01\x00\x00")  # the first bytes of an association request
+        wait_until(lambda: _hung_up(stalled))
+    wait_until(lambda: _reachable(site))
+    assert send(site.port, files) == [0, 0, 0]
+    wait_until(lambda: site.states() == [State.COMMITTED])
+
+
+def _reachable(site: Site) -> bool:
+    with sending(site.port) as association:
+        return bool(association.is_established)
+
+
+def _hung_up(connection: socket.socket) -> bool:
+    connection.settimeout(0.01)
+    try:
+        return connection.recv(1) == b""
+    except TimeoutError:
+        return False
+    except ConnectionResetError:
+        return True
+
+
+def test_a_study_whose_scanner_vanishes_is_run_with_what_came(site: Site, files: list[Path]) -> None:
+    site.start()
+    with sending(site.port, files) as association:
+        association.send_c_store(pydicom.dcmread(files[0]))
+        association.abort()
+    wait_until(lambda: site.states() == [State.COMMITTED])
+    assert _summary(site) == "1 instances"
+
+
+def test_a_destination_whose_name_is_wrong_does_not_hold_back_the_others(site: Site, files: list[Path]) -> None:
+    wrong = {"name": "wrong", "ae_title": "WRONG", "host": "no-such-host.invalid", "port": 104}
+    good = {"name": "pacs", "ae_title": PACS_TITLE, "host": "127.0.0.1", "port": site.pacs.port}
+    site.start(destinations=[wrong, good])
+    send(site.port, files)
+    wait_until(lambda: len(site.pacs.received) == 1 and site.jobs()[0].reason != "")
+    assert site.jobs()[0].reason == "wrong: its name cannot be resolved"
+    assert site.states() == [State.SENDING]
+
+
+def test_an_answer_that_comes_late_is_believed(site: Site, files: list[Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(service, "COMMITMENT_PAUSE", 0.2)
+    site.pacs.seconds = 1.5
+    site.start()
+    send(site.port, files)
+    wait_until(lambda: site.states() == [State.COMMITTED])
+    assert len(site.pacs.received) == 1
+
+
+def test_two_gateways_do_not_share_a_spool_and_one_that_ends_hangs_up(site: Site, files: list[Path]) -> None:
+    with ExitStack() as first:
+        site.stack, whole = first, site.stack
+        site.start()
+        with pytest.raises(UsageError, match="another gateway uses the spool"):
+            site.start(port=free_port())
+        association = first.enter_context(sending(site.port, files))
+        association.send_c_store(pydicom.dcmread(files[0]))
+        first.pop_all().close()
+        wait_until(lambda: not association.is_established)
+    site.stack = whole
+    site.start()
+    wait_until(lambda: site.states() == [State.COMMITTED])
+
+
+def test_who_turns_commitment_off_need_not_send_again(site: Site, files: list[Path]) -> None:
+    site.pacs.silent = 1000
+    with ExitStack() as first:
+        site.stack, whole = first, site.stack
+        site.start()
+        send(site.port, files)
+        wait_until(lambda: len(site.pacs.received) == 1)
+    site.stack = whole
+    site.start(destination={"commitment": False})
+    wait_until(lambda: site.states() == [State.COMMITTED])
+    assert len(site.pacs.received) == 1
