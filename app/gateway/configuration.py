@@ -37,6 +37,22 @@ class Caller(_Part):
     address: IPv4Address | IPv6Address | None = None
 
 
+class Tls(_Part):
+    """Files in PEM for TLS, with which both sides show certificates.
+
+    Parameters
+    ----------
+    certificate, key : Path
+        Of the gateway; the key without a password.
+    authorities : Path
+        Who signs the certificates of the others.
+    """
+
+    certificate: Path
+    key: Path
+    authorities: Path
+
+
 class Destination(_Part):
     """Where results go, by C-STORE.
 
@@ -52,6 +68,8 @@ class Destination(_Part):
     commitment : bool
         Ask for storage commitment (PS3.4, annex J): a study counts as delivered when the destination has said that it
         keeps the results.
+    tls : bool
+        Call it with TLS; ``host`` is then what its certificate is for.
     """
 
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9_.-]{1,32}$")]
@@ -59,6 +77,7 @@ class Destination(_Part):
     host: Annotated[str, Field(min_length=1)]
     port: Port
     commitment: bool = True
+    tls: bool = False
 
 
 class Limits(_Part):
@@ -104,6 +123,8 @@ class GatewayConfiguration(_Part):
     quiet_seconds : float
         A study is complete when for so long no association has sent anything of it.
     limits : Limits
+    tls : Tls, optional
+        With it, nobody is listened to without TLS.
     settings : dict
         Settings of the application, as in ``--set``.
     rules : SelectionRules
@@ -118,6 +139,7 @@ class GatewayConfiguration(_Part):
     destinations: tuple[Destination, ...] = Field(min_length=1)
     quiet_seconds: Seconds = 30.0
     limits: Limits = Field(default_factory=Limits)
+    tls: Tls | None = None
     settings: dict[str, bool | int | float | str] = {}
     rules: SelectionRules = Field(ANY_SERIES, alias="series-selection")
 
@@ -126,11 +148,13 @@ class GatewayConfiguration(_Part):
         names = [destination.name for destination in self.destinations]
         if len(set(names)) < len(names):
             raise ValueError("two destinations have the same name")
+        if self.tls is None and any(destination.tls for destination in self.destinations):
+            raise ValueError("a destination with tls needs the certificate of the gateway: state tls")
         return self
 
 
 def load_gateway(path: Path) -> GatewayConfiguration:
-    """Read a gateway configuration; a relative spool lies beside it.
+    """Read a gateway configuration; relative paths begin where it lies.
 
     Raises
     ------
@@ -144,4 +168,6 @@ def load_gateway(path: Path) -> GatewayConfiguration:
         place = ".".join(map(str, first["loc"])) or "gateway"
         message = first["msg"].removeprefix("Value error, ")
         raise UsageError(f"configuration {path}, {place}: {message[:1].lower()}{message[1:]}") from error
-    return read.model_copy(update={"spool": (path.absolute().parent / read.spool)})
+    beside = path.absolute().parent
+    tls = read.tls and Tls(**{name: beside / file for name, file in read.tls})
+    return read.model_copy(update={"spool": beside / read.spool, "tls": tls})

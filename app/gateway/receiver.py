@@ -6,6 +6,7 @@ import socket
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from io import BytesIO
 from ipaddress import ip_address
 from typing import Any
@@ -18,6 +19,7 @@ from pynetdicom.sop_class import StorageCommitmentPushModel, Verification  # typ
 from app.gateway.configuration import GatewayConfiguration
 from app.gateway.jobs import Jobs
 from app.gateway.spool import NOT_UNDERSTOOD, OUT_OF_RESOURCES, Refused, Spool, checked_uid
+from app.gateway.tls import for_server, shake_hands
 from app.outcome import UsageError
 from operators.ct_pixels import READABLE_SYNTAXES
 from operators.dicom_folder import MULTI_FRAME_CT
@@ -86,9 +88,10 @@ class Receiver:
             (evt.EVT_C_STORE, self._store),
             (evt.EVT_N_EVENT_REPORT, self._event),
         ]
+        tls = None if self._configuration.tls is None else for_server(self._configuration.tls)
         where = (self._configuration.host, self._configuration.port)
         try:
-            self._server = self._entity.start_server(where, block=False, evt_handlers=handlers)
+            self._server = self._entity.start_server(where, block=False, evt_handlers=handlers, ssl_context=tls)
         except OSError as error:
             raise UsageError(f"cannot listen on {where[0]}, port {where[1]}: {error.strerror}") from error
 
@@ -97,9 +100,12 @@ class Receiver:
         if self._server is not None:
             self._server.shutdown()
             open_ones = self._server.active_associations
-            for association in open_ones:
+            established = [each for each in open_ones if each.is_established]
+            for association in established:
                 association.abort()
             for association in open_ones:
+                _cut(association)  # the others have nothing to lose; some wait for a peer that has never spoken
+            for association in established:
                 association.join(SILENCE)
 
     def arriving(self) -> set[str]:
@@ -116,6 +122,7 @@ class Receiver:
         entity.maximum_associations = self._configuration.limits.associations
         entity.maximum_pdu_size = MAX_PDU
         entity.network_timeout = entity.dimse_timeout = SILENCE
+        entity.acse_timeout = SILENCE / 2
         entity.require_called_aet = True
         callers = {caller.ae_title for caller in self._configuration.callers}
         entity.require_calling_aet = sorted(callers | {each.ae_title for each in self._configuration.destinations})
@@ -143,7 +150,7 @@ class Receiver:
         data = None if message is None else message.data_set
         if data is not None and data.tell() > self._configuration.limits.instance_mb * 10**6:
             self._tell(f"an instance from {event.assoc.requestor.ae_title.strip()} is larger than the limit: hung up")
-            event.assoc.dul.socket.socket.shutdown(socket.SHUT_RDWR)
+            _cut(event.assoc)
 
     def _store(self, event: Any) -> int:
         try:
@@ -206,6 +213,16 @@ def prepare(event: Any) -> None:
     connection = event.assoc.dul.socket.socket
     connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     connection.settimeout(SILENCE)
+    try:
+        shake_hands(connection)
+    except OSError:
+        _cut(event.assoc)
+
+
+def _cut(association: Any) -> None:
+    """End a connection, whatever either side is about to say, from any thread."""
+    with suppress(OSError, AttributeError):  # it has ended by itself
+        association.dul.socket.socket.shutdown(socket.SHUT_RDWR)
 
 
 def _identity(content: bytes) -> tuple[str, str]:

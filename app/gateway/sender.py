@@ -18,9 +18,10 @@ from pynetdicom.sop_class import (  # type: ignore[attr-defined]
     StorageCommitmentPushModelInstance,
 )
 
-from app.gateway.configuration import Destination
+from app.gateway.configuration import Destination, Tls
 from app.gateway.jobs import Delivery
 from app.gateway.receiver import PLAIN, Report, prepare, reported
+from app.gateway.tls import for_client
 
 _WAIT = 30.0
 """Seconds that a destination may take for an answer."""
@@ -44,12 +45,15 @@ class Sender:
     ----------
     ae_title : str
         What the gateway is called.
+    tls : Tls, optional
+        For destinations with TLS.
     report : callable
         Told what a destination says about commitment while the association that asked is open.
     """
 
-    def __init__(self, ae_title: str, report: Report) -> None:
+    def __init__(self, ae_title: str, tls: Tls | None, report: Report) -> None:
         self._ae_title = ae_title
+        self._tls = tls
         self._report = report
 
     def store(
@@ -128,6 +132,7 @@ class Sender:
             destination.host,
             destination.port,
             ae_title=destination.ae_title,
+            tls_args=(for_client(self._tls), destination.host) if destination.tls and self._tls else None,
             evt_handlers=[(evt.EVT_CONN_OPEN, prepare), *handlers],
         )
 

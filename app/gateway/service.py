@@ -91,7 +91,7 @@ class Gateway:
         self._tell = tell
         self._spool = Spool(configuration.spool, configuration.limits.free_disk_mb * 10**6)
         self._jobs = Jobs(configuration.spool / TABLE)
-        self._sender = Sender(configuration.ae_title, self._reported)
+        self._sender = Sender(configuration.ae_title, configuration.tls, self._reported)
         self._receiver = Receiver(configuration, self._spool, self._jobs, self._reported, tell)
         self._asked: dict[str, _Question] = {}
         self._lock = threading.Lock()

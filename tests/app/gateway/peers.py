@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+import ssl
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -15,6 +16,8 @@ import pydicom
 from pydicom import Dataset
 from pynetdicom import AE, AllStoragePresentationContexts, build_role, evt
 from pynetdicom.sop_class import StorageCommitmentPushModel, StorageCommitmentPushModelInstance, Verification
+
+from app.gateway.tls import shake_hands
 
 CALLER, PACS_TITLE, TITLE = "SCANNER", "PACS", "COVIDCT"
 _ATTEMPTS = 400
@@ -50,6 +53,7 @@ class Pacs:
     silent: int = 0
     seconds: float = 0.0
     report_to: int = 0
+    calls_with: ssl.SSLContext | None = None
 
     def store(self, event: Any) -> int:
         if self.status == 0x0000:
@@ -82,7 +86,8 @@ class Pacs:
         entity = AE(PACS_TITLE)
         entity.add_requested_context(StorageCommitmentPushModel)
         role = [_scp_role()]
-        association = entity.associate("127.0.0.1", self.report_to, ae_title=TITLE, ext_neg=role)
+        tls = self.calls_with and (self.calls_with, "127.0.0.1")
+        association = entity.associate("127.0.0.1", self.report_to, ae_title=TITLE, ext_neg=role, tls_args=tls)
         if not association.is_established:  # the gateway has ended meanwhile, and will ask again
             return
         kind = 2 if unknown else 1
@@ -94,6 +99,10 @@ def _scp_role() -> Any:
     return build_role(StorageCommitmentPushModel, scp_role=True)
 
 
+def _shake_hands(event: Any) -> None:
+    shake_hands(event.assoc.dul.socket.socket)
+
+
 def free_port() -> int:
     """Return a port of loopback where nobody listens."""
     with socket.socket() as probe:
@@ -102,14 +111,14 @@ def free_port() -> int:
 
 
 @contextmanager
-def listening(pacs: Pacs) -> Iterator[Pacs]:
+def listening(pacs: Pacs, tls: ssl.SSLContext | None = None) -> Iterator[Pacs]:
     """Run a PACS, on the port that it had before or a free one."""
     entity = AE(PACS_TITLE)
     for context in AllStoragePresentationContexts:
         entity.add_supported_context(context.abstract_syntax)
     entity.add_supported_context(StorageCommitmentPushModel)
-    handlers = [(evt.EVT_C_STORE, pacs.store), (evt.EVT_N_ACTION, pacs.asked)]
-    server = entity.start_server(("127.0.0.1", pacs.port), block=False, evt_handlers=handlers)
+    handlers = [(evt.EVT_C_STORE, pacs.store), (evt.EVT_N_ACTION, pacs.asked), (evt.EVT_CONN_OPEN, _shake_hands)]
+    server = entity.start_server(("127.0.0.1", pacs.port), block=False, evt_handlers=handlers, ssl_context=tls)
     pacs.port = server.server_address[1]
     try:
         yield pacs
@@ -118,14 +127,20 @@ def listening(pacs: Pacs) -> Iterator[Pacs]:
 
 
 @contextmanager
-def sending(port: int, files: Sequence[Path] = (), title: str = CALLER, called: str = TITLE) -> Iterator[Any]:
+def sending(
+    port: int,
+    files: Sequence[Path] = (),
+    title: str = CALLER,
+    called: str = TITLE,
+    tls: ssl.SSLContext | None = None,
+) -> Iterator[Any]:
     """Open an association to the gateway for what the files are."""
     entity = AE(title)
     entity.add_requested_context(Verification)
     for file in files:
         header = pydicom.dcmread(file, stop_before_pixels=True)
         entity.add_requested_context(header.SOPClassUID, header.file_meta.TransferSyntaxUID)
-    association = entity.associate("127.0.0.1", port, ae_title=called)
+    association = entity.associate("127.0.0.1", port, ae_title=called, tls_args=tls and (tls, "127.0.0.1"))
     try:
         yield association
     finally:

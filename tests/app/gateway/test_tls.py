@@ -1,0 +1,97 @@
+"""Both sides show certificates, or nothing is said."""
+
+from __future__ import annotations
+
+import socket
+import ssl
+import subprocess
+from pathlib import Path
+
+import pydicom
+import pytest
+
+from app.gateway.configuration import Tls
+from app.gateway.jobs import State
+from app.gateway.tls import for_client, for_server
+from app.outcome import UsageError
+from tests.app.gateway.peers import Pacs, listening, sending, wait_until
+from tests.app.gateway.test_gateway import Site, _short_pauses, files, site
+
+__all__ = ["_short_pauses", "files", "site"]
+
+
+def _openssl(*arguments: str) -> None:
+    subprocess.run(["openssl", *arguments], check=True, capture_output=True)
+
+
+@pytest.fixture(scope="module")
+def keys(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Tls]:
+    """Certificates for loopback by an authority, and by another one."""
+    made = {}
+    for authority in ("ours", "theirs"):
+        folder = tmp_path_factory.mktemp(authority)
+        ca, key = folder / "ca.pem", folder / "ca.key"
+        new = ("req", "-newkey", "rsa:2048", "-nodes", "-subj")
+        _openssl(*new, f"/CN={authority}", "-x509", "-days", "2", "-keyout", str(key), "-out", str(ca))
+        request, own, extension = folder / "own.csr", folder / "own.key", folder / "names"
+        _openssl(*new, "/CN=127.0.0.1", "-keyout", str(own), "-out", str(request))
+        extension.write_text("subjectAltName=IP:127.0.0.1")
+        signed = ("-CA", str(ca), "-CAkey", str(key), "-CAcreateserial", "-days", "2", "-extfile", str(extension))
+        _openssl("x509", "-req", "-in", str(request), *signed, "-out", str(folder / "own.pem"))
+        made[authority] = Tls(certificate=folder / "own.pem", key=own, authorities=ca)
+    return made
+
+
+def _start(site: Site, keys: dict[str, Tls]) -> None:
+    site.start(tls=keys["ours"].model_dump(), destination={"tls": True})
+
+
+def test_a_study_goes_both_ways_by_tls(site: Site, files: list[Path], keys: dict[str, Tls]) -> None:
+    pacs = site.stack.enter_context(listening(Pacs(), for_server(keys["ours"])))
+    site.pacs = pacs
+    pacs.calls_with = for_client(keys["ours"])
+    _start(site, keys)
+    with sending(site.port, files, tls=for_client(keys["ours"])) as association:
+        assert [association.send_c_store(pydicom.dcmread(file)).Status for file in files] == [0, 0, 0]
+    wait_until(lambda: site.states() == [State.COMMITTED])
+    assert len(pacs.received) == 1
+
+
+@pytest.mark.parametrize("how", ["plain", "stranger", "no certificate", "old"])
+def test_who_shows_no_good_certificate_is_not_listened_to(site: Site, keys: dict[str, Tls], how: str) -> None:
+    _start(site, keys)
+    context: ssl.SSLContext | None = None
+    if how == "stranger":
+        context = for_client(keys["theirs"].model_copy(update={"authorities": keys["ours"].authorities}))
+    elif how == "no certificate":
+        context = ssl.create_default_context(cafile=keys["ours"].authorities)
+    elif how == "old":
+        context = for_client(keys["ours"])
+        context.minimum_version, context.maximum_version = ssl.TLSVersion.TLSv1, ssl.TLSVersion.TLSv1_1
+    with sending(site.port, tls=context) as association:
+        assert not association.is_established
+
+
+def test_a_pacs_of_another_authority_gets_nothing(site: Site, files: list[Path], keys: dict[str, Tls]) -> None:
+    site.pacs = site.stack.enter_context(listening(Pacs(), for_server(keys["theirs"])))
+    _start(site, keys)
+    with sending(site.port, files, tls=for_client(keys["ours"])) as association:
+        association.send_c_store(pydicom.dcmread(files[0]))
+    wait_until(lambda: any("cannot be reached" in line for line in site.lines))
+    assert not site.pacs.received
+
+
+def test_who_stalls_in_the_handshake_holds_up_nobody(site: Site, keys: dict[str, Tls]) -> None:
+    _start(site, keys)
+    stalled = socket.create_connection(("127.0.0.1", site.port))
+    with stalled, sending(site.port, tls=for_client(keys["ours"])) as association:
+        assert association.send_c_echo().Status == 0
+
+
+def test_files_that_are_none_are_said(tmp_path: Path, keys: dict[str, Tls]) -> None:
+    for name in Tls.model_fields:
+        with pytest.raises(UsageError, match=r"tls: .* cannot be read, or are no certificate"):
+            for_server(keys["ours"].model_copy(update={name: tmp_path / "absent"}))
+    (tmp_path / "text").write_text("no key")
+    with pytest.raises(UsageError, match=r"tls: .* cannot be read"):
+        for_client(keys["ours"].model_copy(update={"key": tmp_path / "text"}))
