@@ -22,13 +22,16 @@ from tests.app.tiny_run import ROOT
 from tests.builders import write_series
 
 STUDIES, IMAGES = 20, 3
+SECONDS = 4.0
+"""At most between two kills; the stream lasts as long as they do."""
 
 
 class Stream:
     """A scanner that sends studies one after the other, every image until it is acknowledged."""
 
-    def __init__(self, folder: Path, port: int) -> None:
+    def __init__(self, folder: Path, port: int, pause: float) -> None:
         self._port = port
+        self._pause = pause
         self._studies = [
             write_series(folder / str(number), np.zeros((IMAGES, 8, 8)), study=str(number)) for number in range(STUDIES)
         ]
@@ -51,6 +54,7 @@ class Stream:
                 time.sleep(0.05)
                 return files
             for number, file in enumerate(files):
+                time.sleep(self._pause)
                 try:
                     status = association.send_c_store(pydicom.dcmread(file))
                 except RuntimeError:  # the gateway is no more
@@ -107,9 +111,9 @@ def test_whatever_was_acknowledged_reaches_the_pacs(kills: int, tmp_path: Path) 
         gateway = Killed(configuration)
         stack.callback(gateway.kill)
         with _now_and_then(pacs, rng):
-            stream = Stream(tmp_path / "ct", port)
+            stream = Stream(tmp_path / "ct", port, kills * SECONDS / 2 / (STUDIES * IMAGES))
             for _ in range(kills):
-                time.sleep(rng.uniform(0.2, 4.0))
+                time.sleep(rng.uniform(0.2, SECONDS))
                 gateway.kill()
                 gateway.start()
         with listening(pacs):
