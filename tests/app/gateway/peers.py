@@ -20,7 +20,7 @@ from pynetdicom.sop_class import StorageCommitmentPushModel, StorageCommitmentPu
 from app.gateway.tls import shake_hands
 
 CALLER, PACS_TITLE, TITLE = "SCANNER", "PACS", "COVIDCT"
-_ATTEMPTS = 400
+_ATTEMPTS = 2000
 
 
 @dataclass
@@ -103,6 +103,26 @@ def _shake_hands(event: Any) -> None:
     shake_hands(event.assoc.dul.socket.socket)
 
 
+def association_request(title: str, called: str) -> bytes:
+    """Return the bytes by which a scanner asks for an association."""
+    heard: list[bytes] = []
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        listener = threading.Thread(target=lambda: heard.append(_first_bytes(server)))
+        listener.start()
+        entity = AE(title)
+        entity.acse_timeout = 0.5
+        entity.add_requested_context(Verification)
+        entity.associate("127.0.0.1", server.getsockname()[1], ae_title=called)
+        listener.join()
+    return heard[0]
+
+
+def _first_bytes(server: socket.socket) -> bytes:
+    connection, _ = server.accept()
+    with connection:
+        return connection.recv(1 << 16)
+
+
 def free_port() -> int:
     """Return a port of loopback where nobody listens."""
     with socket.socket() as probe:
@@ -156,7 +176,7 @@ def send(port: int, files: Sequence[Path], title: str = CALLER) -> list[int]:
 
 
 def wait_until(condition: Callable[[], bool]) -> None:
-    """Wait for what must come to be, for a minute at most: slow machines are not wrong."""
+    """Wait for what must come to be, for five minutes at most: slow machines are not wrong."""
     for _ in range(_ATTEMPTS):
         if condition():
             return
