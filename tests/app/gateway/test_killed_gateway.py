@@ -44,6 +44,7 @@ class Stream:
 
     def _send_all(self) -> None:
         for files in self._studies:
+            time.sleep(self._pause)
             left = list(files)
             while left:
                 left = self._acknowledged_are_left_out(left)
@@ -54,7 +55,6 @@ class Stream:
                 time.sleep(0.05)
                 return files
             for number, file in enumerate(files):
-                time.sleep(self._pause)
                 try:
                     status = association.send_c_store(pydicom.dcmread(file))
                 except RuntimeError:  # the gateway is no more
@@ -111,7 +111,7 @@ def test_whatever_was_acknowledged_reaches_the_pacs(kills: int, tmp_path: Path) 
         gateway = Killed(configuration)
         stack.callback(gateway.kill)
         with _now_and_then(pacs, rng):
-            stream = Stream(tmp_path / "ct", port, kills * SECONDS / 2 / (STUDIES * IMAGES))
+            stream = Stream(tmp_path / "ct", port, kills * SECONDS / 2 / STUDIES)
             for _ in range(kills):
                 time.sleep(rng.uniform(0.2, SECONDS))
                 gateway.kill()
