@@ -182,6 +182,7 @@ class Gateway:
     # --- deliveries ---
 
     def _send_all(self) -> bool:
+        self._receiver.arriving()  # while a study runs, too, the quiet time begins when an association has ended
         for job in self._jobs.outgoing(time.time()):
             if self._stopping.is_set():
                 break
