@@ -118,6 +118,12 @@ def read_configuration(path: Path) -> dict[str, Any]:
     return content
 
 
+def first_problem(error: ValidationError) -> tuple[str, str]:
+    """Return where in a configuration the first mistake is, empty for all of it, and what is wrong there."""
+    first = error.errors()[0]
+    return ".".join(map(str, first["loc"])), first["msg"].removeprefix("Value error, ")
+
+
 def load_rules(path: Path | None) -> SelectionRules:
     """Read which series to take from the key ``series-selection`` of an application configuration (``app.yaml``).
 
@@ -134,6 +140,5 @@ def load_rules(path: Path | None) -> SelectionRules:
     try:
         return SelectionRules.model_validate(content.get("series-selection") or {})
     except ValidationError as error:
-        first = error.errors()[0]
-        place, message = ".".join(map(str, first["loc"])), first["msg"].removeprefix("Value error, ")
+        place, message = first_problem(error)
         raise UsageError(f"configuration {path}, series-selection.{place}: {message}") from error

@@ -9,7 +9,7 @@ from typing import Annotated
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from app.outcome import UsageError
-from app.settings import read_configuration
+from app.settings import first_problem, read_configuration
 from operators.selection_rules import ANY_SERIES, SelectionRules
 
 AeTitle = Annotated[str, Field(pattern=r"^[!-\[\]-~]([ -\[\]-~]{0,14}[!-\[\]-~])?$")]
@@ -164,10 +164,8 @@ def load_gateway(path: Path) -> GatewayConfiguration:
     try:
         read = GatewayConfiguration.model_validate(read_configuration(path))
     except ValidationError as error:
-        first = error.errors()[0]
-        place = ".".join(map(str, first["loc"])) or "gateway"
-        message = first["msg"].removeprefix("Value error, ")
-        raise UsageError(f"configuration {path}, {place}: {message[:1].lower()}{message[1:]}") from error
+        place, message = first_problem(error)
+        raise UsageError(f"configuration {path}, {place or 'gateway'}: {message[:1].lower()}{message[1:]}") from error
     beside = path.absolute().parent
     tls = read.tls and Tls(**{name: beside / file for name, file in read.tls})
     return read.model_copy(update={"spool": beside / read.spool, "tls": tls})

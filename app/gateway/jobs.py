@@ -257,17 +257,17 @@ class Jobs:
             rows = database.execute("SELECT * FROM deliveries WHERE study = ? ORDER BY destination, path", (study,))
             return [Delivery(*row[:5], *map(bool, row[5:])) for row in rows]
 
-    def stored(self, delivery: Delivery, *, committed: bool) -> None:
-        """Note that a destination has accepted an object, and whether that is enough."""
-        self._mark("stored = 1, committed = ?", (int(committed),), delivery)
+    def stored(self, delivery: Delivery) -> None:
+        """Note that a destination has accepted an object."""
+        self._mark("stored = 1", delivery)
 
     def committed(self, delivery: Delivery) -> None:
-        """Note that a destination has said that it keeps an object."""
-        self._mark("stored = 1, committed = 1", (), delivery)
+        """Note that a destination has said that it keeps an object, or need not say so."""
+        self._mark("stored = 1, committed = 1", delivery)
 
     def lost(self, delivery: Delivery) -> None:
         """Note that a destination does not keep an object: it is to be sent again."""
-        self._mark("stored = 0, committed = 0", (), delivery)
+        self._mark("stored = 0, committed = 0", delivery)
 
     def delivered(self, job: Job, now: float) -> bool:
         """End a study all of whose objects are committed; say whether it is."""
@@ -331,11 +331,11 @@ class Jobs:
             database.execute("DELETE FROM deliveries WHERE study = ?", (study,))
             database.execute("DELETE FROM studies WHERE study = ? AND state = ?", (study, State.DROPPING))
 
-    def _mark(self, what: str, values: tuple[object, ...], delivery: Delivery) -> None:
+    def _mark(self, what: str, delivery: Delivery) -> None:
         with self._transaction() as database:
             database.execute(
                 f"UPDATE deliveries SET {what} WHERE study = ? AND destination = ? AND sop_instance = ?",  # noqa: S608
-                (*values, delivery.study, delivery.destination, delivery.sop_instance),
+                (delivery.study, delivery.destination, delivery.sop_instance),
             )
 
     @contextmanager

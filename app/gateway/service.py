@@ -232,8 +232,7 @@ class Gateway:
         if not left:
             return []
         objects = [(each, self._spool.results(job.study) / each.path) for each in left]
-        enough = not destination.commitment
-        return self._sender.store(destination, objects, lambda each: self._jobs.stored(each, committed=enough))
+        return self._sender.store(destination, objects, self._jobs.stored)
 
     def _ask(self, destination: Destination, job: Job) -> list[Failure]:
         now, left = time.monotonic(), self._left(destination, job, stored=True)
