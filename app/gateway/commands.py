@@ -8,7 +8,6 @@ import sys
 import threading
 import time
 from collections.abc import Callable
-from datetime import datetime
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -54,6 +53,7 @@ def _gateway(arguments: argparse.Namespace) -> None:
 def _run(arguments: argparse.Namespace) -> None:
     quieten_unless_debugging()
     from app.gateway.configuration import load_gateway
+    from app.gateway.events import as_json, as_text
     from app.gateway.service import Gateway
     from app.gateway.worker import How, Worker
     from app.settings import load_settings
@@ -64,27 +64,22 @@ def _run(arguments: argparse.Namespace) -> None:
     stop = threading.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: stop.set())
-    with Gateway(configuration, Worker(how, configuration.limits.run_seconds), _log):
-        where = f"{configuration.ae_title} on {configuration.host}, port {configuration.port}"
-        _log(f"listening as {where}; stop with Ctrl-C")
+    form = as_json if configuration.log == "json" else as_text
+    with Gateway(
+        configuration,
+        Worker(how, configuration.limits.run_seconds),
+        lambda event: tell(form(event, time.time())),
+    ):
         stop.wait()
-        _log("stopping")
-
-
-def _log(line: str) -> None:
-    tell(f"{_time(time.time())} {line}")
-
-
-def _time(seconds: float) -> str:
-    return datetime.fromtimestamp(seconds).astimezone().isoformat(timespec="seconds")
 
 
 def _list(arguments: argparse.Namespace) -> None:
+    from app.gateway.events import as_date
     from app.gateway.service import open_table
 
     with open_table(arguments.config) as (jobs, _):
         for job in jobs.all():
-            sys.stdout.write(f"{job.study}  {job.state:9}  since {_time(job.since)}  {job.reason}".rstrip() + "\n")
+            sys.stdout.write(f"{job.study}  {job.state:9}  since {as_date(job.since)}  {job.reason}".rstrip() + "\n")
 
 
 def _retry(arguments: argparse.Namespace) -> None:

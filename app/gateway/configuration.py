@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from ipaddress import IPv4Address, IPv6Address
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
@@ -125,6 +125,8 @@ class GatewayConfiguration(_Part):
     limits : Limits
     tls : Tls, optional
         With it, nobody is listened to without TLS.
+    log : {"text", "json"}
+        Lines for people, or for programs, on standard error.
     settings : dict
         Settings of the application, as in ``--set``.
     rules : SelectionRules
@@ -140,6 +142,7 @@ class GatewayConfiguration(_Part):
     quiet_seconds: Seconds = 30.0
     limits: Limits = Field(default_factory=Limits)
     tls: Tls | None = None
+    log: Literal["text", "json"] = "text"
     settings: dict[str, bool | int | float | str] = {}
     rules: SelectionRules = Field(ANY_SERIES, alias="series-selection")
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import socket
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable
 from contextlib import suppress
 from io import BytesIO
@@ -17,6 +18,7 @@ from pynetdicom import AE, evt
 from pynetdicom.sop_class import StorageCommitmentPushModel, Verification  # type: ignore[attr-defined]
 
 from app.gateway.configuration import GatewayConfiguration
+from app.gateway.events import Event, Kind, Peer, Tell
 from app.gateway.jobs import Jobs
 from app.gateway.spool import NOT_UNDERSTOOD, OUT_OF_RESOURCES, Refused, Spool, checked_uid
 from app.gateway.tls import for_server, shake_hands
@@ -52,7 +54,7 @@ class Receiver:
     report : callable
         Told what destinations say about commitment.
     tell : callable
-        Receives one line of text at a time.
+        Receives what happens.
     """
 
     def __init__(
@@ -61,7 +63,7 @@ class Receiver:
         spool: Spool,
         jobs: Jobs,
         report: Report,
-        tell: Callable[[str], None],
+        tell: Tell,
     ) -> None:
         self._configuration = configuration
         self._spool = spool
@@ -69,7 +71,7 @@ class Receiver:
         self._report = report
         self._tell = tell
         self._lock = threading.Lock()
-        self._arriving: dict[Any, set[str]] = {}
+        self._arriving: dict[Any, dict[str, Counter[str]]] = {}
         self._entity = self._made_entity()
         self._server: Any = None
 
@@ -85,6 +87,7 @@ class Receiver:
             (evt.EVT_CONN_OPEN, prepare),
             (evt.EVT_PDU_RECV, self._limit),
             (evt.EVT_REQUESTED, self._check_address),
+            (evt.EVT_REJECTED, self._rejected),
             (evt.EVT_C_STORE, self._store),
             (evt.EVT_N_EVENT_REPORT, self._event),
         ]
@@ -112,8 +115,10 @@ class Receiver:
         """Return the studies of which an open association has sent something; note the end of the others."""
         with self._lock:
             for association in [each for each in self._arriving if not each.is_alive()]:
-                for study in self._arriving[association]:
+                for study, instances in self._arriving[association].items():
                     self._jobs.received(study, time.time(), self._configuration.quiet_seconds)
+                    peer, message = _peer(association), f"received {instances.total()} instances"
+                    self._tell(Event(Kind.RECEIVED, message, study, peer, instances))
                 del self._arriving[association]
             return set().union(*self._arriving.values())
 
@@ -140,26 +145,33 @@ class Receiver:
         address = ip_address(requestor.address)
         address = getattr(address, "ipv4_mapped", None) or address  # where both kinds come in by one socket
         if mine and not any(caller.address in (None, address) for caller in mine):
-            self._tell(f"{title} called from an address that is not its own: rejected")
+            self._rejected(event)
             event.assoc.acse.send_reject(*_CALLER_UNKNOWN)
             event.assoc.kill()
+
+    def _rejected(self, event: Any) -> None:
+        self._complain(event.assoc, "an association was rejected: who may call, from where, and whom, is configured")
+
+    def _complain(self, association: Any, message: str) -> None:
+        peer = _peer(association)
+        self._tell(Event(Kind.REJECTED, f"{peer.name or 'somebody'} at {peer.address}: {message}", peer=peer))
 
     def _limit(self, event: Any) -> None:
         """Cut the connection of who sends more than an instance may have, before it fills the memory."""
         message = event.assoc.dimse.message
         data = None if message is None else message.data_set
         if data is not None and data.tell() > self._configuration.limits.instance_mb * 10**6:
-            self._tell(f"an instance from {event.assoc.requestor.ae_title.strip()} is larger than the limit: hung up")
+            self._complain(event.assoc, "an instance is larger than the limit: hung up")
             _cut(event.assoc)
 
     def _store(self, event: Any) -> int:
         try:
             self._keep(event)
         except Refused as refusal:
-            self._tell(f"an instance from {event.assoc.requestor.ae_title.strip()} was not kept: {refusal}")
+            self._complain(event.assoc, f"an instance was not kept: {refusal}")
             return refusal.status
         except Exception as error:  # whatever it was: it is not on the disk, and the sender must know
-            self._tell(f"an instance was not kept: {type(error).__name__}")
+            self._complain(event.assoc, f"an instance was not kept: {type(error).__name__}")
             return OUT_OF_RESOURCES
         return SUCCESS
 
@@ -177,16 +189,18 @@ class Receiver:
             return
         self._begin(event.assoc, study, caller)
         self._spool.keep(study, instance, content)
+        with self._lock:
+            self._arriving[event.assoc][study][event.request.AffectedSOPClassUID] += 1
 
     def _begin(self, association: Any, study: str, caller: str) -> None:
         """Note in the job table that an association sends a study, when its first new instance comes."""
         with self._lock:
-            known = self._arriving.setdefault(association, set())
+            known = self._arriving.setdefault(association, {})
             if study not in known:
                 if not self._jobs.receive(study, caller, time.time()):
                     raise Refused(OUT_OF_RESOURCES, "its study is being deleted")
-                known.add(study)
-                self._tell(f"{study}: arriving from {caller}")
+                known[study] = Counter()
+                self._tell(Event(Kind.ARRIVING, f"arriving from {caller}", study, _peer(association)))
 
     def _event(self, event: Any) -> tuple[int, None]:
         """Take the report of a destination on storage commitment (PS3.4, J.3.3)."""
@@ -217,6 +231,13 @@ def prepare(event: Any) -> None:
         shake_hands(connection)
     except OSError:
         _cut(event.assoc)
+
+
+def _peer(association: Any) -> Peer:
+    """Return who has called. What strangers call themselves may be anything, and goes to logs."""
+    requestor = association.requestor
+    title = requestor.primitive.calling_ae_title if requestor.primitive else ""
+    return Peer("".join(each for each in title if each.isprintable()).strip(), str(requestor.address or ""))
 
 
 def _cut(association: Any) -> None:

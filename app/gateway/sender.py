@@ -85,17 +85,16 @@ class Sender:
         return failures
 
     def ask_commitment(
-        self, destination: Destination, objects: Sequence[Delivery], asked: Callable[[str], None]
+        self, destination: Destination, objects: Sequence[Delivery], asked: Callable[[str], threading.Event]
     ) -> Failure | None:
         """Ask a destination whether it keeps objects; ``asked`` is told the transaction before the question is put.
 
-        The answer comes later: in this association for a moment, or in one that the destination opens.
+        The answer comes later: in this association for a moment, or in one that the destination opens. What ``asked``
+        returns is set when it is there.
         """
-        answered = threading.Event()
 
         def hear(event: Any) -> tuple[int, None]:
             self._report(*reported(event))
-            answered.set()
             return 0x0000, None
 
         contexts = [(StorageCommitmentPushModel, syntax) for syntax in PLAIN]
@@ -105,7 +104,7 @@ class Sender:
         question = Dataset()
         question.TransactionUID = generate_uid()
         question.ReferencedSOPSequence = [_reference(each) for each in objects]
-        asked(str(question.TransactionUID))
+        answered = asked(str(question.TransactionUID))
         try:
             status, _ = association.send_n_action(
                 question, _REQUEST_COMMITMENT, StorageCommitmentPushModel, StorageCommitmentPushModelInstance

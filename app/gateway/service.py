@@ -5,9 +5,10 @@ from __future__ import annotations
 import fcntl
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
 from typing import IO, Self
@@ -15,6 +16,7 @@ from typing import IO, Self
 import pydicom
 
 from app.gateway.configuration import Destination, GatewayConfiguration, load_gateway
+from app.gateway.events import Event, Kind, Peer, Tell
 from app.gateway.jobs import Delivery, Job, Jobs
 from app.gateway.receiver import Receiver
 from app.gateway.sender import Failure, Sender
@@ -77,7 +79,7 @@ class Gateway:
     worker : Worker
         Runs the studies.
     tell : callable
-        Receives one line of text at a time: UIDs, never patient data.
+        Receives what happens.
 
     Raises
     ------
@@ -85,7 +87,7 @@ class Gateway:
         If the spool cannot be written or the port cannot be had.
     """
 
-    def __init__(self, configuration: GatewayConfiguration, worker: Worker, tell: Callable[[str], None]) -> None:
+    def __init__(self, configuration: GatewayConfiguration, worker: Worker, tell: Tell) -> None:
         self._configuration = configuration
         self._worker = worker
         self._tell = tell
@@ -105,6 +107,8 @@ class Gateway:
             self._spool.drop(study)
             self._jobs.dropped(study)
         self._receiver.start()
+        where = f"{self._configuration.host}, port {self._configuration.port}"
+        self._tell(Event(Kind.STARTED, f"listening as {self._configuration.ae_title} on {where}"))
         for thread in self._threads:
             thread.start()
         return self
@@ -117,8 +121,10 @@ class Gateway:
         self._worker.close()
         for thread in self._threads:
             thread.join()
+        self._receiver.arriving()  # what the last associations have sent
         self._jobs.close()
         self._own.close()
+        self._tell(Event(Kind.STOPPED, "stopped"))
 
     def _loop(self, step: Callable[[], bool]) -> None:
         """Repeat a step until the end; what goes wrong in it is told, and no reason to end."""
@@ -126,7 +132,7 @@ class Gateway:
             try:
                 busy = step()
             except Exception as error:  # one study must not keep the others from being processed
-                self._tell(f"error: {type(error).__name__} in {step.__name__.strip('_')}")
+                self._tell(Event(Kind.ERROR, f"error: {type(error).__name__} in {step.__name__.strip('_')}"))
                 busy = False
             if not busy:
                 self._stopping.wait(TICK)
@@ -139,7 +145,7 @@ class Gateway:
             if self._spool.empty(complete.study):  # the gateway died before the first instance was there
                 self._jobs.forget(complete)
             else:
-                self._tell_of(complete, "complete")
+                self._tell_of(complete, Kind.COMPLETE, "complete")
         job = self._jobs.claim(time.time())
         if job is None:
             return False
@@ -152,7 +158,9 @@ class Gateway:
     def _run(self, job: Job) -> None:
         start = time.monotonic()
         outcome = self._worker.run(
-            self._spool.incoming(job.study), self._spool.results(job.study), lambda line: self._tell_of(job, line)
+            self._spool.incoming(job.study),
+            self._spool.results(job.study),
+            lambda line: self._tell_of(job, Kind.PROGRESS, line),
         )
         now = time.time()
         if self._stopping.is_set() and outcome.kind == "failed":
@@ -160,15 +168,16 @@ class Gateway:
         if outcome.kind == "done":
             current = self._jobs.ran(job, self._deliveries(job.study), now)
             outdated = "" if current else "; more of it has come meanwhile: it will be run again"
-            self._tell_of(job, f"{outcome.message} in {time.monotonic() - start:.1f} s{outdated}")
+            seconds = time.monotonic() - start
+            self._tell_of(job, Kind.RAN, f"{outcome.message} in {seconds:.1f} s{outdated}", seconds)
         elif outcome.kind == "refused":
             self._jobs.refused(job, outcome.message, now)
-            self._tell_of(job, f"refused: {outcome.message}")
+            self._tell_of(job, Kind.REFUSED, f"refused: {outcome.message}", time.monotonic() - start)
         else:
             self._broke(job, outcome.message)
 
     def _broke(self, job: Job, reason: str) -> None:
-        self._tell_of(job, f"failed: {reason}")
+        self._tell_of(job, Kind.FAILED, f"failed: {reason}")
         self._jobs.broke(job, reason, time.time(), self._configuration.limits.runs, RUN_PAUSE)
 
     def _deliveries(self, study: str) -> list[Delivery]:
@@ -201,7 +210,7 @@ class Gateway:
                 failures.append(Failure(f"{destination.name}: {cause}"))
         now = time.time()
         if self._jobs.delivered(job, now):
-            self._tell_of(job, "delivered")
+            self._tell_of(job, Kind.DELIVERED, "delivered")
             return
         if not failures and now - job.since >= self._give_up:
             failures = [Failure("a destination does not say whether it keeps the results")]
@@ -213,7 +222,7 @@ class Gateway:
         return self._configuration.limits.send_hours * 3600.0
 
     def _postpone(self, job: Job, failure: Failure) -> None:
-        self._tell_of(job, failure.message)
+        self._tell_of(job, Kind.UNSENT, failure.message)
         self._jobs.postpone(job, failure.message, time.time(), SEND_PAUSE, _LONGEST_PAUSE, self._give_up)
 
     def _unknown(self, job: Job) -> list[Failure]:
@@ -232,7 +241,21 @@ class Gateway:
         if not left:
             return []
         objects = [(each, self._spool.results(job.study) / each.path) for each in left]
-        return self._sender.store(destination, objects, self._jobs.stored)
+        taken: Counter[str] = Counter()
+
+        def stored(delivery: Delivery) -> None:
+            self._jobs.stored(delivery)
+            taken[delivery.sop_class] += 1
+
+        try:
+            return self._sender.store(destination, objects, stored)
+        finally:
+            if taken:
+                peer, message = (
+                    Peer(destination.name, destination.host),
+                    f"{destination.name}: took {taken.total()} objects",
+                )
+                self._tell(Event(Kind.STORED, message, job.study, peer, taken))
 
     def _ask(self, destination: Destination, job: Job) -> list[Failure]:
         now, left = time.monotonic(), self._left(destination, job, stored=True)
@@ -252,9 +275,11 @@ class Gateway:
         if not left:
             return []
 
-        def remember(transaction: str) -> None:
+        def remember(transaction: str) -> threading.Event:
+            question = _Question(now, job, tuple(left))
             with self._lock:
-                self._asked[transaction] = _Question(now, job, tuple(left))
+                self._asked[transaction] = question
+            return question.answered
 
         failure = self._sender.ask_commitment(destination, left, remember)
         return [] if failure is None else [failure]
@@ -275,9 +300,10 @@ class Gateway:
         if missing:
             name = question.deliveries[0].destination
             self._postpone(question.job, Failure(f"{name}: it does not keep {missing} of the results"))
+        question.answered.set()
 
-    def _tell_of(self, job: Job, line: str) -> None:
-        self._tell(f"{job.study}: {line}")
+    def _tell_of(self, job: Job, kind: Kind, message: str, seconds: float | None = None) -> None:
+        self._tell(Event(kind, message, job.study, seconds=seconds))
 
 
 @dataclass(frozen=True, slots=True)
@@ -287,3 +313,4 @@ class _Question:
     since: float
     job: Job
     deliveries: tuple[Delivery, ...]
+    answered: threading.Event = field(default_factory=threading.Event)

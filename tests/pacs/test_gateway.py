@@ -11,6 +11,7 @@ import pydicom
 import pytest
 
 from app.gateway.configuration import GatewayConfiguration
+from app.gateway.events import Event
 from app.gateway.jobs import Jobs, State
 from app.gateway.service import TABLE, Gateway
 from app.gateway.worker import How, Worker
@@ -47,7 +48,7 @@ def test_a_study_goes_out_and_its_results_come_back(tmp_path: Path, send: object
         "quiet_seconds": 0.5,
     }
     how = How(tmp_path / "models", load_settings(["in_plane=32", "precision=float32"]), ANY_SERIES, None)
-    lines: list[str] = []
+    lines: list[Event] = []
     folder = tmp_path / "orthanc"
     folder.mkdir()
     with running(folder) as orthanc:

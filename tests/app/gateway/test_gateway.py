@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -15,6 +16,7 @@ from pydicom.uid import generate_uid
 
 from app.gateway import receiver, service
 from app.gateway.configuration import GatewayConfiguration
+from app.gateway.events import Event, as_text
 from app.gateway.jobs import Job, Jobs, State
 from app.gateway.service import TABLE, Gateway
 from app.gateway.worker import How, Worker
@@ -47,6 +49,7 @@ class Site:
         self.stack = stack
         self.pacs = stack.enter_context(listening(Pacs()))
         self.lines: list[str] = []
+        self.events: list[Event] = []
         self.port = 0
 
     def configured(self, **changes: Any) -> GatewayConfiguration:
@@ -71,7 +74,11 @@ class Site:
         how = How(models or self.folder, settings, ANY_SERIES, None)
         worker = Worker(how, configuration.limits.run_seconds, serve)
         self.pacs.report_to = configuration.port
-        return self.stack.enter_context(Gateway(configuration, worker, self.lines.append))
+        return self.stack.enter_context(Gateway(configuration, worker, self.hear))
+
+    def hear(self, event: Event) -> None:
+        self.events.append(event)
+        self.lines.append(as_text(event, time.time()))
 
     def jobs(self) -> list[Job]:
         table = Jobs(self.folder / "spool" / TABLE)
