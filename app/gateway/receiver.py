@@ -8,25 +8,31 @@ import time
 from collections import Counter
 from collections.abc import Callable
 from contextlib import suppress
-from io import BytesIO
 from ipaddress import ip_address
 from typing import Any
 
-import pydicom
-from pydicom.uid import CTImageStorage, DeflatedExplicitVRLittleEndian, ExplicitVRLittleEndian, ImplicitVRLittleEndian
+from pydicom.uid import (
+    CTImageStorage,
+    DeflatedExplicitVRLittleEndian,
+    ExplicitVRLittleEndian,
+    ImplicitVRLittleEndian,
+)
 from pynetdicom import AE, evt
+from pynetdicom.association import Association
+from pynetdicom.dimse_primitives import C_STORE
 from pynetdicom.sop_class import StorageCommitmentPushModel, Verification  # type: ignore[attr-defined]
 
 from app.gateway.configuration import GatewayConfiguration
 from app.gateway.events import Event, Kind, Peer, Tell
+from app.gateway.incoming import SUCCESS, Incoming
 from app.gateway.jobs import Jobs
-from app.gateway.spool import NOT_UNDERSTOOD, OUT_OF_RESOURCES, Refused, Spool, checked_uid
+from app.gateway.spool import NOT_UNDERSTOOD, OUT_OF_RESOURCES, Arrival, Refused, Spool
 from app.gateway.tls import for_server, shake_hands
+from app.gateway.upper_layer import Sink, StreamingEntity
 from app.outcome import UsageError
 from operators.ct_pixels import READABLE_SYNTAXES
 from operators.dicom_folder import MULTI_FRAME_CT
 
-SUCCESS = 0x0000
 ACCEPTED_CLASSES = (CTImageStorage, *MULTI_FRAME_CT)
 ACCEPTED_SYNTAXES = [each for each in READABLE_SYNTAXES if each != DeflatedExplicitVRLittleEndian]
 """A few deflated bytes may become more than fit into memory."""
@@ -85,10 +91,8 @@ class Receiver:
         """
         handlers: list[Any] = [
             (evt.EVT_CONN_OPEN, prepare),
-            (evt.EVT_PDU_RECV, self._limit),
             (evt.EVT_REQUESTED, self._check_address),
             (evt.EVT_REJECTED, self._rejected),
-            (evt.EVT_C_STORE, self._store),
             (evt.EVT_N_EVENT_REPORT, self._event),
         ]
         tls = None if self._configuration.tls is None else for_server(self._configuration.tls)
@@ -110,11 +114,12 @@ class Receiver:
                 _cut(association)  # the others have nothing to lose; some wait for a peer that has never spoken
             for association in established:
                 association.join(SILENCE)
+                association.dul.join(SILENCE)
 
     def arriving(self) -> set[str]:
         """Return the studies of which an open association has sent something; note the end of the others."""
         with self._lock:
-            for association in [each for each in self._arriving if not each.is_alive()]:
+            for association in [each for each in self._arriving if not _working(each)]:
                 for study, instances in self._arriving[association].items():
                     self._jobs.received(study, time.time(), self._configuration.quiet_seconds)
                     peer, message = _peer(association), f"received {instances.total()} instances"
@@ -123,7 +128,8 @@ class Receiver:
             return set().union(*self._arriving.values())
 
     def _made_entity(self) -> AE:
-        entity = AE(ae_title=self._configuration.ae_title)
+        entity = StreamingEntity(ae_title=self._configuration.ae_title)
+        entity.open_sink = self._incoming
         entity.maximum_associations = self._configuration.limits.associations
         entity.maximum_pdu_size = MAX_PDU
         entity.network_timeout = entity.dimse_timeout = SILENCE
@@ -150,57 +156,61 @@ class Receiver:
             event.assoc.kill()
 
     def _rejected(self, event: Any) -> None:
-        self._complain(event.assoc, "an association was rejected: who may call, from where, and whom, is configured")
+        self.complain(event.assoc, "an association was rejected: who may call, from where, and whom, is configured")
 
-    def _complain(self, association: Any, message: str) -> None:
+    def complain(self, association: Any, message: str) -> None:
+        """Tell that somebody was not let in, or what somebody has sent was not kept."""
         peer = _peer(association)
         self._tell(Event(Kind.REJECTED, f"{peer.name or 'somebody'} at {peer.address}: {message}", peer=peer))
 
-    def _limit(self, event: Any) -> None:
-        """Cut the connection of who sends more than an instance may have, before it fills the memory."""
-        message = event.assoc.dimse.message
-        data = None if message is None else message.data_set
-        if data is not None and data.tell() > self._configuration.limits.instance_mb * 10**6:
-            self._complain(event.assoc, "an instance is larger than the limit: hung up")
-            _cut(event.assoc)
+    def _incoming(self, association: Association, request: C_STORE, syntaxes: tuple[str, str]) -> Sink:
+        return Incoming(self, association, request, syntaxes)
 
-    def _store(self, event: Any) -> int:
-        try:
-            self._keep(event)
-        except Refused as refusal:
-            self._complain(event.assoc, f"an instance was not kept: {refusal}")
-            return refusal.status
-        except Exception as error:  # whatever it was: it is not on the disk, and the sender must know
-            self._complain(event.assoc, f"an instance was not kept: {type(error).__name__}")
-            return OUT_OF_RESOURCES
-        return SUCCESS
+    def admit(self, association: Association) -> Arrival:
+        """Return where an instance that an association sends goes.
 
-    def _keep(self, event: Any) -> None:
-        caller = event.assoc.requestor.ae_title.strip()
-        if caller not in {each.ae_title for each in self._configuration.callers}:
+        Raises
+        ------
+        Refused
+            If it may not send, or nothing can be kept now.
+        """
+        if _peer(association).name not in {caller.ae_title for caller in self._configuration.callers}:
             raise Refused(NOT_UNDERSTOOD, "it may not send images")
-        content = event.encoded_dataset()
-        if len(content) > self._configuration.limits.instance_mb * 10**6:
-            raise Refused(OUT_OF_RESOURCES, "it is larger than the limit")
-        study, instance = _identity(content)
-        if instance != str(event.request.AffectedSOPInstanceUID):
-            raise Refused(NOT_UNDERSTOOD, "its SOP Instance UID is not that of the message")
-        if self._spool.holds(study, instance, content) and self._jobs.knows(study):
-            return
-        self._begin(event.assoc, study, caller)
-        self._spool.keep(study, instance, content)
-        with self._lock:
-            self._arriving[event.assoc][study][event.request.AffectedSOPClassUID] += 1
+        return self._spool.begin()
 
-    def _begin(self, association: Any, study: str, caller: str) -> None:
+    @property
+    def largest(self) -> int:
+        """Bytes that an instance may have."""
+        return self._configuration.limits.instance_mb * 10**6
+
+    def hang_up(self, association: Association) -> None:
+        """Cut the connection."""
+        _cut(association)
+
+    def keep(self, association: Association, arrival: Arrival, sop_class: str, study: str, instance: str) -> None:
+        """Keep an instance that is complete.
+
+        Raises
+        ------
+        Refused
+            If it cannot be kept.
+        """
+        if self._spool.holds(study, instance, arrival) and self._jobs.knows(study):
+            return
+        self._begin(association, study)
+        self._spool.keep(study, instance, arrival)
+        with self._lock:
+            self._arriving[association][study][sop_class] += 1
+
+    def _begin(self, association: Association, study: str) -> None:
         """Note in the job table that an association sends a study, when its first new instance comes."""
         with self._lock:
-            known = self._arriving.setdefault(association, {})
+            known, peer = self._arriving.setdefault(association, {}), _peer(association)
             if study not in known:
-                if not self._jobs.receive(study, caller, time.time()):
+                if not self._jobs.receive(study, peer.name, time.time()):
                     raise Refused(OUT_OF_RESOURCES, "its study is being deleted")
                 known[study] = Counter()
-                self._tell(Event(Kind.ARRIVING, f"arriving from {caller}", study, _peer(association)))
+                self._tell(Event(Kind.ARRIVING, f"arriving from {peer.name}", study, peer))
 
     def _event(self, event: Any) -> tuple[int, None]:
         """Take the report of a destination on storage commitment (PS3.4, J.3.3)."""
@@ -240,19 +250,12 @@ def _peer(association: Any) -> Peer:
     return Peer("".join(each for each in title if each.isprintable()).strip(), str(requestor.address or ""))
 
 
+def _working(association: Any) -> bool:
+    """Say whether something of an association may still come, or is just being kept."""
+    return bool(association.is_alive() or association.dul.is_alive())
+
+
 def _cut(association: Any) -> None:
     """End a connection, whatever either side is about to say, from any thread."""
     with suppress(OSError, AttributeError):  # it has ended by itself
         association.dul.socket.socket.shutdown(socket.SHUT_RDWR)
-
-
-def _identity(content: bytes) -> tuple[str, str]:
-    """Return Study and SOP Instance UID of a DICOM file."""
-    tags = ["StudyInstanceUID", "SOPInstanceUID"]
-    try:
-        header = pydicom.dcmread(BytesIO(content), specific_tags=tags, stop_before_pixels=True)
-        return checked_uid(header.StudyInstanceUID), checked_uid(header.SOPInstanceUID)
-    except Refused:
-        raise
-    except Exception as error:  # what damaged data make the parser raise is not foreseeable
-        raise Refused(NOT_UNDERSTOOD, "it cannot be read") from error

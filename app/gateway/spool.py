@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
+import filecmp
+import itertools
 import os
 import re
 import shutil
-import threading
 from contextlib import suppress
 from pathlib import Path
 
 from app.outcome import UsageError
 
 _UID = re.compile(r"(0|[1-9][0-9]*)(\.(0|[1-9][0-9]*))+")
-_PART = ".part"
 
 
 class Refused(Exception):
@@ -47,6 +47,40 @@ def checked_uid(uid: object) -> str:
     return text
 
 
+class Arrival:
+    """An instance on its way: a file that has no name in a study yet.
+
+    Parameters
+    ----------
+    path : Path
+        Where nothing is.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+        self.path = path
+        self.size = 0
+
+    def write(self, data: bytes | memoryview) -> None:
+        """Append bytes."""
+        done = 0
+        while done < len(data):
+            done += os.write(self._descriptor, data[done:])
+        self.size += done
+
+    def end(self) -> None:
+        """Put all of it on the disk."""
+        os.fsync(self._descriptor)
+
+    def close(self) -> None:
+        """Forget the file; it may have got another name meanwhile."""
+        descriptor, self._descriptor = self._descriptor, -1
+        with suppress(OSError):
+            os.close(descriptor)
+        with suppress(OSError):
+            self.path.unlink(missing_ok=True)
+
+
 class Spool:
     """Folder with the studies: of each its instances in ``in``, its results in ``out``.
 
@@ -65,10 +99,14 @@ class Spool:
 
     def __init__(self, folder: Path, free: int) -> None:
         self._studies = folder / "studies"
+        self._arriving = folder / "arriving"
         self._free = free
+        self._made: set[str] = set()
+        self._numbers = itertools.count()
         try:
             folder.mkdir(mode=0o700, parents=True, exist_ok=True)
             self._studies.mkdir(mode=0o700, exist_ok=True)
+            self._arriving.mkdir(mode=0o700, exist_ok=True)
         except OSError as error:
             raise UsageError(f"cannot make the spool folder {folder}: {error.strerror}") from error
         if not os.access(self._studies, os.R_OK | os.W_OK | os.X_OK):
@@ -82,7 +120,21 @@ class Spool:
         """Folder of the results of a study."""
         return self._studies / study / "out"
 
-    def holds(self, study: str, instance: str, content: bytes) -> bool:
+    def begin(self) -> Arrival:
+        """Return an instance of which nothing has come yet; it is to be closed by whoever asked for it.
+
+        Raises
+        ------
+        Refused
+            ``OUT_OF_RESOURCES`` where it cannot be made, or too little of the disk is free.
+        """
+        self._check_room()
+        try:
+            return Arrival(self._arriving / str(next(self._numbers)))
+        except OSError as error:
+            raise Refused(OUT_OF_RESOURCES, f"cannot write: {error.strerror}") from error
+
+    def holds(self, study: str, instance: str, arrival: Arrival) -> bool:
         """Say whether an instance is there already.
 
         Raises
@@ -91,7 +143,7 @@ class Spool:
             ``DUPLICATE`` if another one, of the same UID, is.
         """
         try:
-            same = self._path(study, instance).read_bytes() == content
+            same = filecmp.cmp(self._path(study, instance), arrival.path, shallow=False)
         except FileNotFoundError:
             return False
         if not same:
@@ -99,7 +151,7 @@ class Spool:
         _sync(self.incoming(study))  # whoever wrote it may not have come so far
         return True
 
-    def keep(self, study: str, instance: str, content: bytes) -> None:
+    def keep(self, study: str, instance: str, arrival: Arrival) -> None:
         """Put an instance on the disk, for good.
 
         When this returns, neither a crash of this process nor of the machine loses it.
@@ -108,8 +160,8 @@ class Spool:
         ----------
         study, instance : str
             Checked UIDs.
-        content : bytes
-            A DICOM file.
+        arrival : Arrival
+            A complete DICOM file.
 
         Raises
         ------
@@ -117,16 +169,31 @@ class Spool:
             ``OUT_OF_RESOURCES`` where it cannot be written, or too little of the disk would stay free; ``DUPLICATE``
             where another association was faster with another instance of this UID.
         """
-        if shutil.disk_usage(self._studies).free < self._free + len(content):
-            raise Refused(OUT_OF_RESOURCES, "the disk is full")
+        self._check_room()
         path = self._path(study, instance)
         try:
-            _make(path.parent)
-            _write(path, content)
+            arrival.end()
+            self._make(study)
+            os.link(arrival.path, path)  # renaming would replace
+            _sync(path.parent)
         except FileExistsError:
-            self.holds(study, instance, content)
+            self.holds(study, instance, arrival)
         except OSError as error:
             raise Refused(OUT_OF_RESOURCES, f"cannot write: {error.strerror}") from error
+
+    def _check_room(self) -> None:
+        if shutil.disk_usage(self._studies).free < self._free:
+            raise Refused(OUT_OF_RESOURCES, "the disk is full")
+
+    def _make(self, study: str) -> None:
+        """Make the folders of a study, so that they outlive a crash."""
+        folder = self.incoming(study)
+        if study in self._made and folder.is_dir():  # another process may have dropped it
+            return
+        for each in (folder.parent, folder):
+            each.mkdir(mode=0o700, exist_ok=True)
+            _sync(each.parent)  # also where it is there: whoever made it may not have come so far
+        self._made.add(study)
 
     def empty(self, study: str) -> bool:
         """Say whether nothing of a study is there."""
@@ -138,6 +205,7 @@ class Spool:
 
     def drop(self, study: str) -> None:
         """Remove all of a study."""
+        self._made.discard(study)
         if (self._studies / study).exists():
             shutil.rmtree(self._studies / study)
         _sync(self._studies)
@@ -146,31 +214,9 @@ class Spool:
         return self.incoming(study) / f"{instance}.dcm"
 
     def tidy(self) -> None:
-        """Remove what writes that never ended have left."""
-        for path in self._studies.glob(f"*/in/*{_PART}*"):
+        """Remove what was arriving when a process ended."""
+        for path in self._arriving.iterdir():
             path.unlink()
-
-
-def _make(folder: Path) -> None:
-    """Make a folder and that of its study, so that they outlive a crash."""
-    for each in (folder.parent, folder):
-        each.mkdir(mode=0o700, exist_ok=True)
-        _sync(each.parent)  # also where it is there: whoever made it may not have come so far
-
-
-def _write(path: Path, content: bytes) -> None:
-    """Write a file whole or not at all; FileExistsError if it is there."""
-    part = path.with_name(f"{path.name}{_PART}{threading.get_ident()}")
-    try:
-        with part.open("xb") as stream:
-            stream.write(content)
-            stream.flush()
-            os.fsync(stream.fileno())
-        os.link(part, path)  # renaming would replace
-        _sync(path.parent)
-    finally:
-        with suppress(OSError):
-            part.unlink(missing_ok=True)
 
 
 def _sync(folder: Path) -> None:

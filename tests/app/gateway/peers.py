@@ -103,8 +103,8 @@ def _shake_hands(event: Any) -> None:
     shake_hands(event.assoc.dul.socket.socket)
 
 
-def association_request(title: str, called: str) -> bytes:
-    """Return the bytes by which a scanner asks for an association."""
+def association_request(title: str, called: str, *contexts: tuple[str, str]) -> bytes:
+    """Return the bytes by which a scanner asks for an association, for C-ECHO and then so many contexts more."""
     heard: list[bytes] = []
     with socket.create_server(("127.0.0.1", 0)) as server:
         listener = threading.Thread(target=lambda: heard.append(_first_bytes(server)))
@@ -112,6 +112,8 @@ def association_request(title: str, called: str) -> bytes:
         entity = AE(title)
         entity.acse_timeout = 0.5
         entity.add_requested_context(Verification)
+        for abstract, syntax in contexts:
+            entity.add_requested_context(abstract, syntax)
         entity.associate("127.0.0.1", server.getsockname()[1], ae_title=called)
         listener.join()
     return heard[0]

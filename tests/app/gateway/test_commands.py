@@ -16,6 +16,7 @@ from app.gateway.service import TABLE
 from app.gateway.spool import Spool
 from app.outcome import ExitStatus, UsageError
 from operators.selection_rules import ANY_SERIES
+from tests.app.gateway.spooled import keep
 
 STUDY = "1.2.3"
 STATED: dict[str, Any] = {
@@ -34,7 +35,7 @@ def configuration(folder: Path, **changes: Any) -> Path:
 @pytest.fixture
 def jobs(tmp_path: Path) -> Jobs:
     spool = Spool(tmp_path / "spool", 0)
-    spool.keep(STUDY, "1.2.3.4", b"an image")
+    keep(spool, STUDY, "1.2.3.4", b"an image")
     return Jobs(tmp_path / "spool" / TABLE)
 
 

@@ -1,0 +1,243 @@
+"""What a peer may do with the items of P-DATA, and what is made without the library."""
+
+from __future__ import annotations
+
+import socket
+import struct
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from io import BytesIO
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+import pydicom
+import pytest
+from pydicom.dataset import FileMetaDataset
+from pydicom.filebase import DicomBytesIO
+from pydicom.filewriter import write_dataset
+from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian, generate_uid
+from pynetdicom.dimse_messages import C_STORE_RQ, C_STORE_RSP
+from pynetdicom.dimse_primitives import C_STORE
+
+from app.gateway.incoming import file_head
+from app.gateway.upper_layer import store_response
+from operators.identity import IMPLEMENTATION_UID
+from tests.app.gateway.peers import CALLER, TITLE, association_request
+from tests.app.gateway.test_gateway import Site, _short_pauses, files, site
+
+__all__ = ["_short_pauses", "files", "site"]
+
+ECHO, STORE = 1, 3
+"""Numbers of the presentation contexts, as the library gives them."""
+DATA, COMMAND, LAST = 0, 1, 2
+ABORT = 0x07
+
+Item = tuple[int, int, bytes]
+"""Presentation context, message control header and content of a presentation data value."""
+
+
+@pytest.mark.parametrize("uid", ["1.2.3", "1.2.34", generate_uid()])
+@pytest.mark.parametrize("status", [0x0000, 0xA700, 0xC000])
+def test_the_response_is_what_the_library_makes(uid: str, status: int) -> None:
+    request, response = _request(uid), C_STORE()
+    response.MessageIDBeingRespondedTo = request.MessageID
+    response.AffectedSOPClassUID, response.AffectedSOPInstanceUID = CTImageStorage, uid
+    response.Status = status
+    message = C_STORE_RSP()
+    message.primitive_to_message(response)
+    (expected,) = message.encode_msg(1, 1 << 14)
+    assert expected.presentation_data_value_list[0][1] == b"\x03" + store_response(request, status)
+
+
+@pytest.mark.parametrize("uid", ["1.2.3", "1.2.34", generate_uid()])
+def test_the_head_of_a_file_is_what_the_library_makes(uid: str) -> None:
+    head = file_head(CTImageStorage, uid, ExplicitVRLittleEndian)
+    meta = FileMetaDataset()
+    meta.FileMetaInformationGroupLength = len(head) - 144
+    meta.FileMetaInformationVersion = b"\x00\x01"
+    meta.MediaStorageSOPClassUID, meta.MediaStorageSOPInstanceUID = CTImageStorage, uid
+    meta.TransferSyntaxUID, meta.ImplementationClassUID = ExplicitVRLittleEndian, IMPLEMENTATION_UID
+    assert head == bytes(128) + b"DICM" + _encoded(meta)
+
+
+def _request(instance: str) -> C_STORE:
+    request = C_STORE()
+    request.MessageID, request.Priority = 4711, 2
+    request.AffectedSOPClassUID, request.AffectedSOPInstanceUID = CTImageStorage, instance
+    return request
+
+
+def _command(instance: str) -> bytes:
+    request, message = _request(instance), C_STORE_RQ()
+    request.DataSet = BytesIO(b"something")
+    message.primitive_to_message(request)
+    return bytes(next(iter(message.encode_msg(STORE, 1 << 14))).presentation_data_value_list[0][1][1:])
+
+
+def _parts(file: Path) -> tuple[str, bytes, bytes]:
+    """Return SOP Instance UID, command set and data set of a C-STORE request."""
+    image = pydicom.dcmread(file)
+    return str(image.SOPInstanceUID), _command(str(image.SOPInstanceUID)), _encoded(image)
+
+
+def _encoded(dataset: pydicom.Dataset) -> bytes:
+    buffer = DicomBytesIO()
+    buffer.is_little_endian, buffer.is_implicit_VR = True, False
+    write_dataset(buffer, dataset)
+    return buffer.getvalue()
+
+
+def _pdu(*items: Item) -> bytes:
+    body = b"".join(
+        struct.pack(">LBB", len(content) + 2, context, control) + content for context, control, content in items
+    )
+    return struct.pack(">BBL", 0x04, 0, len(body)) + body
+
+
+@contextmanager
+def _associated(site: Site) -> Iterator[socket.socket]:
+    with socket.create_connection(("127.0.0.1", site.port), timeout=30.0) as connection:
+        connection.sendall(association_request(CALLER, TITLE, (CTImageStorage, ExplicitVRLittleEndian)))
+        kind, _ = _read(connection)
+        assert kind == 0x02  # A-ASSOCIATE-AC
+        yield connection
+
+
+def _read(connection: socket.socket) -> tuple[int, bytes]:
+    """Return type and content of the next PDU."""
+    kind, _, length = struct.unpack(">BBL", connection.recv(6, socket.MSG_WAITALL))
+    return kind, connection.recv(length, socket.MSG_WAITALL)
+
+
+def _status(connection: socket.socket) -> int:
+    """Return the status of the next C-STORE response."""
+    kind, content = _read(connection)
+    assert kind == 0x04
+    place = content.index(struct.pack("<HHL", 0, 0x0900, 2)) + 8
+    return int(struct.unpack("<H", content[place : place + 2])[0])
+
+
+def _kept(site: Site) -> dict[str, bytes]:
+    """Return the data sets in the spool, by instance."""
+    files = (site.folder / "spool" / "studies").rglob("in/*.dcm")
+    return {path.stem: _without_head(path.stem, path.read_bytes()) for path in files}
+
+
+def _without_head(instance: str, file: bytes) -> bytes:
+    return file.removeprefix(file_head(CTImageStorage, instance, ExplicitVRLittleEndian))
+
+
+def _cut(content: bytes, places: Sequence[int]) -> list[bytes]:
+    ends = [0, *sorted(places), len(content)]
+    return [content[first:last] for first, last in pairwise(ends)]
+
+
+def test_command_and_data_set_may_come_in_one_pdu(site: Site, files: list[Path]) -> None:
+    site.start()
+    instance, command, data = _parts(files[0])
+    with _associated(site) as connection:
+        connection.sendall(_pdu((STORE, COMMAND | LAST, command), (STORE, DATA | LAST, data)))
+        assert _status(connection) == 0
+    assert _kept(site) == {instance: data}
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_both_may_come_in_any_pieces(site: Site, files: list[Path], seed: int) -> None:
+    site.start()
+    rng, sent = np.random.default_rng(seed), {}
+    with _associated(site) as connection:
+        for file in files:
+            instance, command, data = _parts(file)
+            items: list[Item] = []
+            for kind, content in ((COMMAND, command), (DATA, data)):
+                pieces = _cut(content, [int(place) for place in rng.integers(len(content), size=9)])
+                items += [(STORE, kind, piece) for piece in pieces[:-1]] + [(STORE, kind | LAST, pieces[-1])]
+            while items:
+                size = int(rng.integers(1, 6))
+                connection.sendall(_pdu(*items[:size]))
+                del items[:size]
+            assert _status(connection) == 0
+            sent[instance] = data
+    assert _kept(site) == sent
+
+
+def test_requests_that_do_not_wait_for_the_response_are_all_answered(site: Site, files: list[Path]) -> None:
+    site.start()
+    sent = [_parts(file) for file in files]
+    with _associated(site) as connection:
+        for _, command, data in sent:
+            connection.sendall(_pdu((STORE, COMMAND | LAST, command), (STORE, DATA | LAST, data)))
+        assert [_status(connection) for _ in sent] == [0, 0, 0]
+    assert _kept(site) == {instance: data for instance, _, data in sent}
+
+
+def _wrong_context(command: bytes, data: bytes) -> bytes:
+    return _pdu((STORE, COMMAND | LAST, command), (ECHO, DATA | LAST, data))
+
+
+def _rejected_context(command: bytes, data: bytes) -> bytes:
+    return _pdu((99, COMMAND | LAST, command), (99, DATA | LAST, data))
+
+
+def _command_within(command: bytes, data: bytes) -> bytes:
+    return _pdu((STORE, COMMAND | LAST, command), (STORE, DATA, data[:50]), (STORE, COMMAND | LAST, command))
+
+
+def _item_longer_than_its_pdu(command: bytes, data: bytes) -> bytes:
+    whole = bytearray(_pdu((STORE, COMMAND | LAST, command)))
+    whole[6:10] = struct.pack(">L", len(command) + 3)
+    return bytes(whole)
+
+
+def _item_without_header(command: bytes, data: bytes) -> bytes:
+    return struct.pack(">BBLLBB", 0x04, 0, 6, 1, STORE, 3)
+
+
+def _command_without_end(command: bytes, data: bytes) -> bytes:
+    return _pdu(*[(STORE, COMMAND, bytes(60_000))] * 20)
+
+
+def _command_that_is_none(command: bytes, data: bytes) -> bytes:
+    return _pdu((STORE, COMMAND | LAST, b"\xff" * 50))
+
+
+def _request_of_four_gigabytes(command: bytes, data: bytes) -> bytes:
+    return struct.pack(">BBL", 0x01, 0, 0xFFFFFFFF)
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        _wrong_context,
+        _rejected_context,
+        _command_within,
+        _item_longer_than_its_pdu,
+        _item_without_header,
+        _command_without_end,
+        _command_that_is_none,
+        _request_of_four_gigabytes,
+    ],
+)
+def test_who_breaks_the_rules_is_aborted_and_nothing_is_kept(site: Site, files: list[Path], message: object) -> None:
+    site.start()
+    _, command, data = _parts(files[0])
+    with _associated(site) as connection:
+        connection.sendall(message(command, data))  # type: ignore[operator]
+        kind, _ = _read(connection)
+        assert kind == ABORT
+    assert _kept(site) == {}
+    instance, command, data = _parts(files[1])
+    with _associated(site) as connection:  # the others are served
+        connection.sendall(_pdu((STORE, COMMAND | LAST, command), (STORE, DATA | LAST, data)))
+        assert _status(connection) == 0
+    assert _kept(site) == {instance: data}
+
+
+def test_a_scanner_that_vanishes_within_a_data_set_leaves_nothing(site: Site, files: list[Path]) -> None:
+    site.start()
+    _, command, data = _parts(files[0])
+    with _associated(site) as connection:
+        connection.sendall(_pdu((STORE, COMMAND | LAST, command), (STORE, DATA, data[:99])))
+    site.stack.pop_all().close()  # waits for all associations
+    assert not any((site.folder / "spool" / "arriving").iterdir())
