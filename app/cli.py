@@ -19,7 +19,7 @@ from typing import NoReturn
 from app.arguments import add_assignments, count
 from app.console import quieten_unless_debugging, tell
 from app.evaluation.commands import add_evaluate_arguments
-from app.gateway.commands import add_gateway_arguments
+from app.gateway.commands import add_fetch_arguments, add_gateway_arguments
 from app.outcome import ExitStatus, Interrupted, RunFailed, UsageError
 from app.package.commands import add_package_commands
 from app.publish import tidier
@@ -160,6 +160,7 @@ def _parser() -> argparse.ArgumentParser:
         _models_folder,
         _cache,
     )
+    add_fetch_arguments(commands.add_parser("fetch", help="have a study of a PACS come to the gateway"))
     add_package_commands(commands, _add_config, _models_folder)
     version = commands.add_parser("version", help="print name and version")
     version.set_defaults(command=_version)

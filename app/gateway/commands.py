@@ -1,4 +1,4 @@
-"""``covid-ct gateway``: run it, look at its jobs, take one up again or drop it."""
+"""``covid-ct gateway``: run it, look at its jobs, take one up again or drop it; ``covid-ct fetch``."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from contextlib import closing
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -42,11 +43,46 @@ def add_gateway_arguments(
     parser.set_defaults(command=_gateway, models=models, cache=cache)
 
 
+def add_fetch_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare ``covid-ct fetch``."""
+    parser.add_argument("study", metavar="UID", help="Study Instance UID")
+    parser.add_argument("-f", "--from", dest="source", metavar="NAME", required=True, help="a source of gateway.yaml")
+    parser.add_argument("-c", "--config", metavar="FILE", type=Path, required=True, help="gateway.yaml")
+    parser.set_defaults(command=_fetch)
+
+
+def _fetch(arguments: argparse.Namespace) -> None:
+    _check_packages()
+    quieten_unless_debugging()
+    from app.gateway.configuration import load_gateway
+    from app.gateway.events import as_text
+    from app.gateway.fetch import fetch
+    from app.gateway.jobs import Jobs
+    from app.gateway.service import TABLE
+    from app.gateway.spool import Spool
+
+    configuration = load_gateway(arguments.config)
+    spool = Spool(configuration.spool, configuration.limits.free_disk_mb * 10**6)
+    with closing(Jobs(configuration.spool / TABLE)) as jobs:
+        fetch(
+            configuration,
+            spool,
+            jobs,
+            arguments.source,
+            arguments.study,
+            lambda event: tell(as_text(event, time.time())),
+        )
+
+
+def _check_packages() -> None:
+    if find_spec("pynetdicom") is None or find_spec("dicomweb_client") is None:
+        raise UsageError("a package for the gateway is missing: pip install '.[gateway]'")
+
+
 def _gateway(arguments: argparse.Namespace) -> None:
     if (arguments.action in ("retry", "drop")) != (arguments.study is not None):
         raise UsageError("retry and drop take the UID of a study, the other actions none")
-    if find_spec("pynetdicom") is None:
-        raise UsageError("a package for the gateway is missing: pip install '.[gateway]'")
+    _check_packages()
     _ACTIONS[arguments.action](arguments)
 
 

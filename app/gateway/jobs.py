@@ -8,12 +8,13 @@ from wherever it is; what a run that had begun without it has found is thrown aw
 from __future__ import annotations
 
 import sqlite3
-import threading
-from collections.abc import Iterable, Iterator
-from contextlib import closing, contextmanager
+from collections.abc import Iterable
+from contextlib import closing
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
+
+from app.gateway.database import Database
 
 
 class State(StrEnum):
@@ -112,11 +113,8 @@ class Jobs:
     """
 
     def __init__(self, path: Path) -> None:
-        self._lock = threading.Lock()
-        self._database = sqlite3.connect(path, isolation_level=None, check_same_thread=False, timeout=60.0)
-        self._database.execute("PRAGMA journal_mode = WAL")
-        self._database.execute("PRAGMA synchronous = FULL")
-        self._database.executescript(_SCHEMA)
+        self._database = Database(path, _SCHEMA)
+        self._transaction = self._database.transaction
 
     def close(self) -> None:
         """Close the file."""
@@ -124,10 +122,11 @@ class Jobs:
 
     # --- what arrives ---
 
-    def receive(self, study: str, caller: str, now: float) -> bool:
+    def receive(self, study: str, caller: str, now: float, due: float | None = None) -> bool:
         """Note that new instances of a study begin to arrive, before the first is acknowledged.
 
-        A run in progress goes on, but what it finds will not count. False if the study is just being deleted.
+        A run in progress goes on, but what it finds will not count. False if the study is just being deleted. Whoever
+        is not known to :meth:`settle` says until when at least it is not to be taken for complete.
         """
         with self._transaction() as database:
             if _studies(database, "study = ? AND state = ?", study, State.DROPPING):
@@ -137,7 +136,7 @@ class Jobs:
                 " ON CONFLICT (study) DO UPDATE SET revision = revision + 1, caller = excluded.caller, failures = 0,"
                 " due = excluded.due, reason = '', since = excluded.since,"
                 " state = iif(state = ?, state, excluded.state)",
-                (study, State.RECEIVING, now, now, caller, State.RUNNING),
+                (study, State.RECEIVING, now if due is None else due, now, caller, State.RUNNING),
             )
             database.execute("DELETE FROM deliveries WHERE study = ?", (study,))
         return True
@@ -337,18 +336,6 @@ class Jobs:
                 f"UPDATE deliveries SET {what} WHERE study = ? AND destination = ? AND sop_instance = ?",  # noqa: S608
                 (delivery.study, delivery.destination, delivery.sop_instance),
             )
-
-    @contextmanager
-    def _transaction(self) -> Iterator[sqlite3.Connection]:
-        """Hold the file for one change: all of it is on the disk in the end, or none."""
-        with self._lock:
-            self._database.execute("BEGIN IMMEDIATE")
-            try:
-                yield self._database
-            except BaseException:
-                self._database.execute("ROLLBACK")
-                raise
-            self._database.execute("COMMIT")
 
 
 def _studies(database: sqlite3.Connection, condition: str, *values: object) -> list[Job]:

@@ -22,10 +22,11 @@ from pynetdicom.association import Association
 from pynetdicom.dimse_primitives import C_STORE
 from pynetdicom.sop_class import StorageCommitmentPushModel, Verification  # type: ignore[attr-defined]
 
-from app.gateway.configuration import GatewayConfiguration
+from app.gateway.configuration import DicomNode, GatewayConfiguration
 from app.gateway.events import Event, Kind, Peer, Tell
 from app.gateway.incoming import SUCCESS, Incoming
 from app.gateway.jobs import Jobs
+from app.gateway.sender import Report
 from app.gateway.spool import NOT_UNDERSTOOD, OUT_OF_RESOURCES, Arrival, Refused, Spool
 from app.gateway.tls import for_server, shake_hands
 from app.gateway.upper_layer import Sink, StreamingEntity
@@ -45,9 +46,6 @@ SILENCE = 60.0
 _CALLER_UNKNOWN = (0x01, 0x01, 0x03)
 """Result, source and reason of a rejection for good: calling AE title not recognised (PS3.8, table 9-21)."""
 
-Report = Callable[[str, list[str], list[str]], None]
-"""Told the transaction, the SOP Instance UIDs that are committed, and those that are not."""
-
 
 class Receiver:
     """Listens, and keeps what comes. What it has acknowledged is on the disk and in the job table.
@@ -59,6 +57,8 @@ class Receiver:
     jobs : Jobs
     report : callable
         Told what destinations say about commitment.
+    asked : callable
+        Takes the N-ACTION of a caller that asks for commitment, and returns its status.
     tell : callable
         Receives what happens.
     """
@@ -69,12 +69,14 @@ class Receiver:
         spool: Spool,
         jobs: Jobs,
         report: Report,
+        asked: Callable[[Any], tuple[int, None]],
         tell: Tell,
     ) -> None:
         self._configuration = configuration
         self._spool = spool
         self._jobs = jobs
         self._report = report
+        self._asked = asked
         self._tell = tell
         self._lock = threading.Lock()
         self._arriving: dict[Any, dict[str, Counter[str]]] = {}
@@ -94,6 +96,7 @@ class Receiver:
             (evt.EVT_REQUESTED, self._check_address),
             (evt.EVT_REJECTED, self._rejected),
             (evt.EVT_N_EVENT_REPORT, self._event),
+            (evt.EVT_N_ACTION, self._asked),
         ]
         tls = None if self._configuration.tls is None else for_server(self._configuration.tls)
         where = (self._configuration.host, self._configuration.port)
@@ -136,7 +139,8 @@ class Receiver:
         entity.acse_timeout = SILENCE / 2
         entity.require_called_aet = True
         callers = {caller.ae_title for caller in self._configuration.callers}
-        entity.require_calling_aet = sorted(callers | {each.ae_title for each in self._configuration.destinations})
+        nodes = self._configuration.destinations
+        entity.require_calling_aet = sorted(callers | {each.ae_title for each in nodes if isinstance(each, DicomNode)})
         entity.add_supported_context(Verification, PLAIN)
         entity.add_supported_context(StorageCommitmentPushModel, PLAIN, scu_role=True, scp_role=True)
         for sop_class in ACCEPTED_CLASSES:

@@ -1,4 +1,4 @@
-"""The side of the gateway that calls: C-STORE of results, and the request for their storage commitment."""
+"""What the gateway asks of whatever brings results to a destination."""
 
 from __future__ import annotations
 
@@ -6,29 +6,14 @@ import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Protocol, TypeVar
 
-import pydicom
-from pydicom import Dataset
-from pydicom.uid import ExplicitVRLittleEndian, generate_uid
-from pynetdicom import AE, evt
-from pynetdicom.association import Association
-from pynetdicom.sop_class import (  # type: ignore[attr-defined]
-    StorageCommitmentPushModel,
-    StorageCommitmentPushModelInstance,
-)
-
-from app.gateway.configuration import Destination, Tls
 from app.gateway.jobs import Delivery
-from app.gateway.receiver import PLAIN, Report, prepare, reported
-from app.gateway.tls import for_client
 
-_WAIT = 30.0
-"""Seconds that a destination may take for an answer."""
-_REQUEST_COMMITMENT = 1
-"""Action type (PS3.4, table J.3.2-1)."""
-_WARNINGS = range(0xB000, 0xC000)
-"""Stored, but not as it was (PS3.4, table B.2-1)."""
+_D_contra = TypeVar("_D_contra", contravariant=True)
+
+Report = Callable[[str, list[str], list[str]], None]
+"""Told the transaction, the SOP Instance UIDs that are kept, and those that are not."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,143 +23,21 @@ class Failure:
     message: str
 
 
-class Sender:
-    """Calls the destinations.
-
-    Parameters
-    ----------
-    ae_title : str
-        What the gateway is called.
-    tls : Tls, optional
-        For destinations with TLS.
-    report : callable
-        Told what a destination says about commitment while the association that asked is open.
-    """
-
-    def __init__(self, ae_title: str, tls: Tls | None, report: Report) -> None:
-        self._ae_title = ae_title
-        self._tls = tls
-        self._report = report
+class Sender(Protocol[_D_contra]):
+    """Calls destinations of one kind."""
 
     def store(
-        self,
-        destination: Destination,
-        objects: Sequence[tuple[Delivery, Path]],
-        stored: Callable[[Delivery], None],
+        self, destination: _D_contra, objects: Sequence[tuple[Delivery, Path]], stored: Callable[[Delivery], None]
     ) -> list[Failure]:
-        """Send objects in one association; ``stored`` is told of each that was accepted.
+        """Send objects; ``stored`` is told of each that was accepted.
 
         What one object meets is no reason to hold back the others.
         """
-        files = [(delivery, pydicom.dcmread(path)) for delivery, path in objects]
-        own = {(str(file.SOPClassUID), str(file.file_meta.TransferSyntaxUID)) for _, file in files}
-        contexts = sorted(own | {(sop_class, ExplicitVRLittleEndian) for sop_class, _ in own})
-        association = self._call(destination, contexts)
-        if not association.is_established:
-            return [_no_association(destination, association)]
-        failures = []
-        try:
-            for delivery, file in files:
-                failure = _store(association, file)
-                if failure is None:
-                    stored(delivery)
-                else:
-                    failures.append(Failure(f"{destination.name}: {delivery.path}: {failure}"))
-        finally:
-            association.release()
-        return failures
 
     def ask_commitment(
-        self, destination: Destination, objects: Sequence[Delivery], asked: Callable[[str], threading.Event]
+        self, destination: _D_contra, objects: Sequence[Delivery], asked: Callable[[str], threading.Event]
     ) -> Failure | None:
-        """Ask a destination whether it keeps objects; ``asked`` is told the transaction before the question is put.
+        """Ask whether a destination keeps objects of one study.
 
-        The answer comes later: in this association for a moment, or in one that the destination opens. What ``asked``
-        returns is set when it is there.
+        ``asked`` is told the transaction before the question is put; what it returns is set when the answer is there.
         """
-
-        def hear(event: Any) -> tuple[int, None]:
-            self._report(*reported(event))
-            return 0x0000, None
-
-        contexts = [(StorageCommitmentPushModel, syntax) for syntax in PLAIN]
-        association = self._call(destination, contexts, [(evt.EVT_N_EVENT_REPORT, hear)])
-        if not association.is_established:
-            return _no_association(destination, association)
-        question = Dataset()
-        question.TransactionUID = generate_uid()
-        question.ReferencedSOPSequence = [_reference(each) for each in objects]
-        answered = asked(str(question.TransactionUID))
-        try:
-            status, _ = association.send_n_action(
-                question, _REQUEST_COMMITMENT, StorageCommitmentPushModel, StorageCommitmentPushModelInstance
-            )
-            if "Status" not in status or status.Status != 0x0000:
-                return Failure(f"{destination.name}: no storage commitment: {_status(status)}")
-            answered.wait(1.0)
-        except RuntimeError:
-            return Failure(f"{destination.name}: the association has ended")
-        except ValueError:
-            return Failure(f"{destination.name}: it offers no storage commitment; set commitment: false")
-        finally:
-            association.release()
-        return None
-
-    def _call(
-        self, destination: Destination, contexts: Sequence[tuple[str, str]], handlers: Sequence[Any] = ()
-    ) -> Association:
-        entity = AE(ae_title=self._ae_title)
-        entity.acse_timeout = entity.dimse_timeout = entity.network_timeout = entity.connection_timeout = _WAIT
-        for sop_class, syntax in contexts:
-            entity.add_requested_context(sop_class, syntax)
-        return entity.associate(
-            destination.host,
-            destination.port,
-            ae_title=destination.ae_title,
-            tls_args=(for_client(self._tls), destination.host) if destination.tls and self._tls else None,
-            evt_handlers=[(evt.EVT_CONN_OPEN, prepare), *handlers],
-        )
-
-
-def _store(association: Association, file: Dataset) -> str | None:
-    """Send an object; return why it was not stored."""
-    try:
-        if not _takes(association, file):
-            _make_plain(file)
-        status = association.send_c_store(file)
-    except ValueError:
-        return "the destination does not take such objects"
-    except RuntimeError:
-        return "the association has ended"
-    if "Status" in status and (status.Status == 0x0000 or status.Status in _WARNINGS):
-        return None
-    return _status(status)
-
-
-def _takes(association: Association, file: Dataset) -> bool:
-    """Say whether the peer takes an object in the transfer syntax that it is in."""
-    wanted = file.SOPClassUID, file.file_meta.TransferSyntaxUID
-    return any((each.abstract_syntax, each.transfer_syntax[0]) == wanted for each in association.accepted_contexts)
-
-
-def _make_plain(file: Dataset) -> None:
-    """Turn an object into the transfer syntax that every peer must take; lossless as ours are, nothing changes."""
-    if file.file_meta.TransferSyntaxUID.is_encapsulated:
-        file.decompress(generate_instance_uid=False)
-    file.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
-
-
-def _status(status: Dataset) -> str:
-    return f"status {status.Status:04X}" if "Status" in status else "no answer"
-
-
-def _no_association(destination: Destination, association: Association) -> Failure:
-    if association.is_rejected:
-        return Failure(f"{destination.name}: it rejects the gateway; are both AE titles known there?")
-    return Failure(f"{destination.name}: it cannot be reached, or takes nothing of this kind")
-
-
-def _reference(delivery: Delivery) -> Dataset:
-    item = Dataset()
-    item.ReferencedSOPClassUID, item.ReferencedSOPInstanceUID = delivery.sop_class, delivery.sop_instance
-    return item

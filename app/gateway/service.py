@@ -11,13 +11,23 @@ from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
-from typing import IO, Self
+from typing import IO, Any, Self
 
 import pydicom
 
-from app.gateway.configuration import Destination, GatewayConfiguration, load_gateway
+from app.gateway.commitment import Commitment
+from app.gateway.configuration import (
+    Destination,
+    DicomDestination,
+    GatewayConfiguration,
+    WebDestination,
+    load_gateway,
+)
+from app.gateway.dicom_sender import DicomSender
+from app.gateway.dicomweb import WebSender
 from app.gateway.events import Event, Kind, Peer, Tell
 from app.gateway.jobs import Delivery, Job, Jobs
+from app.gateway.questions import Questions
 from app.gateway.receiver import Receiver
 from app.gateway.sender import Failure, Sender
 from app.gateway.spool import Spool
@@ -93,12 +103,18 @@ class Gateway:
         self._tell = tell
         self._spool = Spool(configuration.spool, configuration.limits.free_disk_mb * 10**6)
         self._jobs = Jobs(configuration.spool / TABLE)
-        self._sender = Sender(configuration.ae_title, configuration.tls, self._reported)
-        self._receiver = Receiver(configuration, self._spool, self._jobs, self._reported, tell)
+        self._senders: dict[type[Destination], Sender[Any]] = {
+            DicomDestination: DicomSender(configuration.ae_title, configuration.tls, self._reported),
+            WebDestination: WebSender(configuration.tls, self._reported),
+        }
+        self._questions = Questions(configuration.spool / TABLE)
+        self._commitment = Commitment(configuration, self._spool, self._questions, tell)
+        self._receiver = Receiver(configuration, self._spool, self._jobs, self._reported, self._commitment.asked, tell)
         self._asked: dict[str, _Question] = {}
         self._lock = threading.Lock()
         self._stopping = threading.Event()
-        self._threads = [threading.Thread(target=self._loop, args=(step,)) for step in (self._run_next, self._send_all)]
+        steps = (self._run_next, self._send_all, self._answer)
+        self._threads = [threading.Thread(target=self._loop, args=(step,)) for step in steps]
 
     def __enter__(self) -> Self:
         self._own = _own(self._configuration.spool)
@@ -123,6 +139,7 @@ class Gateway:
             thread.join()
         self._receiver.arriving()  # what the last associations have sent
         self._jobs.close()
+        self._questions.close()
         self._own.close()
         self._tell(Event(Kind.STOPPED, "stopped"))
 
@@ -198,6 +215,10 @@ class Gateway:
             self._send(job)
         return False
 
+    def _answer(self) -> bool:
+        self._commitment.answer()
+        return False
+
     def _send(self, job: Job) -> None:
         """Take the next step of a delivery to each destination: send, ask whether it is kept, or wait for that."""
         failures = self._unknown(job)
@@ -248,7 +269,7 @@ class Gateway:
             taken[delivery.sop_class] += 1
 
         try:
-            return self._sender.store(destination, objects, stored)
+            return self._senders[type(destination)].store(destination, objects, stored)
         finally:
             if taken:
                 peer, message = (
@@ -281,7 +302,7 @@ class Gateway:
                 self._asked[transaction] = question
             return question.answered
 
-        failure = self._sender.ask_commitment(destination, left, remember)
+        failure = self._senders[type(destination)].ask_commitment(destination, left, remember)
         return [] if failure is None else [failure]
 
     def _reported(self, transaction: str, kept: list[str], lost: list[str]) -> None:

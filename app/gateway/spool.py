@@ -7,8 +7,11 @@ import itertools
 import os
 import re
 import shutil
+from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
+
+from pydicom.filereader import read_file_meta_info
 
 from app.outcome import UsageError
 
@@ -69,16 +72,21 @@ class Arrival:
         self.size += done
 
     def end(self) -> None:
-        """Put all of it on the disk."""
-        os.fsync(self._descriptor)
+        """Put all of it on the disk; no more can come then."""
+        if self._descriptor >= 0:
+            os.fsync(self._descriptor)
+            self._close()
 
     def close(self) -> None:
         """Forget the file; it may have got another name meanwhile."""
-        descriptor, self._descriptor = self._descriptor, -1
-        with suppress(OSError):
-            os.close(descriptor)
+        self._close()
         with suppress(OSError):
             self.path.unlink(missing_ok=True)
+
+    def _close(self) -> None:
+        descriptor, self._descriptor = self._descriptor, -1
+        if descriptor >= 0:
+            os.close(descriptor)
 
 
 class Spool:
@@ -130,7 +138,7 @@ class Spool:
         """
         self._check_room()
         try:
-            return Arrival(self._arriving / str(next(self._numbers)))
+            return Arrival(self._arriving / f"{os.getpid()}-{next(self._numbers)}")
         except OSError as error:
             raise Refused(OUT_OF_RESOURCES, f"cannot write: {error.strerror}") from error
 
@@ -198,6 +206,16 @@ class Spool:
     def empty(self, study: str) -> bool:
         """Say whether nothing of a study is there."""
         return not any(self.incoming(study).glob("*.dcm"))
+
+    def find(self, instances: Sequence[str]) -> dict[str, str]:
+        """Return the SOP Class UIDs of those of the instances that are there, by their UIDs (checked)."""
+        there = {}
+        for study in self.studies():
+            for instance in instances:
+                path = self._path(study, instance)
+                if path.exists():
+                    there[instance] = str(read_file_meta_info(path).MediaStorageSOPClassUID)
+        return there
 
     def studies(self) -> list[str]:
         """Return the UIDs of all studies of which there is a folder."""

@@ -1,0 +1,239 @@
+"""A study that nobody has sent is fetched: by C-FIND and C-MOVE, or by QIDO-RS and WADO-RS."""
+
+from __future__ import annotations
+
+import fcntl
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from io import BytesIO
+
+from dicomweb_client import DICOMwebClient
+from pydicom import Dataset
+from pydicom.filewriter import dcmwrite
+from pynetdicom.association import Association
+from pynetdicom.sop_class import (  # type: ignore[attr-defined]
+    StudyRootQueryRetrieveInformationModelFind,
+    StudyRootQueryRetrieveInformationModelMove,
+)
+
+from app.gateway.configuration import DicomNode, GatewayConfiguration, WebNode
+from app.gateway.dicomweb import Unreachable, web_client
+from app.gateway.events import Event, Kind, Peer, Tell
+from app.gateway.jobs import Jobs
+from app.gateway.receiver import ACCEPTED_CLASSES, ACCEPTED_SYNTAXES, PLAIN
+from app.gateway.scu import call, why_not
+from app.gateway.spool import Arrival, Refused, Spool, checked_uid
+from app.outcome import RunFailed, UsageError
+
+_PENDING = (0xFF00, 0xFF01)
+"""Statuses of C-FIND and C-MOVE (PS3.4, C.4.1.1.4 and C.4.2.1.5)."""
+_MOVE_WAIT = 600.0
+"""Seconds between two answers of a source that moves a series; it may have to take it from a tape first."""
+
+
+def fetch(configuration: GatewayConfiguration, spool: Spool, jobs: Jobs, name: str, study: str, tell: Tell) -> None:
+    """Have the CT series of a study come from a source; the gateway does the rest.
+
+    Parameters
+    ----------
+    configuration : GatewayConfiguration
+    spool, jobs
+        Of the gateway, which must be running for a source that has no DICOMweb.
+    name : str
+        Of the source.
+    study : str
+        Study Instance UID.
+    tell : callable
+        Receives what happens.
+
+    Raises
+    ------
+    UsageError
+        If the source or the study is not known, or the gateway does not run.
+    RunFailed
+        If not all of it came. By DICOMweb all or nothing is kept.
+    """
+    source = next((each for each in configuration.sources if each.name == name), None)
+    if source is None:
+        known = ", ".join(each.name for each in configuration.sources) or "none"
+        raise UsageError(f"there is no source {name}; configured: {known}")
+    try:
+        checked_uid(study)
+    except Refused:
+        raise UsageError("the study is no valid UID") from None
+    peer = Peer(source.name, source.host)
+    tell(Event(Kind.FETCHED, f"asked {source.name} for it", study, peer))
+    try:
+        if isinstance(source, WebNode):
+            came = _by_web(configuration, source, spool, jobs, study, tell)
+        else:
+            came = _by_move(configuration, source, study, tell)
+    except Unreachable as error:
+        raise RunFailed(str(error)) from error
+    tell(Event(Kind.PROGRESS, f"{came} instances came from {source.name}", study, peer))
+
+
+def _none(source: DicomNode | WebNode) -> UsageError:
+    return UsageError(f"{source.name} has no CT series of this study")
+
+
+# --- C-FIND and C-MOVE ---
+
+
+def _by_move(configuration: GatewayConfiguration, source: DicomNode, study: str, tell: Tell) -> int:
+    if not _running(configuration):
+        raise UsageError("the gateway does not run, and has to receive what comes: start it first")
+    with _associated(configuration, source) as association:
+        series = [each for each in _found(association, source, study) if each.get("Modality") == "CT"]
+        if not series:
+            raise _none(source)
+        came = 0
+        for each in series:
+            came += _move(association, configuration.ae_title, source, study, str(each.SeriesInstanceUID))
+            tell(Event(Kind.PROGRESS, f"{came} instances", study))
+    return came
+
+
+def _running(configuration: GatewayConfiguration) -> bool:
+    """Say whether a gateway has the spool."""
+    try:
+        with (configuration.spool / "lock").open("r+") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except FileNotFoundError:
+        return False
+    except OSError:
+        return True
+    return False
+
+
+@contextmanager
+def _associated(configuration: GatewayConfiguration, source: DicomNode) -> Iterator[Association]:
+    models = (StudyRootQueryRetrieveInformationModelFind, StudyRootQueryRetrieveInformationModelMove)
+    contexts = [(model, syntax) for model in models for syntax in PLAIN]
+    association = call(configuration.ae_title, source, configuration.tls, contexts, wait=_MOVE_WAIT)
+    if not association.is_established:
+        raise Unreachable(why_not(source, association))
+    try:
+        yield association
+    except (RuntimeError, ValueError) as error:
+        raise Unreachable(f"{source.name}: it can neither be searched nor does it move studies") from error
+    finally:
+        association.release()
+
+
+def _found(association: Association, source: DicomNode, study: str) -> list[Dataset]:
+    """Return the series of a study (PS3.4, C.6.2.1.3)."""
+    query = Dataset()
+    query.QueryRetrieveLevel, query.StudyInstanceUID = "SERIES", study
+    query.SeriesInstanceUID = query.Modality = None
+    found = []
+    for status, match in association.send_c_find(query, StudyRootQueryRetrieveInformationModelFind):
+        if status.get("Status") in _PENDING and match is not None:
+            found.append(match)
+        elif status.get("Status") != 0x0000:
+            raise Unreachable(f"{source.name}: the search ended with {_status(status)}")
+    return found
+
+
+def _move(association: Association, title: str, source: DicomNode, study: str, series: str) -> int:
+    """Have a series sent to the gateway; return how many instances came."""
+    request = Dataset()
+    request.QueryRetrieveLevel, request.StudyInstanceUID, request.SeriesInstanceUID = "SERIES", study, series
+    answers = association.send_c_move(request, title, StudyRootQueryRetrieveInformationModelMove)
+    *_, (status, _) = [(Dataset(), None), *answers]
+    failed = int(status.get("NumberOfFailedSuboperations") or 0)
+    if status.get("Status") != 0x0000 or failed:
+        raise Unreachable(
+            f"{source.name}: it moved a series with {_status(status)}, {failed} instances failed;"
+            f" does it know {title}, and is it among the callers?"
+        )
+    return int(status.get("NumberOfCompletedSuboperations") or 0)
+
+
+def _status(status: Dataset) -> str:
+    return f"status {status.Status:04X}" if "Status" in status else "no answer"
+
+
+# --- QIDO-RS and WADO-RS ---
+
+
+def _by_web(
+    configuration: GatewayConfiguration, source: WebNode, spool: Spool, jobs: Jobs, study: str, tell: Tell
+) -> int:
+    with ExitStack() as stack:
+        arrivals: dict[str, Arrival] = {}
+        with web_client(source, configuration.tls) as client:
+            instances = _instances(client, study)
+            if not instances:
+                raise _none(source)
+            for number, (instance, series) in enumerate(instances.items(), 1):
+                arrival = stack.enter_context(_arriving(spool))
+                _download(client, source, arrival, (study, series, instance))
+                arrivals[instance] = arrival
+                if number % 50 == 0:
+                    tell(Event(Kind.PROGRESS, f"{number} of {len(instances)} instances", study))
+        try:
+            _keep(configuration, spool, jobs, study, source.name, arrivals)
+        except Refused as refusal:
+            raise RunFailed(f"it was not kept: {refusal}") from refusal
+    return len(arrivals)
+
+
+@contextmanager
+def _arriving(spool: Spool) -> Iterator[Arrival]:
+    try:
+        arrival = spool.begin()
+    except Refused as refusal:
+        raise RunFailed(f"it cannot be kept: {refusal}") from refusal
+    try:
+        yield arrival
+    finally:
+        arrival.close()
+
+
+def _instances(client: DICOMwebClient, study: str) -> Mapping[str, str]:
+    """Return the series of each CT instance of a study (PS3.18, 10.6)."""
+    found = {}
+    for each in client.search_for_series(study, search_filters={"Modality": "CT"}, get_remaining=True):
+        series = Dataset.from_json(each)
+        if series.get("Modality") == "CT":
+            for match in client.search_for_instances(study, series.SeriesInstanceUID, get_remaining=True):
+                instance = Dataset.from_json(match)
+                if instance.SOPClassUID in ACCEPTED_CLASSES:
+                    found[checked_uid(instance.SOPInstanceUID)] = str(series.SeriesInstanceUID)
+    return found
+
+
+def _download(client: DICOMwebClient, source: WebNode, arrival: Arrival, uids: tuple[str, str, str]) -> None:
+    """Retrieve an instance as it is stored there (PS3.18, 10.4)."""
+    image = client.retrieve_instance(*uids, media_types=(("application/dicom", "*"),))
+    if (str(image.StudyInstanceUID), str(image.SOPInstanceUID)) != (uids[0], uids[2]):
+        raise Unreachable(f"{source.name}: it gave another instance than was asked for")
+    if image.file_meta.TransferSyntaxUID not in ACCEPTED_SYNTAXES:
+        raise Unreachable(f"{source.name}: it gives instances in a transfer syntax that cannot be read")
+    buffer = BytesIO()
+    dcmwrite(buffer, image, enforce_file_format=True)
+    arrival.write(buffer.getvalue())
+    arrival.end()
+
+
+def _keep(
+    configuration: GatewayConfiguration,
+    spool: Spool,
+    jobs: Jobs,
+    study: str,
+    caller: str,
+    arrivals: Mapping[str, Arrival],
+) -> None:
+    """Keep what is not there yet."""
+    known = jobs.knows(study)
+    new = {uid: each for uid, each in arrivals.items() if not (spool.holds(study, uid, each) and known)}
+    if not new:
+        return
+    now = time.time()
+    if not jobs.receive(study, caller, now, due=now + configuration.limits.run_seconds):
+        raise Refused(0, "its study is being deleted")
+    for uid, arrival in new.items():
+        spool.keep(study, uid, arrival)
+    jobs.received(study, time.time(), 0.0)
