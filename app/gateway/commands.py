@@ -11,9 +11,14 @@ from collections.abc import Callable
 from contextlib import closing
 from importlib.util import find_spec
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from app.console import quieten_unless_debugging, tell
 from app.outcome import UsageError
+
+if TYPE_CHECKING:
+    from app.gateway.events import Event
+    from app.gateway.spool import Spool
 
 
 def add_gateway_arguments(
@@ -119,21 +124,39 @@ def _list(arguments: argparse.Namespace) -> None:
 
 
 def _retry(arguments: argparse.Namespace) -> None:
+    from app.gateway.events import Event, Kind
     from app.gateway.service import open_table
 
-    with open_table(arguments.config) as (jobs, _):
+    with open_table(arguments.config) as (jobs, spool):
         if not jobs.retry(arguments.study, time.time()):
             raise UsageError(f"study {arguments.study} has neither failed nor been refused; see covid-ct gateway jobs")
+        _audit(arguments.config, spool, Event(Kind.RETRIED, "taken up again", arguments.study))
 
 
 def _drop(arguments: argparse.Namespace) -> None:
+    from app.gateway.events import Event, Kind
     from app.gateway.service import open_table
 
     with open_table(arguments.config) as (jobs, spool):
         if not jobs.drop(arguments.study, time.time()):
             raise UsageError(f"study {arguments.study} arrives, runs, or is not known; see covid-ct gateway jobs")
+        # before: the instances say whose they are, and what has begun is ended, by the next gateway at the latest
+        _audit(arguments.config, spool, Event(Kind.DROPPED, "dropped", arguments.study))
         spool.drop(arguments.study)
         jobs.dropped(arguments.study)
+
+
+def _audit(path: Path, spool: Spool, event: Event) -> None:
+    """Have the audit trail of a gateway say what a person has done, and who it was."""
+    from app.gateway.audit import AUDIT_LOG, AuditTrail, Reporter, person
+    from app.gateway.configuration import load_gateway
+    from app.gateway.events import as_text
+
+    configuration = load_gateway(path)
+    reporter = Reporter(configuration.ae_title, person())
+    AuditTrail(configuration.spool / AUDIT_LOG, reporter, spool, lambda trouble: tell(as_text(trouble, time.time())))(
+        event
+    )
 
 
 _ACTIONS = {"run": _run, "jobs": _list, "retry": _retry, "drop": _drop}

@@ -15,7 +15,7 @@ class Kind(StrEnum):
     STARTED = "started"
     STOPPED = "stopped"
     REJECTED = "rejected"
-    """Somebody was not let in, or something that came was not kept."""
+    """Somebody was not let in or, with ``instances``, something that came was not kept."""
     ARRIVING = "arriving"
     RECEIVED = "received"
     """An association that sent instances of a study has ended; ``instances`` are the new ones."""

@@ -33,8 +33,8 @@ class Keeper(Protocol):
     def keep(self, association: Association, arrival: Arrival, sop_class: str, study: str, instance: str) -> None:
         """Keep an instance that is complete."""
 
-    def complain(self, association: Association, message: str) -> None:
-        """Tell that an instance was not kept."""
+    def complain(self, association: Association, message: str, study: str, sop_class: str) -> None:
+        """Tell that an instance was not kept; the study may be unknown."""
 
 
 class Incoming:
@@ -56,6 +56,7 @@ class Incoming:
         self._keeper = keeper
         self._association = association
         self._sop_class, self._instance = str(request.AffectedSOPClassUID), str(request.AffectedSOPInstanceUID)
+        self._study = ""
         self._status = SUCCESS
         self._arrival: Arrival | None = None
         self._try(lambda: self._open(*syntaxes))
@@ -92,8 +93,8 @@ class Incoming:
             self._keeper.hang_up(self._association)
 
     def _keep(self, arrival: Arrival) -> None:
-        study = _study(arrival, self._sop_class, checked_uid(self._instance))
-        self._keeper.keep(self._association, arrival, self._sop_class, study, self._instance)
+        self._study = _study(arrival, self._sop_class, checked_uid(self._instance))
+        self._keeper.keep(self._association, arrival, self._sop_class, self._study, self._instance)
 
     def _try(self, step: Callable[[], None]) -> None:
         try:
@@ -106,7 +107,7 @@ class Incoming:
     def _refuse(self, refusal: Refused) -> None:
         self.abandon()
         self._status = refusal.status
-        self._keeper.complain(self._association, f"an instance was not kept: {refusal}")
+        self._keeper.complain(self._association, f"an instance was not kept: {refusal}", self._study, self._sop_class)
 
 
 def file_head(sop_class: str, instance: str, syntax: str) -> bytes:

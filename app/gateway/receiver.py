@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+import ssl
 import threading
 import time
 from collections import Counter
@@ -92,7 +93,7 @@ class Receiver:
             If the port cannot be had.
         """
         handlers: list[Any] = [
-            (evt.EVT_CONN_OPEN, prepare),
+            (evt.EVT_CONN_OPEN, self._prepare),
             (evt.EVT_REQUESTED, self._check_address),
             (evt.EVT_REJECTED, self._rejected),
             (evt.EVT_N_EVENT_REPORT, self._event),
@@ -125,8 +126,9 @@ class Receiver:
             for association in [each for each in self._arriving if not _working(each)]:
                 for study, instances in self._arriving[association].items():
                     self._jobs.received(study, time.time(), self._configuration.quiet_seconds)
-                    peer, message = _peer(association), f"received {instances.total()} instances"
-                    self._tell(Event(Kind.RECEIVED, message, study, peer, instances))
+                    if instances:  # not one may have been kept
+                        peer, message = _peer(association), f"received {instances.total()} instances"
+                        self._tell(Event(Kind.RECEIVED, message, study, peer, instances))
                 del self._arriving[association]
             return set().union(*self._arriving.values())
 
@@ -147,6 +149,12 @@ class Receiver:
             entity.add_supported_context(sop_class, ACCEPTED_SYNTAXES)
         return entity
 
+    def _prepare(self, event: Any) -> None:
+        """Say who cannot do TLS as it must. Who hangs up at once, as monitors do, is no stranger that wants in."""
+        failure = prepare(event)
+        if isinstance(failure, ssl.SSLError) and not isinstance(failure, ssl.SSLEOFError | ssl.SSLZeroReturnError):
+            self.complain(event.assoc, "it speaks no TLS, or shows no certificate by the authorities: hung up")
+
     def _check_address(self, event: Any) -> None:
         """Reject those who call from elsewhere than they should."""
         requestor = event.assoc.requestor
@@ -162,10 +170,11 @@ class Receiver:
     def _rejected(self, event: Any) -> None:
         self.complain(event.assoc, "an association was rejected: who may call, from where, and whom, is configured")
 
-    def complain(self, association: Any, message: str) -> None:
-        """Tell that somebody was not let in, or what somebody has sent was not kept."""
+    def complain(self, association: Any, message: str, study: str = "", sop_class: str = "") -> None:
+        """Tell that somebody was not let in or, with a SOP Class UID, that an instance was not kept."""
         peer = _peer(association)
-        self._tell(Event(Kind.REJECTED, f"{peer.name or 'somebody'} at {peer.address}: {message}", peer=peer))
+        told = f"{peer.name or 'somebody'} at {peer.address}: {message}"
+        self._tell(Event(Kind.REJECTED, told, study, peer, {sop_class: 1} if sop_class else {}))
 
     def _incoming(self, association: Association, request: C_STORE, syntaxes: tuple[str, str]) -> Sink:
         return Incoming(self, association, request, syntaxes)
@@ -204,17 +213,20 @@ class Receiver:
         self._begin(association, study)
         self._spool.keep(study, instance, arrival)
         with self._lock:
-            self._arriving[association][study][sop_class] += 1
+            kept = self._arriving[association][study]
+            kept[sop_class] += 1
+        if kept.total() == 1:  # not before: the audit trail reads whose it is
+            caller = _peer(association)
+            self._tell(Event(Kind.ARRIVING, f"arriving from {caller.name}", study, caller))
 
     def _begin(self, association: Association, study: str) -> None:
         """Note in the job table that an association sends a study, when its first new instance comes."""
         with self._lock:
-            known, peer = self._arriving.setdefault(association, {}), _peer(association)
+            known = self._arriving.setdefault(association, {})
             if study not in known:
-                if not self._jobs.receive(study, peer.name, time.time()):
+                if not self._jobs.receive(study, _peer(association).name, time.time()):
                     raise Refused(OUT_OF_RESOURCES, "its study is being deleted")
                 known[study] = Counter()
-                self._tell(Event(Kind.ARRIVING, f"arriving from {peer.name}", study, peer))
 
     def _event(self, event: Any) -> tuple[int, None]:
         """Take the report of a destination on storage commitment (PS3.4, J.3.3)."""
@@ -232,8 +244,10 @@ def reported(event: Any) -> tuple[str, list[str], list[str]]:
     return str(report.TransactionUID), kept, lost
 
 
-def prepare(event: Any) -> None:
+def prepare(event: Any) -> OSError | None:
     """Make a new connection answer at once, and end where the peer stalls, in the middle of a message, too.
+
+    Returns why the connection was cut, if it was.
 
     With Nagle's algorithm each C-STORE costs 40 ms more against some peers. The timeouts of the library are looked at
     between messages alone.
@@ -243,8 +257,10 @@ def prepare(event: Any) -> None:
     connection.settimeout(SILENCE)
     try:
         shake_hands(connection)
-    except OSError:
+    except OSError as error:
         _cut(event.assoc)
+        return error
+    return None
 
 
 def _peer(association: Any) -> Peer:

@@ -6,7 +6,7 @@ import fcntl
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,6 +15,7 @@ from typing import IO, Any, Self
 
 import pydicom
 
+from app.gateway.audit import AUDIT_LOG, AuditTrail, Reporter
 from app.gateway.commitment import Commitment
 from app.gateway.configuration import (
     Destination,
@@ -89,7 +90,7 @@ class Gateway:
     worker : Worker
         Runs the studies.
     tell : callable
-        Receives what happens.
+        Receives what happens; the audit trail in the spool has got it before.
 
     Raises
     ------
@@ -100,16 +101,19 @@ class Gateway:
     def __init__(self, configuration: GatewayConfiguration, worker: Worker, tell: Tell) -> None:
         self._configuration = configuration
         self._worker = worker
-        self._tell = tell
         self._spool = Spool(configuration.spool, configuration.limits.free_disk_mb * 10**6)
+        self._audit = AuditTrail(configuration.spool / AUDIT_LOG, Reporter(configuration.ae_title), self._spool, tell)
+        self._hear = tell
         self._jobs = Jobs(configuration.spool / TABLE)
         self._senders: dict[type[Destination], Sender[Any]] = {
             DicomDestination: DicomSender(configuration.ae_title, configuration.tls, self._reported),
             WebDestination: WebSender(configuration.tls, self._reported),
         }
         self._questions = Questions(configuration.spool / TABLE)
-        self._commitment = Commitment(configuration, self._spool, self._questions, tell)
-        self._receiver = Receiver(configuration, self._spool, self._jobs, self._reported, self._commitment.asked, tell)
+        self._commitment = Commitment(configuration, self._spool, self._questions, self._tell)
+        self._receiver = Receiver(
+            configuration, self._spool, self._jobs, self._reported, self._commitment.asked, self._tell
+        )
         self._asked: dict[str, _Question] = {}
         self._lock = threading.Lock()
         self._stopping = threading.Event()
@@ -120,6 +124,7 @@ class Gateway:
         self._own = _own(self._configuration.spool)
         self._spool.tidy()
         for study in self._jobs.recover(self._spool.studies(), time.time(), self._configuration.quiet_seconds):
+            self._tell(Event(Kind.DROPPED, "dropped, as was begun", study))
             self._spool.drop(study)
             self._jobs.dropped(study)
         self._receiver.start()
@@ -221,36 +226,48 @@ class Gateway:
 
     def _send(self, job: Job) -> None:
         """Take the next step of a delivery to each destination: send, ask whether it is kept, or wait for that."""
-        failures = self._unknown(job)
+        known = {destination.name for destination in self._configuration.destinations}
+        failures = _blamed(self._open(job) - known, "there is no such destination any more")
         for destination in self._configuration.destinations:
-            try:
-                failures += self._store(destination, job)
-                failures += self._ask(destination, job)
-            except Exception as error:  # neither the other destinations nor the other studies are to wait for it
-                cause = "its name cannot be resolved" if isinstance(error, OSError) else type(error).__name__
-                failures.append(Failure(f"{destination.name}: {cause}"))
+            failures |= self._deliver(destination, job)
         now = time.time()
         if self._jobs.delivered(job, now):
             self._tell_of(job, Kind.DELIVERED, "delivered")
             return
         if not failures and now - job.since >= self._give_up:
-            failures = [Failure("a destination does not say whether it keeps the results")]
+            failures = _blamed(self._open(job), "it does not say whether it keeps the results")
         if failures:
-            self._postpone(job, failures[0])
+            self._postpone(job, failures)
+
+    def _deliver(self, destination: Destination, job: Job) -> dict[str, str]:
+        """Take the next step of a delivery to a destination; return what keeps it, by the destination's name."""
+        failures: list[Failure] = []
+        try:
+            failures += self._store(destination, job)
+            failures += self._ask(destination, job)
+        except Exception as error:  # neither the other destinations nor the other studies are to wait for it
+            cause = "its name cannot be resolved" if isinstance(error, OSError) else type(error).__name__
+            failures.append(Failure(f"{destination.name}: {cause}"))
+        return {destination.name: failures[0].message} if failures else {}
 
     @property
     def _give_up(self) -> float:
         return self._configuration.limits.send_hours * 3600.0
 
-    def _postpone(self, job: Job, failure: Failure) -> None:
-        self._tell_of(job, Kind.UNSENT, failure.message)
-        self._jobs.postpone(job, failure.message, time.time(), SEND_PAUSE, _LONGEST_PAUSE, self._give_up)
+    def _postpone(self, job: Job, failures: Mapping[str, str]) -> None:
+        """Tell what keeps a delivery, by the names of destinations, and wait."""
+        for name, message in failures.items():
+            self._tell(Event(Kind.UNSENT, message, job.study, self._peer(name)))
+        reason = next(iter(failures.values()))
+        self._jobs.postpone(job, reason, time.time(), SEND_PAUSE, _LONGEST_PAUSE, self._give_up)
 
-    def _unknown(self, job: Job) -> list[Failure]:
-        """Complain of what is to go to destinations that are no longer configured."""
-        known = {destination.name for destination in self._configuration.destinations}
-        left = {each.destination for each in self._jobs.deliveries(job.study) if not each.committed}
-        return [Failure(f"{name}: there is no such destination any more") for name in sorted(left - known)]
+    def _peer(self, name: str) -> Peer:
+        hosts = {destination.name: destination.host for destination in self._configuration.destinations}
+        return Peer(name, hosts.get(name, ""))
+
+    def _open(self, job: Job) -> set[str]:
+        """Return the names of destinations that have not committed all of a study, configured or not."""
+        return {each.destination for each in self._jobs.deliveries(job.study) if not each.committed}
 
     def _left(self, destination: Destination, job: Job, *, stored: bool) -> list[Delivery]:
         """Return what a destination has not committed yet, of what it has stored or has not."""
@@ -272,11 +289,8 @@ class Gateway:
             return self._senders[type(destination)].store(destination, objects, stored)
         finally:
             if taken:
-                peer, message = (
-                    Peer(destination.name, destination.host),
-                    f"{destination.name}: took {taken.total()} objects",
-                )
-                self._tell(Event(Kind.STORED, message, job.study, peer, taken))
+                message = f"{destination.name}: took {taken.total()} objects"
+                self._tell(Event(Kind.STORED, message, job.study, self._peer(destination.name), taken))
 
     def _ask(self, destination: Destination, job: Job) -> list[Failure]:
         now, left = time.monotonic(), self._left(destination, job, stored=True)
@@ -320,11 +334,20 @@ class Gateway:
                 self._jobs.lost(delivery)
         if missing:
             name = question.deliveries[0].destination
-            self._postpone(question.job, Failure(f"{name}: it does not keep {missing} of the results"))
+            self._postpone(question.job, _blamed({name}, f"it does not keep {missing} of the results"))
         question.answered.set()
+
+    def _tell(self, event: Event) -> None:
+        self._audit(event)
+        self._hear(event)
 
     def _tell_of(self, job: Job, kind: Kind, message: str, seconds: float | None = None) -> None:
         self._tell(Event(kind, message, job.study, seconds=seconds))
+
+
+def _blamed(names: set[str], cause: str) -> dict[str, str]:
+    """Return why nothing goes on, by the names of the destinations that are the cause."""
+    return {name: f"{name}: {cause}" for name in sorted(names)}
 
 
 @dataclass(frozen=True, slots=True)

@@ -156,7 +156,7 @@ class Spool:
             return False
         if not same:
             raise Refused(DUPLICATE, "another instance has the same SOP Instance UID")
-        _sync(self.incoming(study))  # whoever wrote it may not have come so far
+        sync_folder(self.incoming(study))  # whoever wrote it may not have come so far
         return True
 
     def keep(self, study: str, instance: str, arrival: Arrival) -> None:
@@ -183,7 +183,7 @@ class Spool:
             arrival.end()
             self._make(study)
             os.link(arrival.path, path)  # renaming would replace
-            _sync(path.parent)
+            sync_folder(path.parent)
         except FileExistsError:
             self.holds(study, instance, arrival)
         except OSError as error:
@@ -200,7 +200,7 @@ class Spool:
             return
         for each in (folder.parent, folder):
             each.mkdir(mode=0o700, exist_ok=True)
-            _sync(each.parent)  # also where it is there: whoever made it may not have come so far
+            sync_folder(each.parent)  # also where it is there: whoever made it may not have come so far
         self._made.add(study)
 
     def empty(self, study: str) -> bool:
@@ -226,7 +226,7 @@ class Spool:
         self._made.discard(study)
         if (self._studies / study).exists():
             shutil.rmtree(self._studies / study)
-        _sync(self._studies)
+        sync_folder(self._studies)
 
     def _path(self, study: str, instance: str) -> Path:
         return self.incoming(study) / f"{instance}.dcm"
@@ -237,7 +237,8 @@ class Spool:
             path.unlink()
 
 
-def _sync(folder: Path) -> None:
+def sync_folder(folder: Path) -> None:
+    """Have the disk know what is in a folder, so that a crash of the machine takes none of it away."""
     descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
     try:
         os.fsync(descriptor)

@@ -11,6 +11,7 @@ import pydicom
 import pytest
 
 from app.gateway.configuration import Tls
+from app.gateway.events import Kind
 from app.gateway.jobs import State
 from app.gateway.tls import for_client, for_server
 from app.outcome import UsageError
@@ -70,6 +71,7 @@ def test_who_shows_no_good_certificate_is_not_listened_to(site: Site, keys: dict
         context.minimum_version, context.maximum_version = ssl.TLSVersion.TLSv1, ssl.TLSVersion.TLSv1_1
     with sending(site.port, tls=context) as association:
         assert not association.is_established
+    wait_until(lambda: [event.kind for event in site.events] == [Kind.STARTED, Kind.REJECTED])
 
 
 def test_a_pacs_of_another_authority_gets_nothing(site: Site, files: list[Path], keys: dict[str, Tls]) -> None:
