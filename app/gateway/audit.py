@@ -68,6 +68,8 @@ _SUCCESS, _FAILURE = "0", "4"
 """Event outcome indicators; the latter is "minor": the system goes on, and is as safe as before."""
 _SERVER_PROCESS = "4"
 """Audit source type code of an application server process (PS3.15, A.5.1.2.1)."""
+_LONGEST_ID = 64
+"""Characters of a Patient ID (LO; PS3.5, 6.2); more, from who knows whom, would only make lines that get cut."""
 _MACHINE_NAME, _IP_ADDRESS = "1", "2"
 
 
@@ -285,7 +287,7 @@ def patient_id(folder: Path) -> str:
     try:
         first = min(folder.glob("*.dcm"))
         header = pydicom.dcmread(first, specific_tags=["PatientID"], stop_before_pixels=True)
-        return str(header.get("PatientID") or "")
+        return str(header.get("PatientID") or "")[:_LONGEST_ID]
     except Exception:  # it is just being deleted, or what damaged data make the parser raise, which is not foreseeable
         return ""
 

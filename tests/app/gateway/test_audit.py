@@ -219,6 +219,9 @@ def test_only_the_id_of_a_patient_is_read(spool: Spool, tmp_path: Path) -> None:
     damaged.mkdir()
     (damaged / "1.dcm").write_bytes(b"no DICOM")
     assert patient_id(damaged) == ""
+    with pytest.warns(UserWarning, match="exceeds the maximum length"):
+        (endless,) = write_series(tmp_path / "endless", np.zeros((1, 8, 8)), PatientID="7" * 60_000)
+    assert patient_id(endless.parent) == "7" * 64
     (without,) = write_series(tmp_path / "without", np.zeros((1, 8, 8)), PatientID=None)
     assert patient_id(without.parent) == ""
 
