@@ -17,7 +17,8 @@ from app.console import quieten_unless_debugging, tell
 from app.outcome import UsageError
 
 if TYPE_CHECKING:
-    from app.gateway.events import Event
+    from app.gateway.configuration import GatewayConfiguration
+    from app.gateway.events import Event, Tell
     from app.gateway.spool import Spool
 
 
@@ -68,15 +69,14 @@ def _fetch(arguments: argparse.Namespace) -> None:
 
     configuration = load_gateway(arguments.config)
     spool = Spool(configuration.spool, configuration.limits.free_disk_mb * 10**6)
+    audit = _audit(configuration, spool)
+
+    def hear(event: Event) -> None:
+        audit(event)
+        tell(as_text(event, time.time()))
+
     with closing(Jobs(configuration.spool / TABLE)) as jobs:
-        fetch(
-            configuration,
-            spool,
-            jobs,
-            arguments.source,
-            arguments.study,
-            lambda event: tell(as_text(event, time.time())),
-        )
+        fetch(configuration, spool, jobs, arguments.source, arguments.study, hear)
 
 
 def _check_packages() -> None:
@@ -118,7 +118,7 @@ def _list(arguments: argparse.Namespace) -> None:
     from app.gateway.events import as_date
     from app.gateway.service import open_table
 
-    with open_table(arguments.config) as (jobs, _):
+    with open_table(arguments.config) as (_, jobs, _):
         for job in jobs.all():
             sys.stdout.write(f"{job.study}  {job.state:9}  since {as_date(job.since)}  {job.reason}".rstrip() + "\n")
 
@@ -127,36 +127,33 @@ def _retry(arguments: argparse.Namespace) -> None:
     from app.gateway.events import Event, Kind
     from app.gateway.service import open_table
 
-    with open_table(arguments.config) as (jobs, spool):
+    with open_table(arguments.config) as (configuration, jobs, spool):
         if not jobs.retry(arguments.study, time.time()):
             raise UsageError(f"study {arguments.study} has neither failed nor been refused; see covid-ct gateway jobs")
-        _audit(arguments.config, spool, Event(Kind.RETRIED, "taken up again", arguments.study))
+        _audit(configuration, spool)(Event(Kind.RETRIED, "taken up again", arguments.study))
 
 
 def _drop(arguments: argparse.Namespace) -> None:
     from app.gateway.events import Event, Kind
     from app.gateway.service import open_table
 
-    with open_table(arguments.config) as (jobs, spool):
+    with open_table(arguments.config) as (configuration, jobs, spool):
         if not jobs.drop(arguments.study, time.time()):
             raise UsageError(f"study {arguments.study} arrives, runs, or is not known; see covid-ct gateway jobs")
         # before: the instances say whose they are, and what has begun is ended, by the next gateway at the latest
-        _audit(arguments.config, spool, Event(Kind.DROPPED, "dropped", arguments.study))
+        _audit(configuration, spool)(Event(Kind.DROPPED, "dropped", arguments.study))
         spool.drop(arguments.study)
         jobs.dropped(arguments.study)
 
 
-def _audit(path: Path, spool: Spool, event: Event) -> None:
-    """Have the audit trail of a gateway say what a person has done, and who it was."""
+def _audit(configuration: GatewayConfiguration, spool: Spool) -> Tell:
+    """Return the audit trail of a gateway, which says that it was a person, and who."""
     from app.gateway.audit import AUDIT_LOG, AuditTrail, Reporter, person
-    from app.gateway.configuration import load_gateway
     from app.gateway.events import as_text
 
-    configuration = load_gateway(path)
     reporter = Reporter(configuration.ae_title, person())
-    AuditTrail(configuration.spool / AUDIT_LOG, reporter, spool, lambda trouble: tell(as_text(trouble, time.time())))(
-        event
-    )
+    path = configuration.spool / AUDIT_LOG
+    return AuditTrail(path, reporter, spool, lambda trouble: tell(as_text(trouble, time.time())))
 
 
 _ACTIONS = {"run": _run, "jobs": _list, "retry": _retry, "drop": _drop}

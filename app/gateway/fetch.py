@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import time
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from io import BytesIO
@@ -62,16 +63,14 @@ def fetch(configuration: GatewayConfiguration, spool: Spool, jobs: Jobs, name: s
         checked_uid(study)
     except Refused:
         raise UsageError("the study is no valid UID") from None
-    peer = Peer(source.name, source.host)
-    tell(Event(Kind.FETCHED, f"asked {source.name} for it", study, peer))
+    tell(Event(Kind.FETCHED, f"asked {source.name} for it", study, Peer(source.name, source.host)))
     try:
         if isinstance(source, WebNode):
-            came = _by_web(configuration, source, spool, jobs, study, tell)
+            _by_web(configuration, source, spool, jobs, study, tell)
         else:
-            came = _by_move(configuration, source, study, tell)
+            _by_move(configuration, source, study, tell)
     except Unreachable as error:
         raise RunFailed(str(error)) from error
-    tell(Event(Kind.PROGRESS, f"{came} instances came from {source.name}", study, peer))
 
 
 def _none(source: DicomNode | WebNode) -> UsageError:
@@ -81,7 +80,7 @@ def _none(source: DicomNode | WebNode) -> UsageError:
 # --- C-FIND and C-MOVE ---
 
 
-def _by_move(configuration: GatewayConfiguration, source: DicomNode, study: str, tell: Tell) -> int:
+def _by_move(configuration: GatewayConfiguration, source: DicomNode, study: str, tell: Tell) -> None:
     if not _running(configuration):
         raise UsageError("the gateway does not run, and has to receive what comes: start it first")
     with _associated(configuration, source) as association:
@@ -91,8 +90,7 @@ def _by_move(configuration: GatewayConfiguration, source: DicomNode, study: str,
         came = 0
         for each in series:
             came += _move(association, configuration.ae_title, source, study, str(each.SeriesInstanceUID))
-            tell(Event(Kind.PROGRESS, f"{came} instances", study))
-    return came
+            tell(Event(Kind.PROGRESS, f"{source.name} has sent {came} instances", study))
 
 
 def _running(configuration: GatewayConfiguration) -> bool:
@@ -160,24 +158,26 @@ def _status(status: Dataset) -> str:
 
 def _by_web(
     configuration: GatewayConfiguration, source: WebNode, spool: Spool, jobs: Jobs, study: str, tell: Tell
-) -> int:
+) -> None:
     with ExitStack() as stack:
         arrivals: dict[str, Arrival] = {}
         with web_client(source, configuration.tls) as client:
-            instances = _instances(client, study)
-            if not instances:
+            found = _instances(client, study)
+            if not found:
                 raise _none(source)
-            for number, (instance, series) in enumerate(instances.items(), 1):
+            for number, (instance, (series, _)) in enumerate(found.items(), 1):
                 arrival = stack.enter_context(_arriving(spool))
                 _download(client, source, arrival, (study, series, instance))
                 arrivals[instance] = arrival
                 if number % 50 == 0:
-                    tell(Event(Kind.PROGRESS, f"{number} of {len(instances)} instances", study))
+                    tell(Event(Kind.PROGRESS, f"{number} of {len(found)} instances", study))
         try:
-            _keep(configuration, spool, jobs, study, source.name, arrivals)
+            kept = _keep(configuration, spool, jobs, study, source.name, arrivals)
         except Refused as refusal:
             raise RunFailed(f"it was not kept: {refusal}") from refusal
-    return len(arrivals)
+    classes = Counter(found[instance][1] for instance in kept)
+    message = f"received {len(kept)} instances; {len(found) - len(kept)} were there"
+    tell(Event(Kind.RECEIVED, message, study, Peer(source.name, source.host), classes))
 
 
 @contextmanager
@@ -192,8 +192,8 @@ def _arriving(spool: Spool) -> Iterator[Arrival]:
         arrival.close()
 
 
-def _instances(client: DICOMwebClient, study: str) -> Mapping[str, str]:
-    """Return the series of each CT instance of a study (PS3.18, 10.6)."""
+def _instances(client: DICOMwebClient, study: str) -> Mapping[str, tuple[str, str]]:
+    """Return series and SOP class of each CT instance of a study (PS3.18, 10.6)."""
     found = {}
     for each in client.search_for_series(study, search_filters={"Modality": "CT"}, get_remaining=True):
         series = Dataset.from_json(each)
@@ -201,7 +201,8 @@ def _instances(client: DICOMwebClient, study: str) -> Mapping[str, str]:
             for match in client.search_for_instances(study, series.SeriesInstanceUID, get_remaining=True):
                 instance = Dataset.from_json(match)
                 if instance.SOPClassUID in ACCEPTED_CLASSES:
-                    found[checked_uid(instance.SOPInstanceUID)] = str(series.SeriesInstanceUID)
+                    place = str(series.SeriesInstanceUID), str(instance.SOPClassUID)
+                    found[checked_uid(instance.SOPInstanceUID)] = place
     return found
 
 
@@ -225,15 +226,16 @@ def _keep(
     study: str,
     caller: str,
     arrivals: Mapping[str, Arrival],
-) -> None:
-    """Keep what is not there yet."""
+) -> list[str]:
+    """Keep what is not there yet; return which."""
     known = jobs.knows(study)
     new = {uid: each for uid, each in arrivals.items() if not (spool.holds(study, uid, each) and known)}
     if not new:
-        return
+        return []
     now = time.time()
     if not jobs.receive(study, caller, now, due=now + configuration.limits.run_seconds):
         raise Refused(0, "its study is being deleted")
     for uid, arrival in new.items():
         spool.keep(study, uid, arrival)
     jobs.received(study, time.time(), 0.0)
+    return list(new)

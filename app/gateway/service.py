@@ -65,7 +65,7 @@ def _own(spool: Path) -> IO[str]:
 
 
 @contextmanager
-def open_table(path: Path) -> Iterator[tuple[Jobs, Spool]]:
+def open_table(path: Path) -> Iterator[tuple[GatewayConfiguration, Jobs, Spool]]:
     """Open job table and spool of a gateway, which may be running, by the path of its configuration.
 
     Raises
@@ -78,7 +78,7 @@ def open_table(path: Path) -> Iterator[tuple[Jobs, Spool]]:
     if not table.is_file():
         raise UsageError(f"the gateway of {path} has never run: there is no {table}")
     with closing(Jobs(table)) as jobs:
-        yield jobs, Spool(configuration.spool, 0)
+        yield configuration, jobs, Spool(configuration.spool, 0)
 
 
 class Gateway:

@@ -134,9 +134,8 @@ class Spool:
         Raises
         ------
         Refused
-            ``OUT_OF_RESOURCES`` where it cannot be made, or too little of the disk is free.
+            ``OUT_OF_RESOURCES`` where it cannot be made.
         """
-        self._check_room()
         try:
             return Arrival(self._arriving / f"{os.getpid()}-{next(self._numbers)}")
         except OSError as error:
@@ -177,7 +176,8 @@ class Spool:
             ``OUT_OF_RESOURCES`` where it cannot be written, or too little of the disk would stay free; ``DUPLICATE``
             where another association was faster with another instance of this UID.
         """
-        self._check_room()
+        if shutil.disk_usage(self._studies).free < self._free:
+            raise Refused(OUT_OF_RESOURCES, "the disk is full")
         path = self._path(study, instance)
         try:
             arrival.end()
@@ -188,10 +188,6 @@ class Spool:
             self.holds(study, instance, arrival)
         except OSError as error:
             raise Refused(OUT_OF_RESOURCES, f"cannot write: {error.strerror}") from error
-
-    def _check_room(self) -> None:
-        if shutil.disk_usage(self._studies).free < self._free:
-            raise Refused(OUT_OF_RESOURCES, "the disk is full")
 
     def _make(self, study: str) -> None:
         """Make the folders of a study, so that they outlive a crash."""

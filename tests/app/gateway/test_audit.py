@@ -34,6 +34,7 @@ from app.outcome import ExitStatus
 from tests.app.gateway import stand_ins
 from tests.app.gateway.audit_schema import DESTINATION, SOURCE, check, code, roles
 from tests.app.gateway.peers import CALLER, free_port, send, sending, wait_until
+from tests.app.gateway.spooled import keep
 from tests.app.gateway.test_gateway import Site, _short_pauses, site
 from tests.builders import write_series
 
@@ -59,7 +60,7 @@ def files(tmp_path: Path) -> list[Path]:
 def spool(tmp_path: Path, files: list[Path]) -> Spool:
     spool = Spool(tmp_path / "spool", 0)
     for file in files:
-        spool.keep(STUDY, str(pydicom.dcmread(file).SOPInstanceUID), file.read_bytes())
+        keep(spool, STUDY, str(pydicom.dcmread(file).SOPInstanceUID), file.read_bytes())
     return spool
 
 
@@ -388,7 +389,7 @@ def test_a_stranger_by_tls_is_told_and_a_monitor_is_not(
     events: list[Event] = []
     configuration = Site.configured(_Nowhere(tmp_path), callers=[{"ae_title": CALLER}])  # type: ignore[arg-type]
     with closing(Jobs(tmp_path / TABLE)) as jobs:
-        listener = Receiver(configuration, spool, jobs, lambda *_: None, events.append)
+        listener = Receiver(configuration, spool, jobs, lambda *_: None, lambda _: (0, None), events.append)
         monkeypatch.setattr(receiver, "prepare", lambda _: failure)
         listener._prepare(_Connection())
     assert [event.kind for event in events] == ([Kind.REJECTED] if told else [])

@@ -34,6 +34,10 @@ class WebPacs:
         Modalities that it refuses in the answer, with Failure Reason A700.
     wants : str, optional
         Value of the header Authorization without which it lets nobody in.
+    instead : dict
+        What it gives in the place of an instance; nothing and HTTP 404 where it is empty.
+    requests : list
+        What was asked of it.
     """
 
     url: str = ""
@@ -42,6 +46,7 @@ class WebPacs:
     forgets: int = 0
     fails: set[str] = field(default_factory=set)
     wants: str | None = None
+    instead: dict[str, bytes] = field(default_factory=dict)
     requests: list[str] = field(default_factory=list)
 
     def datasets(self) -> list[Dataset]:
@@ -111,7 +116,11 @@ class _Handler(BaseHTTPRequestHandler):
             self._search(parts, query)
 
     def _retrieve(self, instance: str) -> None:
-        part = b"\r\nContent-Type: application/dicom\r\n\r\n" + self.owner.files[instance] + b"\r\n"
+        file = self.owner.instead.get(instance, self.owner.files[instance])
+        if not file:
+            self._answer(404, b"", "text/plain")
+            return
+        part = b"\r\nContent-Type: application/dicom\r\n\r\n" + file + b"\r\n"
         content = _BOUNDARY + part + _BOUNDARY + b"--\r\n"
         kind = f'multipart/related; type="application/dicom"; boundary="{_BOUNDARY[2:].decode()}"'
         self._answer(200, content, kind)

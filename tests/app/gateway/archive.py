@@ -1,0 +1,75 @@
+"""A PACS that can be searched, and sends what it is asked for, as pynetdicom makes one."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+from pydicom import Dataset
+from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian, MRImageStorage
+from pynetdicom import AE, build_context, evt
+from pynetdicom.sop_class import (
+    StudyRootQueryRetrieveInformationModelFind,
+    StudyRootQueryRetrieveInformationModelMove,
+)
+
+
+@dataclass
+class Archive:
+    """What it has, and where it knows others to be.
+
+    Parameters
+    ----------
+    title : str
+        Its AE title.
+    images : list of Dataset
+    ports : dict
+        Where other AE titles listen on loopback.
+    port : int
+        Where it listens itself.
+    """
+
+    title: str
+    images: list[Dataset] = field(default_factory=list)
+    ports: dict[str, int] = field(default_factory=dict)
+    port: int = 0
+
+    def find(self, event: Any) -> Iterator[tuple[int, Dataset | None]]:
+        series = {}
+        for image in self.images:
+            if image.StudyInstanceUID == event.identifier.StudyInstanceUID:
+                match = Dataset()
+                match.QueryRetrieveLevel = "SERIES"
+                match.SeriesInstanceUID, match.Modality = image.SeriesInstanceUID, image.Modality
+                series[image.SeriesInstanceUID] = match
+        yield from ((0xFF00, match) for match in series.values())
+
+    def move(self, event: Any) -> Iterator[Any]:
+        port = self.ports.get(event.move_destination)
+        if port is None:
+            yield None, None
+            return
+        wanted = [image for image in self.images if image.SeriesInstanceUID == event.identifier.SeriesInstanceUID]
+        yield "127.0.0.1", port, {"contexts": [build_context(CTImageStorage, ExplicitVRLittleEndian)]}
+        yield len(wanted)
+        for image in wanted:
+            yield 0xFF00, image
+
+
+@contextmanager
+def searchable(archive: Archive) -> Iterator[Archive]:
+    """Run it on a free port."""
+    entity = AE(archive.title)
+    for model in (StudyRootQueryRetrieveInformationModelFind, StudyRootQueryRetrieveInformationModelMove):
+        entity.add_supported_context(model)
+    entity.add_requested_context(CTImageStorage, ExplicitVRLittleEndian)
+    entity.add_requested_context(MRImageStorage, ExplicitVRLittleEndian)
+    handlers = [(evt.EVT_C_FIND, archive.find), (evt.EVT_C_MOVE, archive.move)]
+    server = entity.start_server(("127.0.0.1", 0), block=False, evt_handlers=handlers)
+    archive.port = server.server_address[1]
+    try:
+        yield archive
+    finally:
+        server.shutdown()

@@ -1,0 +1,165 @@
+"""A study that nobody has sent comes from a PACS, by either way, all of it or nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pydicom
+import pytest
+import yaml
+from pydicom.uid import generate_uid
+
+from app.cli import main
+from app.gateway.configuration import GatewayConfiguration
+from app.gateway.jobs import State
+from app.outcome import ExitStatus
+from tests.app.gateway.archive import Archive, searchable
+from tests.app.gateway.peers import CALLER, PACS_TITLE, wait_until
+from tests.app.gateway.test_gateway import Site, _short_pauses, _summary, files, site
+from tests.app.gateway.web_pacs import WebPacs, web_listening
+
+__all__ = ["_short_pauses", "files", "site"]
+
+
+@contextmanager
+def _configured(site: Site, source: dict[str, object]) -> Iterator[Path]:
+    """Write the configuration of a site that has a source."""
+    path = site.folder / "gateway.yaml"
+    path.write_text(yaml.safe_dump(_stated(site, source)))
+    yield path
+
+
+def _stated(site: Site, source: dict[str, object]) -> dict[str, Any]:
+    return {
+        "port": site.port or 11112,
+        "spool": str(site.folder / "spool"),
+        "callers": [{"ae_title": CALLER}],
+        "destinations": [{"name": "pacs", "ae_title": PACS_TITLE, "host": "127.0.0.1", "port": site.pacs.port}],
+        "quiet_seconds": 0.3,
+        "limits": {"free_disk_mb": 0},
+        "sources": [{"name": "archive", **source}],
+    }
+
+
+def _fetch(site: Site, source: dict[str, object], study: str, name: str = "archive") -> int:
+    with _configured(site, source) as path:
+        return main(["fetch", study, "--from", name, "-c", str(path)])
+
+
+def _study(files: list[Path]) -> str:
+    return str(pydicom.dcmread(files[0]).StudyInstanceUID)
+
+
+def _others(files: list[Path]) -> list[pydicom.Dataset]:
+    """Return images of the same study that are no CT, and a CT of another study."""
+    images = []
+    for number, modality in enumerate(("MR", "CT")):
+        image = pydicom.dcmread(files[0])
+        image.Modality, image.SeriesInstanceUID = modality, generate_uid()
+        image.SOPInstanceUID = image.file_meta.MediaStorageSOPInstanceUID = generate_uid()
+        if number:
+            image.StudyInstanceUID = generate_uid()
+        images.append(image)
+    return images
+
+
+@pytest.fixture
+def archive(site: Site, files: list[Path]) -> Iterator[Archive]:
+    with searchable(Archive(CALLER, [*map(pydicom.dcmread, files), *_others(files)])) as archive:
+        yield archive
+
+
+def _by_move(archive: Archive) -> dict[str, object]:
+    return {"ae_title": CALLER, "host": "127.0.0.1", "port": archive.port}
+
+
+def test_a_study_comes_by_c_move(site: Site, archive: Archive, files: list[Path]) -> None:
+    site.start()
+    archive.ports["COVIDCT"] = site.port
+    assert _fetch(site, _by_move(archive), _study(files)) == ExitStatus.OK
+    wait_until(lambda: site.states() == [State.COMMITTED])
+    assert _summary(site) == "3 instances"
+
+
+def test_a_source_that_does_not_know_the_gateway_is_said(
+    site: Site, archive: Archive, files: list[Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    site.start()
+    assert _fetch(site, _by_move(archive), _study(files)) == ExitStatus.FAILED
+    assert "archive: it moved a series with status A801" in capsys.readouterr().err
+    assert site.jobs() == []
+
+
+def test_c_move_needs_a_gateway_that_runs(
+    site: Site, archive: Archive, files: list[Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert _fetch(site, _by_move(archive), _study(files)) == ExitStatus.USAGE
+    assert "the gateway does not run" in capsys.readouterr().err
+
+
+def test_a_study_that_is_not_there_is_said(site: Site, archive: Archive, capsys: pytest.CaptureFixture[str]) -> None:
+    site.start()
+    assert _fetch(site, _by_move(archive), "1.2.3") == ExitStatus.USAGE
+    assert "archive has no CT series of this study" in capsys.readouterr().err
+
+
+@pytest.fixture
+def web(files: list[Path]) -> Iterator[WebPacs]:
+    with web_listening(WebPacs()) as pacs:
+        pacs.files = {pydicom.dcmread(file).SOPInstanceUID: file.read_bytes() for file in files}
+        for image in _others(files):
+            path = files[0].parent / "other"
+            image.save_as(path)
+            pacs.files[image.SOPInstanceUID] = path.read_bytes()
+            path.unlink()
+        yield pacs
+
+
+def test_a_study_comes_by_wado_rs_as_it_is(site: Site, web: WebPacs, files: list[Path]) -> None:
+    site.start()
+    assert _fetch(site, {"url": web.url}, _study(files)) == ExitStatus.OK
+    wait_until(lambda: site.states() == [State.COMMITTED])
+    assert _summary(site) == "3 instances"
+    folder = site.folder / "spool" / "studies" / _study(files) / "in"
+    assert sorted(path.name for path in folder.iterdir()) == sorted(
+        f"{pydicom.dcmread(file).SOPInstanceUID}.dcm" for file in files
+    )
+    for path in folder.iterdir():
+        assert pydicom.dcmread(path) == next(each for each in web.datasets() if each.SOPInstanceUID == path.stem)
+    (job,) = site.jobs()
+    assert _fetch(site, {"url": web.url}, _study(files)) == ExitStatus.OK  # again: nothing is new
+    assert site.jobs() == [job]
+
+
+def test_the_gateway_takes_up_what_was_fetched_before_it_ran(site: Site, web: WebPacs, files: list[Path]) -> None:
+    assert _fetch(site, {"url": web.url}, _study(files)) == ExitStatus.OK
+    site.start()
+    wait_until(lambda: site.states() == [State.COMMITTED])
+    assert _summary(site) == "3 instances"
+
+
+@pytest.mark.parametrize("other", [False, True], ids=["none", "another"])
+def test_all_of_it_is_kept_or_nothing(
+    site: Site, web: WebPacs, files: list[Path], other: bool, capsys: pytest.CaptureFixture[str]
+) -> None:
+    web.instead = {str(pydicom.dcmread(files[-1]).SOPInstanceUID): files[0].read_bytes() if other else b""}
+    assert _fetch(site, {"url": web.url}, _study(files)) == ExitStatus.FAILED
+    assert "error: archive:" in capsys.readouterr().err
+    assert not list((site.folder / "spool").rglob("*.dcm"))
+    assert not list((site.folder / "spool" / "arriving").iterdir())
+
+
+def test_what_cannot_be_meant_is_said(site: Site, capsys: pytest.CaptureFixture[str]) -> None:
+    assert _fetch(site, {"url": "http://127.0.0.1:1/x"}, "1.2.3", "elsewhere") == ExitStatus.USAGE
+    assert "there is no source elsewhere; configured: archive" in capsys.readouterr().err
+    assert _fetch(site, {"url": "http://127.0.0.1:1/x"}, "../1.2") == ExitStatus.USAGE
+    assert "the study is no valid UID" in capsys.readouterr().err
+    assert _fetch(site, {"url": "http://127.0.0.1:1/x"}, "1.2.3") == ExitStatus.FAILED
+    assert "archive: it cannot be reached" in capsys.readouterr().err
+    with pytest.raises(ValueError, match="two sources have the same name"):
+        GatewayConfiguration.model_validate(
+            _stated(site, {}) | {"sources": [{"name": "a", "url": "http://b/c"}, {"name": "a", "url": "http://b/d"}]}
+        )
