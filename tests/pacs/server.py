@@ -74,6 +74,14 @@ class Orthanc:
         resources = {"Resources": self.rest("/studies"), "Synchronous": True}
         self._request("POST", f"/modalities/{title}/store", json.dumps(resources).encode())
 
+    def commitment(self, title: str, instances: list[list[str]]) -> Any:
+        """Ask another application entity to commit to instances, as pairs of UIDs; return its report."""
+        asked = json.dumps({"DicomInstances": instances}).encode()
+        path = json.loads(self._request("POST", f"/modalities/{title}/storage-commitment", asked))["Path"]
+        while (report := self.rest(path))["Status"] == "Pending":
+            time.sleep(0.05)
+        return report
+
     def file(self, instance: str) -> bytes:
         """Retrieve an object by Orthanc's own interface."""
         (found,) = json.loads(self._request("POST", "/tools/lookup", instance.encode()))
