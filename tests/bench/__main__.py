@@ -5,9 +5,16 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from tests.bench import explanation, job, loading, warm, writing
+from tests.bench import explanation, gateway, job, loading, warm, writing
 
-parts = {"loading": loading, "writing": writing, "explanation": explanation, "job": job, "warm": warm}
+parts = {
+    "loading": loading,
+    "writing": writing,
+    "explanation": explanation,
+    "job": job,
+    "warm": warm,
+    "gateway": gateway,
+}
 results = {name: part.run() for name, part in parts.items()}
 target = Path("build", "bench.json")
 target.parent.mkdir(exist_ok=True)
