@@ -92,17 +92,19 @@ class Commitment:
         return next(own, None)
 
     def _report(self, question: Question) -> Dataset:
-        """Return what is kept, and what is not and why (PS3.3, C.14)."""
+        """Return what is kept, which is never deleted from then on but by a person, and what is not (PS3.3, C.14)."""
         there = self._spool.find([instance for _, instance in question.instances])
-        kept, lost = [], []
+        kept, lost, studies = [], [], set()
         for sop_class, instance in question.instances:
             item = Dataset()
             item.ReferencedSOPClassUID, item.ReferencedSOPInstanceUID = sop_class, instance
-            if there.get(instance) == sop_class:
+            if instance in there and there[instance][1] == sop_class:
                 kept.append(item)
+                studies.add(there[instance][0])
             else:
                 item.FailureReason = CLASS_CONFLICT if instance in there else NO_SUCH_INSTANCE
                 lost.append(item)
+        self._questions.promise(studies)
         report = Dataset()
         report.TransactionUID = question.transaction
         if kept:

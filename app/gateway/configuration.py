@@ -221,6 +221,9 @@ class GatewayConfiguration(_Part):
         Where studies can be fetched from.
     quiet_seconds : float
         A study is complete when for so long no association has sent anything of it.
+    keep_days : float, optional
+        A study that was delivered is deleted after so many days, unless its sender was told that it is kept; by default
+        nothing is deleted.
     limits : Limits
     tls : Tls, optional
         With it, nobody is listened to without TLS.
@@ -240,6 +243,7 @@ class GatewayConfiguration(_Part):
     destinations: tuple[Destination, ...] = Field(min_length=1)
     sources: tuple[Source, ...] = ()
     quiet_seconds: Seconds = 30.0
+    keep_days: Annotated[float, Field(ge=0.0)] | None = None
     limits: Limits = Field(default_factory=Limits)
     tls: Tls | None = None
     log: Literal["text", "json"] = "text"

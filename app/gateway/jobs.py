@@ -296,6 +296,11 @@ class Jobs:
                 (failures, due, reason, job.study),
             )
 
+    def ended(self, before: float) -> list[Job]:
+        """Return the studies that were delivered before a time."""
+        with self._transaction() as database:
+            return _studies(database, "state = ? AND since < ?", State.COMMITTED, before)
+
     # --- people ---
 
     def all(self) -> list[Job]:
@@ -313,16 +318,17 @@ class Jobs:
             _enter(database, study, State.SENDING if to_send else State.READY, now)
         return True
 
-    def drop(self, study: str, now: float) -> bool:
-        """Begin to delete a study; False if it is arriving, running or not known.
+    def drop(self, study: str, now: float, revision: int | None = None) -> bool:
+        """Begin to delete a study; False if it is arriving, running, not known, or not of the given revision any more.
 
         Until :meth:`dropped`, when its files are gone, nothing of it is taken in.
         """
         with self._transaction() as database:
             found = _studies(database, "study = ? AND state NOT IN (?, ?)", study, State.RECEIVING, State.RUNNING)
-            if found:
-                _enter(database, study, State.DROPPING, now)
-        return bool(found)
+            if not found or revision not in (None, found[0].revision):
+                return False
+            _enter(database, study, State.DROPPING, now)
+        return True
 
     def dropped(self, study: str) -> None:
         """Forget a study whose files are gone."""

@@ -117,7 +117,7 @@ class Gateway:
         self._asked: dict[str, _Question] = {}
         self._lock = threading.Lock()
         self._stopping = threading.Event()
-        steps = (self._run_next, self._send_all, self._answer)
+        steps = (self._run_next, self._send_all, self._answer, self._clear)
         self._threads = [threading.Thread(target=self._loop, args=(step,)) for step in steps]
 
     def __enter__(self) -> Self:
@@ -222,6 +222,18 @@ class Gateway:
 
     def _answer(self) -> bool:
         self._commitment.answer()
+        return False
+
+    def _clear(self) -> bool:
+        """Delete what has been delivered for long enough, and what nobody was told is kept."""
+        days = self._configuration.keep_days
+        ended = [] if days is None else self._jobs.ended(time.time() - days * 86400.0)
+        promised = self._questions.promised() if ended else set()
+        for job in ended:
+            if job.study not in promised and self._jobs.drop(job.study, time.time(), job.revision):
+                self._tell_of(job, Kind.DROPPED, f"deleted: it was delivered {days:g} days ago")
+                self._spool.drop(job.study)
+                self._jobs.dropped(job.study)
         return False
 
     def _send(self, job: Job) -> None:

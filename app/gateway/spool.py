@@ -203,14 +203,14 @@ class Spool:
         """Say whether nothing of a study is there."""
         return not any(self.incoming(study).glob("*.dcm"))
 
-    def find(self, instances: Sequence[str]) -> dict[str, str]:
-        """Return the SOP Class UIDs of those of the instances that are there, by their UIDs (checked)."""
+    def find(self, instances: Sequence[str]) -> dict[str, tuple[str, str]]:
+        """Return study and SOP Class UID of those of the instances that are there, by their UIDs (checked)."""
         there = {}
         for study in self.studies():
             for instance in instances:
                 path = self._path(study, instance)
                 if path.exists():
-                    there[instance] = str(read_file_meta_info(path).MediaStorageSOPClassUID)
+                    there[instance] = study, str(read_file_meta_info(path).MediaStorageSOPClassUID)
         return there
 
     def studies(self) -> list[str]:

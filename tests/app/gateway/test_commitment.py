@@ -8,6 +8,7 @@ from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pydicom
 import pytest
 from pydicom import Dataset
@@ -16,10 +17,12 @@ from pynetdicom import AE, evt
 from pynetdicom.sop_class import StorageCommitmentPushModel, StorageCommitmentPushModelInstance
 
 from app.gateway import commitment
+from app.gateway.jobs import State
 from app.gateway.questions import Questions
 from app.gateway.service import TABLE
 from tests.app.gateway.peers import CALLER, TITLE, free_port, send, wait_until
 from tests.app.gateway.test_gateway import Site, _short_pauses, files, site
+from tests.builders import write_series
 
 __all__ = ["_short_pauses", "files", "site"]
 
@@ -171,3 +174,22 @@ def test_many_ask_at_once(site: Site, files: list[Path]) -> None:
             thread.join()
         wait_until(lambda: len({str(report.TransactionUID) for _, report in reports}) == 12)
     assert all(_told(report) == (_uids(files), []) for _, report in reports)
+
+
+def test_what_was_delivered_is_deleted_in_time_unless_it_was_promised(site: Site, tmp_path: Path) -> None:
+    port = free_port()
+    site.start(callers=[{"ae_title": CALLER, "address": "127.0.0.1", "port": port}], keep_days=5.0 / 86400.0)
+    promised, free = (write_series(tmp_path / name, np.zeros((2, 8, 8)), study=name) for name in ("promised", "free"))
+    with _hearing(port) as reports:
+        send(site.port, promised)
+        assert _ask(site, _uids(promised)[:1]) == 0
+        wait_until(lambda: bool(reports))
+    send(site.port, free)
+    wait_until(lambda: State.COMMITTED in site.states() and len(site.jobs()) == 1)
+    (job,) = site.jobs()
+    assert job.study == pydicom.dcmread(promised[0]).StudyInstanceUID
+    folder = site.folder / "spool" / "studies"
+    assert [path.name for path in folder.iterdir()] == [job.study]
+    assert len(list((folder / job.study / "in").iterdir())) == 2
+    assert sum("deleted: it was delivered" in line for line in site.lines) == 1
+    assert len(site.pacs.objects) == 2
