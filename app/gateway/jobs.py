@@ -15,6 +15,7 @@ from enum import StrEnum
 from pathlib import Path
 
 from app.gateway.database import Database
+from app.outcome import UsageError
 
 
 class State(StrEnum):
@@ -51,6 +52,10 @@ class Job:
         AE title that sent the latest instances.
     reason : str
         Of a refusal or a failure: one line without patient data.
+    arrived : float, optional
+        When the first instance came.
+    ran, seconds : float, optional
+        When the latest run ended, however it did, and how long it took.
     """
 
     study: str
@@ -61,6 +66,9 @@ class Job:
     since: float
     caller: str
     reason: str
+    arrived: float | None = None
+    ran: float | None = None
+    seconds: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,7 +108,17 @@ CREATE TABLE IF NOT EXISTS deliveries (
     PRIMARY KEY (study, destination, sop_instance)
 ) STRICT, WITHOUT ROWID;
 """
-_COLUMNS = "study, state, revision, failures, due, since, caller, reason"
+_UPGRADES = (
+    (
+        "ALTER TABLE studies ADD COLUMN arrived REAL",
+        "ALTER TABLE studies ADD COLUMN ran REAL",
+        "ALTER TABLE studies ADD COLUMN seconds REAL",
+        "CREATE INDEX by_change ON studies (since)",
+    ),
+)
+"""What each version since the first has changed; ``user_version`` of the file counts those that it has."""
+COLUMNS = "study, state, revision, failures, due, since, caller, reason, arrived, ran, seconds"
+"""Of a study, in the order of :class:`Job`."""
 
 
 class Jobs:
@@ -109,12 +127,19 @@ class Jobs:
     Parameters
     ----------
     path : Path
-        Made where absent.
+        Made where absent, and upgraded where an earlier version has made it.
+
+    Raises
+    ------
+    UsageError
+        If a later version has made it.
     """
 
     def __init__(self, path: Path) -> None:
         self._database = Database(path, _SCHEMA)
         self._transaction = self._database.transaction
+        with self._transaction() as database:
+            _upgrade(database, path)
 
     def close(self) -> None:
         """Close the file."""
@@ -132,11 +157,12 @@ class Jobs:
             if _studies(database, "study = ? AND state = ?", study, State.DROPPING):
                 return False
             database.execute(
-                "INSERT INTO studies VALUES (?, ?, 1, 0, ?, ?, ?, '')"
+                "INSERT INTO studies (study, state, revision, failures, due, since, caller, reason, arrived)"
+                " VALUES (?, ?, 1, 0, ?, ?, ?, '', ?)"
                 " ON CONFLICT (study) DO UPDATE SET revision = revision + 1, caller = excluded.caller, failures = 0,"
                 " due = excluded.due, reason = '', since = excluded.since,"
                 " state = iif(state = ?, state, excluded.state)",
-                (study, State.RECEIVING, now if due is None else due, now, caller, State.RUNNING),
+                (study, State.RECEIVING, now if due is None else due, now, caller, now, State.RUNNING),
             )
             database.execute("DELETE FROM deliveries WHERE study = ?", (study,))
         return True
@@ -181,6 +207,11 @@ class Jobs:
                 _enter(database, job.study, State.RUNNING, now)
                 return job
         return None
+
+    def took(self, job: Job, seconds: float, now: float) -> None:
+        """Note that a run has ended, however it did, and how long it took."""
+        with self._transaction() as database:
+            database.execute("UPDATE studies SET ran = ?, seconds = ? WHERE study = ?", (now, seconds, job.study))
 
     def ran(self, job: Job, deliveries: Iterable[Delivery], now: float) -> bool:
         """Note that a run has ended with results, and what is to be sent; False if they are outdated already."""
@@ -237,7 +268,8 @@ class Jobs:
         self.resume(now)
         with self._transaction() as database:
             database.executemany(
-                "INSERT INTO studies VALUES (?, ?, 1, 0, ?, ?, '', '') ON CONFLICT DO NOTHING",
+                "INSERT INTO studies (study, state, revision, failures, due, since, caller, reason)"
+                " VALUES (?, ?, 1, 0, ?, ?, '', '') ON CONFLICT DO NOTHING",
                 [(study, State.RECEIVING, now, now) for study in studies],
             )
             database.execute("UPDATE studies SET due = ? WHERE state = ?", (now + quiet, State.RECEIVING))
@@ -344,8 +376,19 @@ class Jobs:
             )
 
 
+def _upgrade(database: sqlite3.Connection, path: Path) -> None:
+    """Bring a file to the state of this version; what is in it stays."""
+    (version,) = database.execute("PRAGMA user_version").fetchone()
+    if version > len(_UPGRADES):
+        raise UsageError(f"a later version of the gateway has made {path}")
+    for changes in _UPGRADES[version:]:
+        for change in changes:
+            database.execute(change)
+    database.execute(f"PRAGMA user_version = {len(_UPGRADES)}")
+
+
 def _studies(database: sqlite3.Connection, condition: str, *values: object) -> list[Job]:
-    query = f"SELECT {_COLUMNS} FROM studies WHERE {condition} ORDER BY due, since"  # noqa: S608 - conditions of ours
+    query = f"SELECT {COLUMNS} FROM studies WHERE {condition} ORDER BY due, since"  # noqa: S608 - conditions of ours
     with closing(database.execute(query, values)) as rows:
         return [Job(row[0], State(row[1]), *row[2:]) for row in rows]
 
