@@ -204,6 +204,20 @@ class Limits(_Part):
     send_hours: Annotated[float, Field(ge=0.0)] = 72.0
 
 
+class Web(_Part):
+    """Where the pages and figures for those who watch the gateway are; see docs/pacs.md before you leave loopback.
+
+    Parameters
+    ----------
+    host : IP address
+        To listen on.
+    port : int
+    """
+
+    host: IPv4Address | IPv6Address = IPv4Address("127.0.0.1")
+    port: Port = 8080
+
+
 class GatewayConfiguration(_Part):
     """Everything of ``gateway.yaml``.
 
@@ -227,6 +241,8 @@ class GatewayConfiguration(_Part):
     limits : Limits
     tls : Tls, optional
         With it, nobody is listened to without TLS.
+    web : Web, optional
+        With it, the gateway can be watched over HTTP.
     log : {"text", "json"}
         Lines for people, or for programs, on standard error.
     settings : dict
@@ -246,6 +262,7 @@ class GatewayConfiguration(_Part):
     keep_days: Annotated[float, Field(ge=0.0)] | None = None
     limits: Limits = Field(default_factory=Limits)
     tls: Tls | None = None
+    web: Web | None = None
     log: Literal["text", "json"] = "text"
     settings: dict[str, bool | int | float | str] = {}
     rules: SelectionRules = Field(ANY_SERIES, alias="series-selection")

@@ -85,6 +85,16 @@ class Event:
 Tell = Callable[[Event], None]
 
 
+def to_all(*listeners: Tell) -> Tell:
+    """Return a listener that passes on what it hears to all of these, in their order."""
+
+    def tell(event: Event) -> None:
+        for listener in listeners:
+            listener(event)
+
+    return tell
+
+
 def as_text(event: Event, time: float) -> str:
     """Return an event as a line for people; ``time`` in seconds since 1970."""
     study = f"{event.study}: " if event.study else ""

@@ -120,6 +120,16 @@ class Receiver:
                 association.join(SILENCE)
                 association.dul.join(SILENCE)
 
+    @property
+    def listening(self) -> bool:
+        """Whether it listens."""
+        return self._server is not None and self._server.socket.fileno() >= 0
+
+    @property
+    def associations(self) -> int:
+        """How many associations are open."""
+        return 0 if self._server is None else len(self._server.active_associations)
+
     def arriving(self) -> set[str]:
         """Return the studies of which an open association has sent something; note the end of the others."""
         with self._lock:

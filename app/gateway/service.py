@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import fcntl
+import shutil
 import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import closing, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
@@ -26,12 +27,16 @@ from app.gateway.configuration import (
 )
 from app.gateway.dicom_sender import DicomSender
 from app.gateway.dicomweb import WebSender
-from app.gateway.events import Event, Kind, Peer, Tell
+from app.gateway.events import Event, Kind, Peer, Tell, to_all
 from app.gateway.jobs import Delivery, Job, Jobs
+from app.gateway.metrics import Metrics, Vitals
 from app.gateway.questions import Questions
+from app.gateway.queue import Queue
 from app.gateway.receiver import Receiver
 from app.gateway.sender import Failure, Sender
 from app.gateway.spool import Spool
+from app.gateway.web import Pages
+from app.gateway.web_server import WebServer
 from app.gateway.worker import Worker
 from app.outcome import UsageError
 from app.publish import objects_in
@@ -101,9 +106,11 @@ class Gateway:
     def __init__(self, configuration: GatewayConfiguration, worker: Worker, tell: Tell) -> None:
         self._configuration = configuration
         self._worker = worker
+        queue = Queue(configuration.spool / TABLE)
+        metrics = Metrics(queue, self._vitals, [each.name for each in configuration.destinations])
         self._spool = Spool(configuration.spool, configuration.limits.free_disk_mb * 10**6)
-        self._audit = AuditTrail(configuration.spool / AUDIT_LOG, Reporter(configuration.ae_title), self._spool, tell)
-        self._hear = tell
+        audit = AuditTrail(configuration.spool / AUDIT_LOG, Reporter(configuration.ae_title), self._spool, tell)
+        self._tell = to_all(audit, tell, metrics.hear)
         self._jobs = Jobs(configuration.spool / TABLE)
         self._senders: dict[type[Destination], Sender[Any]] = {
             DicomDestination: DicomSender(configuration.ae_title, configuration.tls, self._reported),
@@ -117,17 +124,29 @@ class Gateway:
         self._asked: dict[str, _Question] = {}
         self._lock = threading.Lock()
         self._stopping = threading.Event()
-        steps = (self._run_next, self._send_all, self._answer, self._clear)
-        self._threads = [threading.Thread(target=self._loop, args=(step,)) for step in steps]
+        steps = {"run": self._run_next, "send": self._send_all, "answer": self._answer, "clear": self._clear}
+        self._threads = [threading.Thread(target=self._loop, args=(step,), name=name) for name, step in steps.items()]
+        self._web = None
+        if configuration.web is not None:
+            title, results = configuration.ae_title, self._spool.results
+            pages = Pages(configuration.web, title, queue, metrics, self._vitals, results, self._tell)
+            self._web = WebServer(configuration.web, pages)
 
     def __enter__(self) -> Self:
-        self._own = _own(self._configuration.spool)
-        self._spool.tidy()
-        for study in self._jobs.recover(self._spool.studies(), time.time(), self._configuration.quiet_seconds):
-            self._tell(Event(Kind.DROPPED, "dropped, as was begun", study))
-            self._spool.drop(study)
-            self._jobs.dropped(study)
-        self._receiver.start()
+        with ExitStack() as undo:  # whoever cannot begin holds nothing
+            undo.callback(self._jobs.close)
+            undo.callback(self._questions.close)
+            self._own = undo.enter_context(_own(self._configuration.spool))
+            self._spool.tidy()
+            for study in self._jobs.recover(self._spool.studies(), time.time(), self._configuration.quiet_seconds):
+                self._tell(Event(Kind.DROPPED, "dropped, as was begun", study))
+                self._spool.drop(study)
+                self._jobs.dropped(study)
+            if self._web is not None:
+                self._web.start()
+                undo.callback(self._web.stop)
+            self._receiver.start()
+            undo.pop_all()
         where = f"{self._configuration.host}, port {self._configuration.port}"
         self._tell(Event(Kind.STARTED, f"listening as {self._configuration.ae_title} on {where}"))
         for thread in self._threads:
@@ -138,6 +157,8 @@ class Gateway:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._stopping.set()
+        if self._web is not None:
+            self._web.stop()
         self._receiver.stop()
         self._worker.close()
         for thread in self._threads:
@@ -158,6 +179,16 @@ class Gateway:
                 busy = False
             if not busy:
                 self._stopping.wait(TICK)
+
+    def _vitals(self) -> Vitals:
+        """Say how the gateway is, to those who watch it."""
+        free = shutil.disk_usage(self._configuration.spool).free
+        troubles = [f"the thread that is to {each.name} has ended" for each in self._threads if not each.is_alive()]
+        if not self._receiver.listening:
+            troubles.append("nobody listens for associations")
+        if free < self._configuration.limits.free_disk_mb * 10**6:
+            troubles.append("the disk is full: nothing is accepted")
+        return Vitals(tuple(troubles), free, self._receiver.associations)
 
     # --- runs ---
 
@@ -184,22 +215,22 @@ class Gateway:
             self._spool.results(job.study),
             lambda line: self._tell_of(job, Kind.PROGRESS, line),
         )
-        now = time.time()
+        now, seconds = time.time(), time.monotonic() - start
         if self._stopping.is_set() and outcome.kind == "failed":
             return  # its worker was ended; the next gateway takes it up again
+        self._jobs.took(job, seconds, now)
         if outcome.kind == "done":
             current = self._jobs.ran(job, self._deliveries(job.study), now)
             outdated = "" if current else "; more of it has come meanwhile: it will be run again"
-            seconds = time.monotonic() - start
             self._tell_of(job, Kind.RAN, f"{outcome.message} in {seconds:.1f} s{outdated}", seconds)
         elif outcome.kind == "refused":
             self._jobs.refused(job, outcome.message, now)
-            self._tell_of(job, Kind.REFUSED, f"refused: {outcome.message}", time.monotonic() - start)
+            self._tell_of(job, Kind.REFUSED, f"refused: {outcome.message}", seconds)
         else:
-            self._broke(job, outcome.message)
+            self._broke(job, outcome.message, seconds)
 
-    def _broke(self, job: Job, reason: str) -> None:
-        self._tell_of(job, Kind.FAILED, f"failed: {reason}")
+    def _broke(self, job: Job, reason: str, seconds: float | None = None) -> None:
+        self._tell_of(job, Kind.FAILED, f"failed: {reason}", seconds)
         self._jobs.broke(job, reason, time.time(), self._configuration.limits.runs, RUN_PAUSE)
 
     def _deliveries(self, study: str) -> list[Delivery]:
@@ -348,10 +379,6 @@ class Gateway:
             name = question.deliveries[0].destination
             self._postpone(question.job, _blamed({name}, f"it does not keep {missing} of the results"))
         question.answered.set()
-
-    def _tell(self, event: Event) -> None:
-        self._audit(event)
-        self._hear(event)
 
     def _tell_of(self, job: Job, kind: Kind, message: str, seconds: float | None = None) -> None:
         self._tell(Event(kind, message, job.study, seconds=seconds))

@@ -8,6 +8,8 @@ import time
 from multiprocessing.connection import Connection
 from pathlib import Path
 
+import numpy as np
+import numpy.typing as npt
 import pydicom
 from pydicom.uid import SecondaryCaptureImageStorage, generate_uid
 
@@ -27,6 +29,26 @@ def quick(channel: Connection, how: How, parent: int) -> None:
             return
         channel.send("working")
         channel.send(_result(source, target))
+
+
+def drawing(channel: Connection, how: How, parent: int) -> None:
+    """Write a secondary capture with :func:`drawn` for each study."""
+    while True:
+        try:
+            source, target = channel.recv()
+        except EOFError:
+            return
+        outcome = _result(source, target)
+        path = target / "sc" / "summary.dcm"
+        capture = pydicom.dcmread(path)
+        capture.set_pixel_data(drawn(), "RGB", 8)
+        capture.save_as(path)
+        channel.send(outcome)
+
+
+def drawn() -> npt.NDArray[np.uint8]:
+    """A picture in which no two pixels are the same."""
+    return np.arange(20 * 30 * 3, dtype=np.uint32).astype(np.uint8).reshape(20, 30, 3)
 
 
 def slow(channel: Connection, how: How, parent: int) -> None:

@@ -6,12 +6,14 @@ import socket
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pydicom
 import pytest
+from PIL import Image
 from pydicom.uid import generate_uid
 
 from app.gateway import receiver, service
@@ -24,6 +26,7 @@ from app.outcome import UsageError
 from app.settings import load_settings
 from operators.selection_rules import ANY_SERIES
 from tests.app.gateway import stand_ins
+from tests.app.gateway.browsing import look
 from tests.app.gateway.peers import CALLER, PACS_TITLE, Pacs, free_port, listening, send, sending, wait_until
 from tests.app.tiny_run import write_lungs, write_models
 from tests.builders import write_series
@@ -119,7 +122,8 @@ def test_a_study_comes_in_and_its_results_are_kept_by_the_pacs(site: Site, files
 def test_the_application_itself_reports_on_what_came(site: Site, tmp_path: Path) -> None:
     write_models(tmp_path / "models")
     write_lungs(tmp_path / "lungs")
-    site.start(stand_ins.application, tmp_path / "models")
+    port = free_port()
+    site.start(stand_ins.application, tmp_path / "models", web={"port": port})
     send(site.port, sorted((tmp_path / "lungs").iterdir()))
     wait_until(lambda: site.states() == [State.COMMITTED])
     modalities = {str(kept.Modality) for kept in site.pacs.objects.values()}
@@ -128,6 +132,10 @@ def test_the_application_itself_reports_on_what_came(site: Site, tmp_path: Path)
     assert studies == {job.study for job in site.jobs()}
     assert any("Lung segmentation" in line for line in site.lines)
     assert not any("Doe" in line or "4711" in line for line in site.lines)
+    page, picture = (look(port, f"/studies/{site.jobs()[0].study}{each}") for each in ("", "/picture.png"))
+    assert Image.open(BytesIO(picture.body)).size[0] == 1400  # that of the summary page
+    assert "Doe" not in page.text
+    assert "4711" not in page.text
 
 
 def test_echo_is_answered_and_strangers_are_rejected(site: Site, files: list[Path]) -> None:
