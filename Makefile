@@ -22,7 +22,7 @@ endef
 
 export OMP_NUM_THREADS ?= $(shell nproc 2>/dev/null || echo 2)
 
-.PHONY: help demo test test-all map-tools map map-test map-twice validate pacs-tools pacs viewer fuzz bench lint clean
+.PHONY: help demo test test-all map-tools map map-test map-twice validate pacs-tools pacs viewer web fuzz bench lint clean
 
 help:
 	@echo "make demo      set up, make a synthetic chest CT, run on it and say where to look"
@@ -34,6 +34,7 @@ help:
 	@echo "make validate  show results to validators (Debian, installs one; CT=FOLDER RESULTS=FOLDER)"
 	@echo "make pacs      send the results of a run to an Orthanc and read them back (Debian, installs it)"
 	@echo "make viewer    look at results in OHIF and save pictures of it (Debian; CT=FOLDER RESULTS=FOLDER)"
+	@echo "make web       look at the pages of the gateway in a browser and save pictures of them (Debian, installs Chromium)"
 	@echo "make fuzz      feed the series loader 10 000 damaged folders"
 	@echo "make bench     measure, in ratios of one run"
 	@echo "make clean     remove the environment and all that was made"
@@ -65,10 +66,10 @@ lint: $(STAMP)
 	$(BIN)/mypy
 
 test: lint
-	$(PARALLEL) -m "not slow and not pacs and not image"
+	$(PARALLEL) -m "not slow and not pacs and not image and not browser"
 
 test-all: lint
-	$(PARALLEL) -m "not pacs and not image"
+	$(PARALLEL) -m "not pacs and not image and not browser"
 
 map-tools:
 	$(if $(shell docker info 2>/dev/null),,$(call debian,docker.io mmdebstrap))
@@ -108,6 +109,12 @@ $(OHIF):
 	@mkdir -p build
 	@cd build && npm pack --silent @ohif/app@3.13.2 > /dev/null
 	@rm -rf build/package && tar xzf $@.tgz -C build && mv build/package $@
+
+web: $(VENV)/.viewer
+	$(call debian,chromium)
+	@rm -rf build/web
+	$(BIN)/pytest -m browser tests/app/gateway
+	@echo "look at build/web"
 
 fuzz: $(STAMP)
 	$(BIN)/python -W ignore -m tests.fuzz.run --cases 10000
