@@ -122,5 +122,5 @@ def test_every_link_of_a_page_leads_somewhere(page: Path) -> None:
 def test_the_page_names_every_file_to_paste() -> None:
     page = (ROOT / "docs" / "deployment.md").read_text("utf-8")
     files = [path for path in DEPLOY.rglob("*") if path.is_file() and path.parent != DEPLOY]
-    assert len(files) == 6
+    assert len(files) == 7
     assert not [path for path in files if f"](../{path.relative_to(ROOT)})" not in page]

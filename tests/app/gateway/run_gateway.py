@@ -6,7 +6,7 @@ import sys
 import threading
 from pathlib import Path
 
-from app.gateway import service
+from app.gateway import deliveries, runs, service
 from app.gateway.configuration import load_gateway
 from app.gateway.service import Gateway
 from app.gateway.worker import How, Worker
@@ -15,8 +15,8 @@ from operators.selection_rules import ANY_SERIES
 from tests.app.gateway.stand_ins import quick
 
 if __name__ == "__main__":
-    service.SEND_PAUSE = service.RUN_PAUSE = 0.2
-    service.COMMITMENT_PAUSE, service.TICK = 2.0, 0.05
+    deliveries.SEND_PAUSE = runs.RUN_PAUSE = 0.2
+    deliveries.COMMITMENT_PAUSE, service.TICK = 2.0, 0.05
     configuration = load_gateway(Path(sys.argv[1]))
     how = How(Path(), load_settings(), ANY_SERIES, None)
     with Gateway(configuration, Worker(how, 60.0, quick), lambda line: None):

@@ -16,7 +16,7 @@ import pytest
 from PIL import Image
 from pydicom.uid import generate_uid
 
-from app.gateway import receiver, service
+from app.gateway import deliveries, receiver, runs, service
 from app.gateway.configuration import GatewayConfiguration
 from app.gateway.events import Event, as_text
 from app.gateway.jobs import Job, Jobs, State
@@ -34,8 +34,10 @@ from tests.builders import write_series
 
 @pytest.fixture(autouse=True)
 def _short_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name, seconds in (("SEND_PAUSE", 0.2), ("RUN_PAUSE", 0.2), ("COMMITMENT_PAUSE", 2.0), ("TICK", 0.05)):
-        monkeypatch.setattr(service, name, seconds)
+    monkeypatch.setattr(service, "TICK", 0.05)
+    monkeypatch.setattr(runs, "RUN_PAUSE", 0.2)
+    monkeypatch.setattr(deliveries, "SEND_PAUSE", 0.2)
+    monkeypatch.setattr(deliveries, "COMMITMENT_PAUSE", 2.0)
 
 
 @pytest.fixture
@@ -364,7 +366,7 @@ def test_a_destination_whose_name_is_wrong_does_not_hold_back_the_others(site: S
 
 
 def test_an_answer_that_comes_late_is_believed(site: Site, files: list[Path], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(service, "COMMITMENT_PAUSE", 0.2)
+    monkeypatch.setattr(deliveries, "COMMITMENT_PAUSE", 0.2)
     site.pacs.seconds = 1.5
     site.start()
     send(site.port, files)
