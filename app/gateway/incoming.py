@@ -14,6 +14,8 @@ from app.gateway.spool import NOT_UNDERSTOOD, OUT_OF_RESOURCES, Arrival, Refused
 from operators.identity import IMPLEMENTATION_UID
 
 SUCCESS = 0x0000
+_OTHER_CLASS = 0x0122
+"""Status: SOP class not supported (PS3.7, C.5.6)."""
 _SOP_CLASS, _SOP_INSTANCE, _STUDY = 0x00080016, 0x00080018, 0x0020000D
 
 
@@ -81,7 +83,7 @@ class Incoming:
 
     def _open(self, abstract: str, syntax: str) -> None:
         if self._sop_class != abstract:
-            raise Refused(NOT_UNDERSTOOD, "its SOP Class is not that of the presentation context")
+            raise Refused(_OTHER_CLASS, "its class is not that of its presentation context")
         self._arrival = self._keeper.admit(self._association)
         self._arrival.write(file_head(self._sop_class, self._instance, syntax))
 

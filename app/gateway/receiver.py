@@ -43,6 +43,8 @@ MAX_PDU = 1 << 20
 """Bytes of a PDU that senders may use: larger ones cost less time."""
 SILENCE = 60.0
 """Seconds after which a peer that says nothing, or takes nothing, is hung up on."""
+_BACKLOG = 128
+"""Connections that may wait to be looked at. The library has five wait; the others would try again after a second."""
 
 _CALLER_UNKNOWN = (0x01, 0x01, 0x03)
 """Result, source and reason of a rejection for good: calling AE title not recognised (PS3.8, table 9-21)."""
@@ -105,6 +107,7 @@ class Receiver:
             self._server = self._entity.start_server(where, block=False, evt_handlers=handlers, ssl_context=tls)
         except OSError as error:
             raise UsageError(f"cannot listen on {where[0]}, port {where[1]}: {error.strerror}") from error
+        self._server.socket.listen(_BACKLOG)
 
     def stop(self) -> None:
         """Listen no more, and end all associations."""
@@ -143,8 +146,7 @@ class Receiver:
             return set().union(*self._arriving.values())
 
     def _made_entity(self) -> AE:
-        entity = StreamingEntity(ae_title=self._configuration.ae_title)
-        entity.open_sink = self._incoming
+        entity = StreamingEntity(self._configuration.ae_title, self._incoming, self.complain)
         entity.maximum_associations = self._configuration.limits.associations
         entity.maximum_pdu_size = MAX_PDU
         entity.network_timeout = entity.dimse_timeout = SILENCE

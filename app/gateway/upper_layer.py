@@ -11,11 +11,13 @@ from __future__ import annotations
 import select
 import ssl
 import struct
+import time
+from collections import deque
 from collections.abc import Callable
 from functools import partial
 from typing import Any, Protocol
 
-from pynetdicom import AE
+from pynetdicom import AE, evt
 from pynetdicom.association import Association
 from pynetdicom.dimse_messages import C_STORE_RQ
 from pynetdicom.dimse_primitives import C_STORE
@@ -28,8 +30,12 @@ _ESTABLISHED = "Sta6"
 _NO_DATA_SET = 0x0101
 _COMMAND, _LAST = 0x01, 0x02
 """Bits of the message control header (PS3.8, E.2)."""
-_LARGEST = 1 << 20
-"""Bytes of what is held in memory: PDUs other than P-DATA, and messages other than C-STORE."""
+_LONGEST_PDU = 1 << 21
+"""Bytes. One that claims more is not read: it is twice of what peers are told that they may send."""
+_LARGEST_COMMAND, _LARGEST_DATA = 1 << 16, 1 << 22
+"""Bytes of a command, real ones have some hundreds, and of the data of what is no C-STORE. They are held in memory."""
+_MOST_UNANSWERED = 4
+"""Messages that a peer may have sent without waiting for the answers. By the protocol it is one."""
 _PIECE = 1 << 18
 """Bytes that are handed on at a time."""
 _PATIENCE = 0.005
@@ -53,31 +59,53 @@ class Sink(Protocol):
 
 Open = Callable[[Association, C_STORE, tuple[str, str]], Sink]
 """Makes a sink: of the association, the request, and abstract and transfer syntax."""
+Complain = Callable[[Association, str], None]
+"""Told of an association, and what is wrong with it."""
 
 
 class StreamingEntity(AE):
-    """Application entity whose servers give data sets of C-STORE to sinks."""
+    """Application entity whose servers give data sets of C-STORE to sinks.
 
-    open_sink: Open
+    Parameters
+    ----------
+    ae_title : str
+    open_sink : callable
+        Makes the sinks.
+    complain : callable
+        Told of associations whose peer breaks the protocol, before it is hung up on.
+    """
+
+    def __init__(self, ae_title: str, open_sink: Open, complain: Complain) -> None:
+        super().__init__(ae_title)
+        self._handler = partial(_Handler, open_sink, complain)
 
     def make_server(self, *arguments: Any, **keywords: Any) -> AssociationServer:  # type: ignore[override]
         """Return a server, as its base class does."""
-        return super().make_server(*arguments, **keywords, request_handler=partial(_Handler, self.open_sink))
+        return super().make_server(*arguments, **keywords, request_handler=self._handler)
 
 
 class _Handler(RequestHandler):
     """Makes the association of a connection."""
 
-    def __init__(self, open_sink: Open, *arguments: Any) -> None:
-        self._open_sink = open_sink
+    def __init__(self, open_sink: Open, complain: Complain, *arguments: Any) -> None:
+        self._open_sink, self._complain = open_sink, complain
         super().__init__(*arguments)
 
     def _create_association(self) -> Association:
         association = super()._create_association()
-        association.dul = _UpperLayer(association, self._open_sink)
+        layer = _UpperLayer(association, self._open_sink, self._complain)
+        association.dul = layer
+        association._serve_request = layer.counted(association._serve_request)  # type: ignore[method-assign]
+        association.bind(evt.EVT_CONN_CLOSE, _end_at_once)
         association.network_timeout = self.ae.network_timeout  # the one before has had it
         association.set_socket(_Socket(association, client_socket=self.request))
         return association
+
+
+def _end_at_once(event: Any) -> None:
+    """End the thread of a connection that has ended before it asked for an association: it would wait for that."""
+    if event.assoc.requestor.primitive is None:
+        event.assoc.dul.to_user_queue.put(None)
 
 
 class _Gone(Exception):
@@ -92,6 +120,15 @@ class _Socket(AssociationSocket):
     """Waits until there is something to read, and reads it without copies."""
 
     _unread = b""
+    _deadline = 0.0
+
+    def begin(self) -> None:
+        """Have all that a PDU consists of come within the time that the peer may be silent for.
+
+        Else it could take its time for every byte, and keep others out, even before it has said who it is.
+        """
+        patience = None if self.socket is None else self.socket.gettimeout()
+        self._deadline = time.monotonic() + (patience or 0.0)
 
     @property
     def ready(self) -> bool:
@@ -130,6 +167,8 @@ class _Socket(AssociationSocket):
             read = 0 if connection is None else connection.recv_into(view[got:])
             if not read:
                 break
+            if time.monotonic() > self._deadline:
+                raise TimeoutError("a PDU takes too long")
             got += read
         return got
 
@@ -139,17 +178,33 @@ class _UpperLayer(DULServiceProvider):
 
     socket: _Socket
 
-    def __init__(self, association: Association, open_sink: Open) -> None:
+    def __init__(self, association: Association, open_sink: Open, complain: Complain) -> None:
         super().__init__(association)
         self._run_loop_delay = 0.0  # it is the socket that waits
-        self._open_sink = open_sink
-        self._storing: tuple[C_STORE, Sink] | None = None
+        self._open_sink, self._complain = open_sink, complain
+        self._storing: tuple[C_STORE, Sink, int] | None = None
+        self._whole = False
         self._buffer = memoryview(bytearray(_PIECE))
+        self._in_work: deque[object] = deque()
+
+    def counted(self, serve: Callable[..., None]) -> Callable[..., None]:
+        """Return a function that serves a request, and counts it: the library serves reports in a thread each."""
+
+        def serve_and_count(*message: object) -> None:
+            self._in_work.append(message)
+            try:
+                serve(*message)
+            finally:
+                self._in_work.pop()
+
+        return serve_and_count
 
     def run_reactor(self) -> None:
         """Read until the association ends, in a thread of its own."""
         try:
             super().run_reactor()
+        except Exception:  # a message out of turn: the library has hung up, its traceback would quote it
+            self.kill_dul()
         finally:
             if self._storing is not None:
                 self._storing[1].abandon()
@@ -166,19 +221,21 @@ class _UpperLayer(DULServiceProvider):
         return self.state_machine.current_state == _ESTABLISHED and self.to_provider_queue.empty()
 
     def _read_pdu(self) -> None:
+        self.socket.begin()
         try:
             head = bytes(self.socket.recv(6))
             if len(head) < 6:
                 raise _Gone
             kind, length = struct.unpack(">BxL", head)
+            if length > _LONGEST_PDU:
+                raise _Invalid
             if kind == _P_DATA_TF and self.state_machine.current_state == _ESTABLISHED:
                 self._read_items(length)
                 return
-            if length > _LARGEST:
-                raise _Invalid
         except (_Gone, OSError):
             self.event_queue.put(_CLOSED)
         except Exception:  # damaged messages make the library raise anything
+            self._complain(self.assoc, "it says what the protocol does not allow: hung up")
             self.event_queue.put(_INVALID)
         else:
             self.socket.unread(head)
@@ -191,49 +248,66 @@ class _UpperLayer(DULServiceProvider):
             left -= 4 + length
             if length < 2 or left < 0:
                 raise _Invalid
+            self._answer()
             if isinstance(self.assoc.dimse.message, C_STORE_RQ):
                 self._stream(context, control, length - 2)
             else:
                 self._collect(context, control, length - 2)
+        self._answer()
 
     def _collect(self, context: int, control: int, size: int) -> None:
         """Give a part of a message to the library."""
-        message: Any = self.assoc.dimse.message
-        held = 0 if message is None else message.encoded_command_set.tell() + message.data_set.tell()
-        if held + size > _LARGEST:
+        dimse = self.assoc.dimse
+        if size + self._collected(control) > (_LARGEST_COMMAND if control & _COMMAND else _LARGEST_DATA):
             raise _Invalid
         primitive = P_DATA()
         primitive.presentation_data_value_list = [[context, bytes([control]) + self._read(size)]]  # type: ignore[list-item]
-        self.assoc.dimse.receive_primitive(primitive)
+        dimse.receive_primitive(primitive)
+        if dimse.msg_queue.qsize() + len(self._in_work) > _MOST_UNANSWERED:
+            raise _Invalid
+
+    def _collected(self, control: int) -> int:
+        """Return how much is there of what a value belongs to: a command, or the data that follow one."""
+        message: Any = self.assoc.dimse.message
+        if control & _COMMAND:
+            return 0 if message is None else int(message.encoded_command_set.tell())
+        if message is None or message.context_id is None:
+            raise _Invalid
+        return int(message.data_set.tell())
 
     def _stream(self, context: int, control: int, size: int) -> None:
-        """Give a part of a data set to its sink, and answer when it was the last."""
+        """Give a part of a data set to its sink."""
         message: Any = self.assoc.dimse.message
         if control & _COMMAND or context != message.context_id:
             raise _Invalid
         if self._storing is None:
             self._storing = self._begin(message)
-        request, sink = self._storing
+        _, sink, _ = self._storing
         while size:
             view = self._buffer[: min(size, _PIECE)]
             self.socket.fill(view)
             sink.write(view)
             size -= len(view)
         if control & _LAST:
-            self.assoc.dimse.message = self._storing = None
-            self._answer(request, context, sink.end())
+            self.assoc.dimse.message = None
+            self._whole = True
 
-    def _begin(self, message: Any) -> tuple[C_STORE, Sink]:
-        """Return a request and the sink for its data set."""
+    def _begin(self, message: Any) -> tuple[C_STORE, Sink, int]:
+        """Return a request, the sink for its data set, and its presentation context."""
         request = message.message_to_primitive()
         for each in self.assoc.accepted_contexts:
             if each.context_id == message.context_id and request.is_valid_request:
                 syntaxes = str(each.abstract_syntax), str(each.transfer_syntax[0])
-                return request, self._open_sink(self.assoc, request, syntaxes)
+                return request, self._open_sink(self.assoc, request, syntaxes), message.context_id
         raise _Invalid
 
-    def _answer(self, request: C_STORE, context: int, status: int) -> None:
-        command = store_response(request, status)
+    def _answer(self) -> None:
+        """Answer a request that is whole; not before what came in the same PDU has proved to be good."""
+        if not self._whole or self._storing is None:
+            return
+        request, sink, context = self._storing
+        self._whole, self._storing = False, None
+        command = store_response(request, sink.end())
         item = struct.pack(">LBB", len(command) + 2, context, _COMMAND | _LAST) + command
         self.socket.send(struct.pack(">BBL", _P_DATA_TF, 0, len(item)) + item)
 

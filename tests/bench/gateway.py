@@ -87,7 +87,7 @@ def _gateway(folder: Path) -> Iterator[int]:
         "limits": {"free_disk_mb": 0},
     }
     (folder / "gateway.yaml").write_text(yaml.safe_dump(stated))
-    with _process(port, sys.executable, "-m", "tests.app.gateway.run_gateway", str(folder / "gateway.yaml")):
+    with _process(port, sys.executable, "-m", "tests.app.gateway.run_gateway", str(folder / "gateway.yaml"), "60"):
         yield port
 
 

@@ -14,6 +14,7 @@ from typing import Any
 
 import pydicom
 from pydicom import Dataset
+from pydicom.uid import ImplicitVRLittleEndian
 from pynetdicom import AE, AllStoragePresentationContexts, build_role, evt
 from pynetdicom.sop_class import StorageCommitmentPushModel, StorageCommitmentPushModelInstance, Verification
 
@@ -103,18 +104,21 @@ def _shake_hands(event: Any) -> None:
     shake_hands(event.assoc.dul.socket.socket)
 
 
-def association_request(title: str, called: str, *contexts: tuple[str, str]) -> bytes:
-    """Return the bytes by which a scanner asks for an association, for C-ECHO and then so many contexts more."""
+def association_request(
+    title: str, called: str, contexts: Sequence[tuple[str, list[str]]] = ((Verification, [ImplicitVRLittleEndian]),)
+) -> bytes:
+    """Return the bytes by which a scanner asks for an association, for classes and their transfer syntaxes."""
     heard: list[bytes] = []
     with socket.create_server(("127.0.0.1", 0)) as server:
         listener = threading.Thread(target=lambda: heard.append(_first_bytes(server)))
         listener.start()
         entity = AE(title)
         entity.acse_timeout = 0.5
-        entity.add_requested_context(Verification)
-        for abstract, syntax in contexts:
-            entity.add_requested_context(abstract, syntax)
-        entity.associate("127.0.0.1", server.getsockname()[1], ae_title=called)
+        roles = []
+        for sop_class, syntaxes in contexts:
+            entity.add_requested_context(sop_class, syntaxes)
+            roles += [_scp_role()] * (sop_class == StorageCommitmentPushModel)
+        entity.associate("127.0.0.1", server.getsockname()[1], ae_title=called, ext_neg=roles)
         listener.join()
     return heard[0]
 

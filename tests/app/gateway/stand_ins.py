@@ -85,7 +85,7 @@ application = work
 
 def _result(source: Path, target: Path, instances: list[Path] | None = None) -> Outcome:
     instances = sorted(source.glob("*.dcm")) if instances is None else instances
-    capture = pydicom.dcmread(instances[0], stop_before_pixels=True)
+    capture = pydicom.dcmread(instances[0], specific_tags=["StudyInstanceUID"])  # the rest may be damaged
     capture.SOPClassUID = capture.file_meta.MediaStorageSOPClassUID = SecondaryCaptureImageStorage
     capture.SOPInstanceUID = capture.file_meta.MediaStorageSOPInstanceUID = generate_uid(
         entropy_srcs=[str(capture.StudyInstanceUID)]

@@ -53,7 +53,6 @@ def _broken(rng: np.random.Generator, whole: bytes) -> bytes:
     return bytes(message) + rng.bytes(int(rng.integers(0, 3)) * 20)
 
 
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")  # of the library: it hangs up
 def test_what_is_no_dicom_stops_nobody(site: Site, files: list[Path], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(receiver, "SILENCE", 0.5)
     site.start()

@@ -16,9 +16,10 @@ import pytest
 from pydicom.dataset import FileMetaDataset
 from pydicom.filebase import DicomBytesIO
 from pydicom.filewriter import write_dataset
-from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian
+from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian, ImplicitVRLittleEndian
 from pynetdicom.dimse_messages import C_STORE_RQ, C_STORE_RSP
 from pynetdicom.dimse_primitives import C_STORE
+from pynetdicom.sop_class import Verification
 
 from app.gateway.incoming import file_head
 from app.gateway.upper_layer import store_response
@@ -32,6 +33,8 @@ ECHO, STORE = 1, 3
 """Numbers of the presentation contexts, as the library gives them."""
 DATA, COMMAND, LAST = 0, 1, 2
 ABORT = 0x07
+
+_CONTEXTS = ((Verification, [ImplicitVRLittleEndian]), (CTImageStorage, [ExplicitVRLittleEndian]))
 
 Item = tuple[int, int, bytes]
 """Presentation context, message control header and content of a presentation data value."""
@@ -98,7 +101,7 @@ def _pdu(*items: Item) -> bytes:
 @contextmanager
 def _associated(site: Site) -> Iterator[socket.socket]:
     with socket.create_connection(("127.0.0.1", site.port), timeout=30.0) as connection:
-        connection.sendall(association_request(CALLER, TITLE, (CTImageStorage, ExplicitVRLittleEndian)))
+        connection.sendall(association_request(CALLER, TITLE, _CONTEXTS))
         kind, _ = _read(connection)
         assert kind == 0x02  # A-ASSOCIATE-AC
         yield connection
@@ -194,6 +197,15 @@ def _item_without_header(command: bytes, data: bytes) -> bytes:
     return struct.pack(">BBLLBB", 0x04, 0, 6, 1, STORE, 3)
 
 
+def _data_before_the_command(command: bytes, data: bytes) -> bytes:
+    return _pdu((STORE, DATA, data[:50]), (STORE, COMMAND | LAST, command), (STORE, DATA | LAST, data))
+
+
+def _data_within_the_command(command: bytes, data: bytes) -> bytes:
+    halves = (STORE, COMMAND, command[:20]), (STORE, COMMAND | LAST, command[20:])
+    return _pdu(halves[0], (STORE, DATA, data[:50]), halves[1], (STORE, DATA | LAST, data))
+
+
 def _command_without_end(command: bytes, data: bytes) -> bytes:
     return _pdu(*[(STORE, COMMAND, bytes(60_000))] * 20)
 
@@ -212,6 +224,8 @@ def _request_of_four_gigabytes(command: bytes, data: bytes) -> bytes:
         _wrong_context,
         _rejected_context,
         _command_within,
+        _data_before_the_command,
+        _data_within_the_command,
         _item_longer_than_its_pdu,
         _item_without_header,
         _command_without_end,

@@ -1,0 +1,240 @@
+"""Peers that connect and hang: they cost a place each, for a while, and nobody anything else."""
+
+from __future__ import annotations
+
+import fcntl
+import struct
+import termios
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from pathlib import Path
+
+import pydicom
+import pytest
+
+from app.gateway import receiver
+from app.gateway.jobs import State
+from tests.app.gateway import raw
+from tests.app.gateway.peers import Pacs, listening, send, sending, wait_until
+from tests.app.gateway.process import GatewayProcess
+from tests.app.gateway.raw import COMMAND, DATA, Pdv, RawPeer, pdu
+from tests.app.gateway.test_gateway import Site, _short_pauses, files, site
+
+__all__ = ["_short_pauses", "files", "site"]
+
+PEERS = 64
+"""As many as may be there at a time, by default."""
+LONG = 600.0
+"""Seconds of silence that no test lives to see: who is hung up on nevertheless is so for another reason."""
+
+
+def _says_nothing(peer: RawPeer) -> None:
+    pass
+
+
+def _negotiates(peer: RawPeer) -> None:
+    peer.negotiate()
+
+
+def _stops_within_a_message(peer: RawPeer) -> None:
+    peer.negotiate()
+    peer.send(raw.store("1.2", "1.3").encoded()[:-50])
+
+
+@pytest.fixture
+def peers() -> Iterator[Callable[[int], RawPeer]]:
+    with ExitStack() as stack:
+
+        def connect(port: int) -> RawPeer:
+            peer = RawPeer(port)
+            stack.callback(peer.close)
+            return peer
+
+        yield connect
+
+
+@pytest.mark.parametrize("hang", [_says_nothing, _negotiates, _stops_within_a_message])
+def test_a_scanner_gets_in_again_when_those_who_hang_are_hung_up_on(
+    site: Site,
+    files: list[Path],
+    peers: Callable[[int], RawPeer],
+    monkeypatch: pytest.MonkeyPatch,
+    hang: Callable[[RawPeer], None],
+) -> None:
+    monkeypatch.setattr(receiver, "SILENCE", 6.0)
+    site.start()
+    hung = [peers(site.port) for _ in range(PEERS)]
+    for peer in hung:
+        hang(peer)
+    wait_until(lambda: _acceptors() >= PEERS)
+    with sending(site.port, files) as association:
+        assert association.is_rejected
+        assert association.acceptor.primitive.result == 0x02  # for now: it may try again
+    wait_until(lambda: all(peer.hung_up() for peer in hung))
+    wait_until(lambda: _acceptors() == 0)
+    assert send(site.port, files) == [0, 0, 0]
+    wait_until(lambda: site.states() == [State.COMMITTED])
+
+
+def _acceptors() -> int:
+    return sum("AcceptorThread" in each.name for each in threading.enumerate())
+
+
+def test_who_has_gone_before_asking_keeps_no_place(site: Site, files: list[Path]) -> None:
+    """So do those who look whether a port is open, again and again."""
+    site.start(limits={"associations": 2})
+    for _ in range(10):
+        RawPeer(site.port).close()
+        RawPeer(site.port).vanish()
+    wait_until(lambda: _acceptors() == 0)
+    assert send(site.port, files) == [0, 0, 0]
+
+
+@pytest.mark.parametrize("where", ["before the association", "within a message"])
+def test_who_says_a_byte_now_and_then_is_hung_up_on(
+    site: Site, peers: Callable[[int], RawPeer], monkeypatch: pytest.MonkeyPatch, where: str
+) -> None:
+    monkeypatch.setattr(receiver, "SILENCE", 1.0)
+    site.start()
+    slow = peers(site.port)
+    if where == "within a message":
+        slow.negotiate()
+        message = raw.store("1.2", "1.3", pixels=64).encoded()
+    else:
+        message = raw.association_request_bytes()
+    left = iter(message)
+
+    def hung_up() -> bool:
+        slow.connection.settimeout(300.0)
+        slow.send(bytes([next(left)]))
+        return slow.hung_up()
+
+    wait_until(hung_up)
+    wait_until(lambda: _acceptors() == 0)
+
+
+@pytest.mark.parametrize("kind", [raw.REQUEST, DATA])
+def test_a_pdu_that_claims_four_gigabytes_is_not_waited_for(
+    site: Site, files: list[Path], peers: Callable[[int], RawPeer], monkeypatch: pytest.MonkeyPatch, kind: int
+) -> None:
+    monkeypatch.setattr(receiver, "SILENCE", LONG)
+    site.start()
+    large = peers(site.port)
+    if kind == DATA:
+        large.negotiate()
+    large.send(struct.pack(">BBL", kind, 0, (1 << 32) - 1))
+    wait_until(large.hung_up)
+    assert send(site.port, files) == [0, 0, 0]
+
+
+def _never_waits(peer: RawPeer) -> bool:
+    peer.send(raw.echo().encoded() * 100)
+    return peer.hung_up()
+
+
+def _reports_without_end(peer: RawPeer) -> bool:
+    peer.send(raw.report(items=3000).encoded() * 20)
+    return peer.hung_up()
+
+
+def _reports_at_length(peer: RawPeer) -> bool:
+    message = raw.report()
+    message.data = bytes(5_000_000)
+    peer.send(message.encoded())
+    return peer.hung_up()
+
+
+def _never_ends_a_command(peer: RawPeer) -> bool:
+    peer.send(pdu(DATA, Pdv(raw.ECHO, COMMAND, bytes(1 << 15)).encoded()))
+    return peer.hung_up()
+
+
+@pytest.mark.parametrize("talk", [_never_waits, _reports_without_end, _reports_at_length, _never_ends_a_command])
+def test_who_says_more_than_the_protocol_allows_is_hung_up_on(
+    site: Site,
+    files: list[Path],
+    peers: Callable[[int], RawPeer],
+    monkeypatch: pytest.MonkeyPatch,
+    talk: Callable[[RawPeer], bool],
+) -> None:
+    monkeypatch.setattr(receiver, "SILENCE", LONG)
+    site.start()
+    talker = peers(site.port)
+    talker.negotiate()
+    wait_until(lambda: talk(_blocking(talker)))
+    assert any("what the protocol does not allow" in line for line in site.lines)
+    assert send(site.port, files) == [0, 0, 0]
+
+
+def _blocking(peer: RawPeer) -> RawPeer:
+    peer.connection.settimeout(300.0)
+    return peer
+
+
+def test_who_does_not_read_the_answers_is_hung_up_on(
+    site: Site, files: list[Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(receiver, "SILENCE", 1.0)
+    site.start()
+    deaf = RawPeer(site.port, window=1)
+    deaf.negotiate()
+    question = raw.echo().encoded()
+    deaf.connection.setblocking(False)
+
+    def blocked() -> bool:
+        """Ask again when the last answer has come, unread, until none comes any more."""
+        before = _unread(deaf)
+        deaf.send(question)
+        for _ in range(200):
+            if _unread(deaf) != before:
+                return False
+            time.sleep(0.005)
+        return True
+
+    wait_until(lambda: _until_blocked(blocked))
+    wait_until(lambda: _acceptors() == 0)
+    deaf.close()
+    assert send(site.port, files) == [0, 0, 0]
+
+
+def _until_blocked(blocked: Callable[[], bool]) -> bool:
+    return any(blocked() for _ in range(1000))
+
+
+def _unread(peer: RawPeer) -> int:
+    """Return how many bytes have come that were not read."""
+    return int.from_bytes(fcntl.ioctl(peer.connection, termios.FIONREAD, bytes(4)), "little")
+
+
+def test_memory_does_not_grow_with_what_is_sent_without_waiting(tmp_path: Path) -> None:
+    """A peer sends 400 MB of whole instances, and would have them all wait for the disk."""
+    with listening(Pacs()) as pacs:
+        gateway = GatewayProcess(tmp_path, pacs, limits={"instance_mb": 1, "free_disk_mb": 0})
+        try:
+            gateway.wait()
+            before = gateway.process.memory_info().rss
+            peer = RawPeer(gateway.port)
+            assert peer.negotiate()
+            for number in range(400):
+                peer.send(raw.store("1.2.3", f"1.2.3.{number}", pixels=700).encoded(1 << 20))
+            peer.close()
+            assert gateway.process.memory_info().rss - before < 64 * 10**6
+        finally:
+            gateway.kill()
+
+
+def test_a_peer_that_is_reset_leaves_its_study_to_be_run(site: Site) -> None:
+    site.start()
+    peer = RawPeer(site.port)
+    peer.negotiate()
+    peer.send(raw.store("1.2.3", "1.2.3.1").encoded())
+    answer = peer.answer()
+    assert answer is not None
+    assert answer.Status == 0
+    peer.send(raw.store("1.2.3", "1.2.3.2").encoded()[:-1])
+    peer.vanish()
+    wait_until(lambda: site.states() == [State.COMMITTED])
+    (kept,) = (site.folder / "spool" / "studies").glob("*/in/*")
+    assert pydicom.dcmread(kept).SOPInstanceUID == "1.2.3.1"
