@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import socket
 import time
 from collections.abc import Callable, Iterator
@@ -177,10 +178,37 @@ def test_who_sends_more_than_an_instance_may_have_is_hung_up_on(site: Site, file
     assert site.jobs() == []
 
 
-def test_a_full_disk_is_said_and_nothing_is_lost(site: Site, files: list[Path]) -> None:
-    site.start(limits={"free_disk_mb": 10**9})
+def test_a_full_disk_is_said_and_it_goes_on_when_there_is_room(site: Site, files: list[Path]) -> None:
+    gateway = site.start(limits={"free_disk_mb": 10**9})
     assert send(site.port, files) == [0xA700] * 3
+    wait_until(lambda: site.jobs() == [])
     assert not list((site.folder / "spool" / "studies").rglob("*.dcm"))
+    gateway._spool._free = 0
+    assert send(site.port, files) == [0, 0, 0]
+    wait_until(lambda: site.states() == [State.COMMITTED])
+
+
+def test_a_disk_that_fills_up_takes_nothing_of_a_study_that_is_there(
+    site: Site, files: list[Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    site.start()
+    send(site.port, files[:2])
+    wait_until(lambda: site.states() == [State.COMMITTED])
+
+    def full(descriptor: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", full)
+        other = pydicom.dcmread(files[0])
+        other.StudyInstanceUID = "1.2.3"
+        with sending(site.port, files) as association:
+            assert association.send_c_store(pydicom.dcmread(files[2])).Status == 0xA700
+            assert association.send_c_store(other).Status == 0xA700
+        wait_until(lambda: site.states() == [State.COMMITTED])
+    assert _summary(site) == "2 instances"
+    assert send(site.port, files) == [0, 0, 0]
+    wait_until(lambda: site.states() == [State.COMMITTED] and _summary(site) == "3 instances")
 
 
 def test_sending_again_changes_nothing(site: Site, files: list[Path]) -> None:
