@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from contextlib import closing
@@ -11,9 +12,10 @@ from typing import Any
 import psutil
 import yaml
 
-from app.gateway.jobs import Job, Jobs
+from app.gateway.jobs import Job, Jobs, State
 from app.gateway.service import TABLE
 from tests.app.gateway.peers import CALLER, PACS_TITLE, Pacs, free_port, sending, wait_until
+from tests.app.gateway.stand_ins import RUN_SECONDS
 from tests.app.tiny_run import ROOT
 
 
@@ -28,15 +30,20 @@ class GatewayProcess:
         Where results go, and who may report on commitment.
     silence : float
         Seconds after which a peer that says nothing is hung up on.
+    run_seconds : float
+        That a study takes.
     **changes
         Of the configuration.
     """
 
-    def __init__(self, folder: Path, pacs: Pacs, silence: float = 60.0, **changes: Any) -> None:
+    def __init__(
+        self, folder: Path, pacs: Pacs, silence: float = 60.0, run_seconds: float = 0.0, **changes: Any
+    ) -> None:
         self.port = free_port()
         pacs.report_to = self.port
         self._folder = folder
         self._silence = silence
+        self._environment = os.environ | {RUN_SECONDS: str(run_seconds)}
         destination = {"name": "pacs", "ae_title": PACS_TITLE, "host": "127.0.0.1", "port": pacs.port}
         stated: dict[str, Any] = {
             "port": self.port,
@@ -54,7 +61,11 @@ class GatewayProcess:
         command = [sys.executable, "-W", "ignore", "-m", "tests.app.gateway.run_gateway"]
         with (self._folder / "said.txt").open("ab") as said:
             self._process = subprocess.Popen(
-                [*command, str(self._configuration), str(self._silence)], cwd=ROOT, stdout=said, stderr=said
+                [*command, str(self._configuration), str(self._silence)],
+                cwd=ROOT,
+                env=self._environment,
+                stdout=said,
+                stderr=said,
             )
 
     def wait(self) -> None:
@@ -75,6 +86,9 @@ class GatewayProcess:
         for worker in workers:
             worker.kill()
         return bool(workers)
+
+    def has_worker(self) -> bool:
+        return bool(self._workers())
 
     def _workers(self) -> list[psutil.Process]:
         try:
@@ -97,5 +111,11 @@ class GatewayProcess:
         return self._folder / "spool" / "studies"
 
     def jobs(self) -> list[Job]:
-        with closing(Jobs(self._folder / "spool" / TABLE)) as table:
+        path = self._folder / "spool" / TABLE
+        if not path.is_file():  # it has not got so far
+            return []
+        with closing(Jobs(path)) as table:
             return table.all()
+
+    def states(self) -> dict[str, State]:
+        return {job.study: job.state for job in self.jobs()}

@@ -1,11 +1,10 @@
-"""Nothing that was acknowledged is lost, whenever the gateway is killed and whenever the PACS is away."""
+"""Nothing that was acknowledged is lost, whenever gateway or worker are killed and whenever the PACS is away."""
 
 from __future__ import annotations
 
-import subprocess
-import sys
 import threading
 import time
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -13,12 +12,10 @@ from pathlib import Path
 import numpy as np
 import pydicom
 import pytest
-import yaml
 
-from app.gateway.jobs import Jobs, State
-from app.gateway.service import TABLE
-from tests.app.gateway.peers import CALLER, PACS_TITLE, Pacs, free_port, listening, sending, wait_until
-from tests.app.tiny_run import ROOT
+from app.gateway.jobs import State
+from tests.app.gateway.peers import Pacs, free_port, listening, sending, wait_until
+from tests.app.gateway.process import GatewayProcess
 from tests.builders import write_series
 
 STUDIES, IMAGES = 20, 3
@@ -64,22 +61,6 @@ class Stream:
         return []
 
 
-class Killed:
-    """A gateway process that can be killed, and started again."""
-
-    def __init__(self, configuration: Path) -> None:
-        self._configuration = configuration
-        self.start()
-
-    def start(self) -> None:
-        command = [sys.executable, "-W", "ignore", "-m", "tests.app.gateway.run_gateway", str(self._configuration)]
-        self._process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-
-    def kill(self) -> None:
-        self._process.kill()
-        self._process.wait()
-
-
 @contextmanager
 def _now_and_then(pacs: Pacs, rng: np.random.Generator) -> Iterator[None]:
     """Have a PACS that comes and goes, and is there in the end."""
@@ -100,43 +81,38 @@ def _now_and_then(pacs: Pacs, rng: np.random.Generator) -> Iterator[None]:
         thread.join()
 
 
-@pytest.mark.parametrize("kills", [5, pytest.param(100, marks=pytest.mark.slow)])
-def test_whatever_was_acknowledged_reaches_the_pacs(kills: int, tmp_path: Path) -> None:
+def _kill_one(gateway: GatewayProcess, stream: Stream, rng: np.random.Generator) -> str:
+    """Kill the worker alone, or the gateway and start it anew; say which, and in the midst of what."""
+    worker = rng.random() < 0.5
+    if worker:
+        wait_until(lambda: gateway.has_worker() or stream.ended())
+    running = " that runs a study" if State.RUNNING in gateway.states().values() else ""
+    if worker and gateway.kill_worker():
+        return f"worker{running}"
+    gateway.kill()
+    gateway.start()
+    return f"gateway{running}"
+
+
+@pytest.mark.parametrize(("kills", "seconds"), [(6, 0.3), pytest.param(100, 1.5, marks=pytest.mark.slow)])
+def test_whatever_was_acknowledged_reaches_the_pacs(kills: int, seconds: float, tmp_path: Path) -> None:
     rng = np.random.default_rng(kills)
-    pacs, port = Pacs(port=free_port()), free_port()
-    pacs.report_to = port
-    configuration = tmp_path / "gateway.yaml"
-    configuration.write_text(yaml.safe_dump(_configuration(port, pacs.port)), "utf-8")
+    pacs = Pacs(port=free_port())
     with ExitStack() as stack:
-        gateway = Killed(configuration)
+        gateway = GatewayProcess(tmp_path, pacs, run_seconds=seconds, limits={"runs": 2 * kills})
         stack.callback(gateway.kill)
         with _now_and_then(pacs, rng):
-            stream = Stream(tmp_path / "ct", port, kills * SECONDS / 2 / STUDIES)
+            stream = Stream(tmp_path / "ct", gateway.port, kills * SECONDS / 2 / STUDIES)
+            killed: Counter[str] = Counter()
             for _ in range(kills):
                 time.sleep(rng.uniform(0.2, SECONDS))
-                gateway.kill()
-                gateway.start()
+                killed[_kill_one(gateway, stream, rng)] += 1
         with listening(pacs):
             wait_until(stream.ended)
-            wait_until(lambda: _states(tmp_path) == dict.fromkeys(stream.uids, State.COMMITTED))
+            wait_until(lambda: gateway.states() == dict.fromkeys(stream.uids, State.COMMITTED))
+    print(dict(killed), f"{len(pacs.objects)} results, stored {len(pacs.received)} times")  # noqa: T201
+    assert any("worker" in each for each in killed)
+    assert any("gateway" in each for each in killed)
     kept = {str(each.StudyInstanceUID): str(each.SeriesDescription) for each in pacs.objects.values()}
     assert kept == dict.fromkeys(stream.uids, f"{IMAGES} instances")
     assert len(pacs.objects) == STUDIES
-
-
-def _configuration(port: int, pacs_port: int) -> dict[str, object]:
-    return {
-        "port": port,
-        "spool": "spool",
-        "callers": [{"ae_title": CALLER}],
-        "destinations": [{"name": "pacs", "ae_title": PACS_TITLE, "host": "127.0.0.1", "port": pacs_port}],
-        "quiet_seconds": 0.5,
-    }
-
-
-def _states(folder: Path) -> dict[str, State]:
-    table = Jobs(folder / "spool" / TABLE)
-    try:
-        return {job.study: job.state for job in table.all()}
-    finally:
-        table.close()
