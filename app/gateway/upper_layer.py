@@ -160,6 +160,10 @@ class _Socket(AssociationSocket):
         if self._fill(view) < len(view):
             raise _Gone
 
+    def drain(self) -> bool:
+        """Forget some of what is there; False at the end."""
+        return self.socket is not None and bool(self.socket.recv(_PIECE))
+
     def _fill(self, view: memoryview) -> int:
         got = 0
         while got < len(view):
@@ -183,7 +187,7 @@ class _UpperLayer(DULServiceProvider):
         self._run_loop_delay = 0.0  # it is the socket that waits
         self._open_sink, self._complain = open_sink, complain
         self._storing: tuple[C_STORE, Sink, int] | None = None
-        self._whole = False
+        self._whole = self._spoilt = False
         self._buffer = memoryview(bytearray(_PIECE))
         self._in_work: deque[object] = deque()
 
@@ -210,6 +214,9 @@ class _UpperLayer(DULServiceProvider):
                 self._storing[1].abandon()
 
     def _read_pdu_data(self) -> None:
+        if self._spoilt:
+            self._pass_over()
+            return
         self._read_pdu()
         while self._streaming and self.event_queue.empty() and not self._kill_thread and self.socket.ready:
             self._idle_timer.restart()
@@ -236,10 +243,20 @@ class _UpperLayer(DULServiceProvider):
             self.event_queue.put(_CLOSED)
         except Exception:  # damaged messages make the library raise anything
             self._complain(self.assoc, "it says what the protocol does not allow: hung up")
+            self._spoilt = True
             self.event_queue.put(_INVALID)
         else:
             self.socket.unread(head)
             super()._read_pdu_data()
+
+    def _pass_over(self) -> None:
+        """Read what a peer that is being hung up on still says: nobody knows where in it a PDU begins."""
+        try:
+            gone = not self.socket.drain()
+        except OSError:
+            gone = True
+        if gone:
+            self.event_queue.put(_CLOSED)
 
     def _read_items(self, left: int) -> None:
         """Read the presentation data values of a P-DATA-TF PDU (PS3.8, 9.3.5)."""

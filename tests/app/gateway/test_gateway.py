@@ -324,7 +324,7 @@ def test_a_report_that_nobody_asked_for_is_not_believed(site: Site, files: list[
     gateway = site.start()
     send(site.port, files)
     wait_until(lambda: len(site.pacs.received) == 1)
-    gateway._reported("1.2.3", list(site.pacs.objects), [])
+    gateway._deliveries.reported("1.2.3", list(site.pacs.objects), [])
     assert site.states() == [State.SENDING]
 
 
