@@ -12,6 +12,8 @@ from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
+from app.gateway.configuration import Tls
+
 HTTP_PORT = 8042
 DICOM_PORT = 4242
 TITLE = "ORTHANC"
@@ -63,11 +65,15 @@ class Orthanc:
         """Answer of Orthanc's own interface."""
         return json.loads(self._request("GET", path))
 
-    def know(self, title: str, port: int) -> None:
-        """Add another application entity of this network."""
-        self._request(
-            "PUT", f"/modalities/{title}", json.dumps({"AET": title, "Host": "127.0.0.1", "Port": port}).encode()
-        )
+    def know(self, title: str, port: int, *, tls: bool = False) -> None:
+        """Add another application entity of this network, until the server ends."""
+        entity = {"AET": title, "Host": "127.0.0.1", "Port": port, "UseDicomTls": tls}
+        self._request("PUT", f"/modalities/{title}", json.dumps(entity).encode())
+
+    def take(self, files: Iterable[Path]) -> None:
+        """Take files by Orthanc's own interface."""
+        for file in files:
+            self._request("POST", "/instances", file.read_bytes())
 
     def send_to(self, title: str) -> None:
         """Send all that is there to another application entity, by C-STORE."""
@@ -101,13 +107,13 @@ class Orthanc:
 
 
 @contextmanager
-def running(folder: Path) -> Iterator[Orthanc]:
-    """Start an empty server that keeps everything in ``folder``."""
+def running(folder: Path, tls: Tls | None = None) -> Iterator[Orthanc]:
+    """Start a server that keeps everything in ``folder``; with TLS, it speaks DICOM with nobody without."""
     # Orthanc cannot be told to listen on the loopback device alone.
     if len(Path("/proc/net/route").read_text("ascii").splitlines()) > 1:
         raise PacsFailed("this is no network namespace of its own; run it by `make pacs` or `make viewer`")
     configuration, log = folder / "orthanc.json", folder / "orthanc.log"
-    configuration.write_text(json.dumps(_configuration(folder)), "utf-8")
+    configuration.write_text(json.dumps(_configuration(folder) | _secured(tls)), "utf-8")
     with log.open("wb") as output, subprocess.Popen(["Orthanc", configuration], stdout=output, stderr=output) as server:
         try:
             client = Orthanc(log)
@@ -125,6 +131,18 @@ def _configuration(folder: Path) -> dict[str, Any]:
         "DicomAet": TITLE,
         "AuthenticationEnabled": False,
         "Plugins": [_PLUGIN],
+    }
+
+
+def _secured(tls: Tls | None) -> dict[str, Any]:
+    if tls is None:
+        return {}
+    return {
+        "DicomTlsEnabled": True,
+        "DicomTlsCertificate": str(tls.certificate),
+        "DicomTlsPrivateKey": str(tls.key),
+        "DicomTlsTrustedCertificates": str(tls.authorities),
+        "DicomTlsRemoteCertificateRequired": True,
     }
 
 

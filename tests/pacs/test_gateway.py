@@ -4,19 +4,23 @@ from __future__ import annotations
 
 import subprocess
 from collections import Counter
+from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
 
 import pydicom
 import pytest
 
-from app.gateway.configuration import GatewayConfiguration
+from app.gateway import service
+from app.gateway.configuration import GatewayConfiguration, Tls
 from app.gateway.events import Event
-from app.gateway.jobs import Jobs, State
+from app.gateway.jobs import Job, Jobs, State
 from app.gateway.service import TABLE, Gateway
 from app.gateway.worker import How, Worker
 from app.settings import load_settings
+from models.record import SHIPPED
 from operators.selection_rules import ANY_SERIES
+from tests.app.gateway.certificates import certified
 from tests.app.gateway.peers import free_port, wait_until
 from tests.app.tiny_run import write_lungs, write_models
 from tests.pacs.server import DICOM_PORT, TITLE, Orthanc, running
@@ -24,54 +28,117 @@ from tests.pacs.server import DICOM_PORT, TITLE, Orthanc, running
 pytestmark = pytest.mark.pacs
 
 
-def _by_orthanc(orthanc: Orthanc, files: list[Path], port: int) -> None:
-    orthanc.store(files)
+class Hospital:
+    """A gateway between a scanner and an Orthanc, and the study that goes through it."""
+
+    def __init__(self, folder: Path, tls: Tls | None) -> None:
+        self.folder = folder
+        self.tls = tls
+        self.port = free_port()
+        self.events: list[Event] = []
+        (folder / "orthanc").mkdir()
+
+    def gateway(self, how: How) -> Gateway:
+        destination = {"name": "orthanc", "ae_title": TITLE, "host": "127.0.0.1", "port": DICOM_PORT}
+        stated = {
+            "port": self.port,
+            "spool": self.folder / "spool",
+            "callers": [{"ae_title": TITLE}, {"ae_title": "SCANNER"}],
+            "destinations": [destination | {"tls": self.tls is not None}],
+            "quiet_seconds": 0.5,
+            "tls": self.tls and self.tls.model_dump(),
+        }
+        return Gateway(GatewayConfiguration.model_validate(stated), Worker(how, 1800.0), self.events.append)
+
+    def jobs(self) -> list[Job]:
+        with closing(Jobs(self.folder / "spool" / TABLE)) as table:
+            return table.all()
+
+    def committed(self) -> bool:
+        return [job.state for job in self.jobs()] == [State.COMMITTED]
+
+    def results(self) -> list[Path]:
+        return sorted((self.folder / "spool" / "studies").glob("*/out/**/*.dcm"))
+
+
+@pytest.fixture(params=["plain", "tls"])
+def hospital(request: pytest.FixtureRequest, tmp_path: Path) -> Hospital:
+    return Hospital(tmp_path, certified(tmp_path) if request.param == "tls" else None)
+
+
+@pytest.fixture
+def tiny(tmp_path: Path) -> How:
+    write_models(tmp_path / "models")
+    write_lungs(tmp_path / "ct")
+    return How(tmp_path / "models", load_settings(["in_plane=32", "precision=float32"]), ANY_SERIES, None)
+
+
+def _by_orthanc(hospital: Hospital, orthanc: Orthanc, files: list[Path]) -> None:
+    orthanc.take(files)
     orthanc.send_to("COVIDCT")
 
 
-def _by_dcmtk(orthanc: Orthanc, files: list[Path], port: int) -> None:
-    command = ["dcmsend", "-aet", "SCANNER", "-aec", "COVIDCT", "127.0.0.1", str(port)]
-    subprocess.run([*command, *map(str, files)], check=True)
+def _by_dcmtk(hospital: Hospital, orthanc: Orthanc, files: list[Path]) -> None:
+    titles = ["-aet", "SCANNER", "-aec", "COVIDCT", "127.0.0.1", str(hospital.port), *map(str, files)]
+    if hospital.tls is None:
+        subprocess.run(["dcmsend", *titles], check=True)
+    else:
+        tls = hospital.tls
+        secured = ["+tls", str(tls.key), str(tls.certificate), "+cf", str(tls.authorities)]
+        subprocess.run(["storescu", *secured, *titles], check=True)
+
+
+Send = Callable[[Hospital, Orthanc, list[Path]], None]
 
 
 @pytest.mark.parametrize("send", [_by_orthanc, _by_dcmtk])
-def test_a_study_goes_out_and_its_results_come_back(tmp_path: Path, send: object) -> None:
-    write_models(tmp_path / "models")
-    write_lungs(tmp_path / "ct")
-    files, port = sorted((tmp_path / "ct").iterdir()), free_port()
-    study = str(pydicom.dcmread(files[0]).StudyInstanceUID)
-    stated = {
-        "port": port,
-        "spool": tmp_path / "spool",
-        "callers": [{"ae_title": TITLE}, {"ae_title": "SCANNER"}],
-        "destinations": [{"name": "orthanc", "ae_title": TITLE, "host": "127.0.0.1", "port": DICOM_PORT}],
-        "quiet_seconds": 0.5,
-    }
-    how = How(tmp_path / "models", load_settings(["in_plane=32", "precision=float32"]), ANY_SERIES, None)
-    lines: list[Event] = []
-    folder = tmp_path / "orthanc"
-    folder.mkdir()
-    with running(folder) as orthanc:
-        orthanc.know("COVIDCT", port)
-        with Gateway(GatewayConfiguration.model_validate(stated), Worker(how, 600.0), lines.append):
-            send(orthanc, files, port)  # type: ignore[operator]
-            wait_until(lambda: _states(tmp_path / "spool") == [State.COMMITTED])
-        kept = orthanc.qido(f"studies/{study}/series")
-        modalities = Counter(series["00080060"]["Value"][0] for series in kept)
-        assert set(modalities) - {"CT"} == {"SR", "SEG", "OT"}, lines
-        results = {path.name: path for path in (tmp_path / "spool" / "studies" / study / "out").rglob("*.dcm")}
-        for path in results.values():
-            sent = pydicom.dcmread(path)
-            back = pydicom.dcmread(_stored(orthanc, sent, tmp_path))
-            assert back == sent
+def test_a_study_goes_out_and_its_results_come_back(hospital: Hospital, tiny: How, send: Send) -> None:
+    files = sorted((hospital.folder / "ct").iterdir())
+    with running(hospital.folder / "orthanc", hospital.tls) as orthanc:
+        orthanc.know("COVIDCT", hospital.port, tls=hospital.tls is not None)
+        with hospital.gateway(tiny):
+            send(hospital, orthanc, files)
+            wait_until(hospital.committed)
+        _check(hospital, orthanc, str(pydicom.dcmread(files[0]).StudyInstanceUID))
 
 
-def _stored(orthanc: Orthanc, sent: pydicom.Dataset, folder: Path) -> Path:
-    path = folder / "back.dcm"
-    path.write_bytes(orthanc.file(str(sent.SOPInstanceUID)))
-    return path
+def test_results_wait_for_an_orthanc_that_was_stopped(
+    hospital: Hospital, tiny: How, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(service, "SEND_PAUSE", 0.5)
+    files = sorted((hospital.folder / "ct").iterdir())
+    with hospital.gateway(tiny):
+        with running(hospital.folder / "orthanc", hospital.tls) as orthanc:
+            orthanc.know("COVIDCT", hospital.port, tls=hospital.tls is not None)
+            _by_orthanc(hospital, orthanc, files)
+        wait_until(lambda: "cannot be reached" in hospital.jobs()[0].reason)
+        with running(hospital.folder / "orthanc", hospital.tls) as orthanc:
+            orthanc.know("COVIDCT", hospital.port, tls=hospital.tls is not None)
+            wait_until(hospital.committed)
+            _check(hospital, orthanc, str(pydicom.dcmread(files[0]).StudyInstanceUID))
 
 
-def _states(spool: Path) -> list[State]:
-    with closing(Jobs(spool / TABLE)) as table:
-        return [job.state for job in table.all()]
+@pytest.mark.real_data
+def test_a_real_ct_gets_its_results_into_its_own_study(tmp_path: Path, real_data: Path) -> None:
+    hospital = Hospital(tmp_path, None)
+    files = sorted((real_data / "covid_P001").glob("*.dcm"))
+    with running(tmp_path / "orthanc") as orthanc:
+        orthanc.know("COVIDCT", hospital.port)
+        with hospital.gateway(How(SHIPPED, load_settings(), ANY_SERIES, tmp_path / "cache")):
+            _by_orthanc(hospital, orthanc, files)
+            wait_until(hospital.committed)
+        _check(hospital, orthanc, str(pydicom.dcmread(files[0]).StudyInstanceUID))
+        (only,) = orthanc.rest("/studies?expand")
+        assert len(orthanc.rest(f"/studies/{only['ID']}/instances")) == len(files) + len(hospital.results())
+
+
+def _check(hospital: Hospital, orthanc: Orthanc, study: str) -> None:
+    """Check that Orthanc has all results, in the study that they are about, as they were sent."""
+    kept = orthanc.qido(f"studies/{study}/series")
+    modalities = Counter(series["00080060"]["Value"][0] for series in kept)
+    assert set(modalities) - {"CT"} == {"SR", "SEG", "OT"}, hospital.events
+    for path in hospital.results():
+        sent = pydicom.dcmread(path)
+        back = hospital.folder / "back.dcm"
+        back.write_bytes(orthanc.file(str(sent.SOPInstanceUID)))
+        assert pydicom.dcmread(back) == sent

@@ -139,10 +139,13 @@ class RawPeer:
     port : int
     window : int, optional
         Bytes that it lets the gateway send before it reads.
+    address : str
+        Where it calls from.
     """
 
-    def __init__(self, port: int, window: int | None = None) -> None:
+    def __init__(self, port: int, window: int | None = None, address: str = "127.0.0.1") -> None:
         self.connection = socket.socket()
+        self.connection.bind((address, 0))
         if window is not None:
             self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, window)
         self.connection.settimeout(300.0)

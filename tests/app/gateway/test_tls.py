@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import socket
 import ssl
-import subprocess
 from pathlib import Path
 
 import pydicom
@@ -15,32 +14,17 @@ from app.gateway.events import Kind
 from app.gateway.jobs import State
 from app.gateway.tls import for_client, for_server
 from app.outcome import UsageError
+from tests.app.gateway.certificates import certified
 from tests.app.gateway.peers import Pacs, listening, sending, wait_until
 from tests.app.gateway.test_gateway import Site, _short_pauses, files, site
 
 __all__ = ["_short_pauses", "files", "site"]
 
 
-def _openssl(*arguments: str) -> None:
-    subprocess.run(["openssl", *arguments], check=True, capture_output=True)
-
-
 @pytest.fixture(scope="module")
 def keys(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Tls]:
     """Certificates for loopback by an authority, and by another one."""
-    made = {}
-    for authority in ("ours", "theirs"):
-        folder = tmp_path_factory.mktemp(authority)
-        ca, key = folder / "ca.pem", folder / "ca.key"
-        new = ("req", "-newkey", "rsa:2048", "-nodes", "-subj")
-        _openssl(*new, f"/CN={authority}", "-x509", "-days", "2", "-keyout", str(key), "-out", str(ca))
-        request, own, extension = folder / "own.csr", folder / "own.key", folder / "names"
-        _openssl(*new, "/CN=127.0.0.1", "-keyout", str(own), "-out", str(request))
-        extension.write_text("subjectAltName=IP:127.0.0.1")
-        signed = ("-CA", str(ca), "-CAkey", str(key), "-CAcreateserial", "-days", "2", "-extfile", str(extension))
-        _openssl("x509", "-req", "-in", str(request), *signed, "-out", str(folder / "own.pem"))
-        made[authority] = Tls(certificate=folder / "own.pem", key=own, authorities=ca)
-    return made
+    return {name: certified(tmp_path_factory.mktemp(name)) for name in ("ours", "theirs")}
 
 
 def _start(site: Site, keys: dict[str, Tls]) -> None:
