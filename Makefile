@@ -16,7 +16,7 @@ PARALLEL := OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist loadfile
 define debian
 	@dpkg -s $(1) > /dev/null 2>&1 || { \
 		[ "$$(id -u)" = 0 ] || { echo "error: root is needed to install the Debian packages $(1)"; exit 1; }; \
-		[ ! -d /run/systemd/system ] || systemctl mask --quiet orthanc.service; \
+		[ ! -d /run/systemd/system ] || systemctl mask --quiet orthanc.service nginx.service; \
 		apt-get update -qq && apt-get install -qq -y --no-install-recommends $(1) > /dev/null; }
 endef
 
@@ -89,7 +89,7 @@ validate: $(STAMP)
 	$(BIN)/pytest tests/operators/test_validity.py
 
 pacs-tools:
-	$(call debian,orthanc orthanc-dicomweb dcmtk iproute2)
+	$(call debian,orthanc orthanc-dicomweb dcmtk iproute2 nginx-light)
 	@$(ALONE) true || { echo "error: no permission to make a network namespace, in which Orthanc is to run"; exit 1; }
 
 pacs: $(STAMP) pacs-tools

@@ -15,6 +15,7 @@ from uuid import uuid4
 from app.gateway.configuration import Tls
 
 HTTP_PORT = 8042
+HTTPS_PORT = 8443
 DICOM_PORT = 4242
 TITLE = "ORTHANC"
 _PLUGIN = "/usr/share/orthanc/plugins/libOrthancDicomWeb.so"
@@ -66,8 +67,8 @@ class Orthanc:
         return json.loads(self._request("GET", path))
 
     def know(self, title: str, port: int, *, tls: bool = False) -> None:
-        """Add another application entity of this network, until the server ends."""
-        entity = {"AET": title, "Host": "127.0.0.1", "Port": port, "UseDicomTls": tls}
+        """Add another application entity of this network, until the server ends; its AE title is in capitals."""
+        entity = {"AET": title.upper(), "Host": "127.0.0.1", "Port": port, "UseDicomTls": tls}
         self._request("PUT", f"/modalities/{title}", json.dumps(entity).encode())
 
     def take(self, files: Iterable[Path]) -> None:
@@ -107,18 +108,71 @@ class Orthanc:
 
 
 @contextmanager
-def running(folder: Path, tls: Tls | None = None) -> Iterator[Orthanc]:
-    """Start a server that keeps everything in ``folder``; with TLS, it speaks DICOM with nobody without."""
+def running(folder: Path, tls: Tls | None = None, **more: Any) -> Iterator[Orthanc]:
+    """Start a server that keeps everything in ``folder``; with TLS, it speaks DICOM with nobody without.
+
+    Over HTTP this Orthanc itself cannot ask for certificates (1.10.1 dies of the first): :func:`proxied` does.
+
+    Parameters
+    ----------
+    folder : Path
+    tls : Tls, optional
+    **more
+        Options of Orthanc.
+    """
     # Orthanc cannot be told to listen on the loopback device alone.
     if len(Path("/proc/net/route").read_text("ascii").splitlines()) > 1:
         raise PacsFailed("this is no network namespace of its own; run it by `make pacs` or `make viewer`")
     configuration, log = folder / "orthanc.json", folder / "orthanc.log"
-    configuration.write_text(json.dumps(_configuration(folder) | _secured(tls)), "utf-8")
+    configuration.write_text(json.dumps(_configuration(folder) | _secured(tls) | more), "utf-8")
     with log.open("wb") as output, subprocess.Popen(["Orthanc", configuration], stdout=output, stderr=output) as server:
         try:
             client = Orthanc(log)
             _wait(server, client, log)
             yield client
+        finally:
+            server.terminate()
+
+
+_PROXY = """
+user root root;
+daemon off;
+master_process off;
+pid {folder}/nginx.pid;
+events {{}}
+http {{
+  access_log {folder}/access.log;
+  client_max_body_size 0;
+  client_body_temp_path {folder}/body;
+  proxy_temp_path {folder}/proxy;
+  fastcgi_temp_path {folder}/fastcgi;
+  uwsgi_temp_path {folder}/uwsgi;
+  scgi_temp_path {folder}/scgi;
+  server {{
+    listen 127.0.0.1:{port} ssl;
+    ssl_protocols TLSv1.2 TLSv1.3;
+    ssl_certificate {tls.certificate};
+    ssl_certificate_key {tls.key};
+    ssl_client_certificate {tls.authorities};
+    ssl_verify_client on;
+    location /dicom-web/ {{ proxy_pass http://127.0.0.1:{to}; proxy_request_buffering off; }}
+  }}
+}}
+"""
+
+
+@contextmanager
+def proxied(folder: Path, tls: Tls) -> Iterator[Path]:
+    """Run nginx before the DICOMweb service of the server: both sides show certificates; return its access log."""
+    configuration, log = folder / "nginx.conf", folder / "nginx.log"
+    configuration.write_text(_PROXY.format(folder=folder, tls=tls, port=HTTPS_PORT, to=HTTP_PORT), "utf-8")
+    with subprocess.Popen(["nginx", "-e", log, "-c", configuration]) as server:
+        try:
+            while server.poll() is None and not (folder / "nginx.pid").exists():
+                time.sleep(0.05)
+            if server.poll() is not None:
+                raise PacsFailed(f"nginx ended with status {server.returncode}:\n{log.read_text()}")
+            yield folder / "access.log"
         finally:
             server.terminate()
 

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import subprocess
 from collections import Counter
-from collections.abc import Callable
-from contextlib import closing
+from collections.abc import Callable, Iterator
+from contextlib import closing, nullcontext
 from pathlib import Path
+from typing import Any
 
 import pydicom
 import pytest
 
-from app.gateway import service
+from app.gateway import deliveries
 from app.gateway.configuration import GatewayConfiguration, Tls
 from app.gateway.events import Event
 from app.gateway.jobs import Job, Jobs, State
@@ -23,7 +24,7 @@ from operators.selection_rules import ANY_SERIES
 from tests.app.gateway.certificates import certified
 from tests.app.gateway.peers import free_port, wait_until
 from tests.app.tiny_run import write_lungs, write_models
-from tests.pacs.server import DICOM_PORT, TITLE, Orthanc, running
+from tests.pacs.server import DICOM_PORT, HTTP_PORT, HTTPS_PORT, TITLE, Orthanc, proxied, running
 
 pytestmark = pytest.mark.pacs
 
@@ -31,24 +32,30 @@ pytestmark = pytest.mark.pacs
 class Hospital:
     """A gateway between a scanner and an Orthanc, and the study that goes through it."""
 
-    def __init__(self, folder: Path, tls: Tls | None) -> None:
+    def __init__(self, folder: Path, tls: Tls | None, way: str) -> None:
         self.folder = folder
         self.tls = tls
+        self.way = way
         self.port = free_port()
         self.events: list[Event] = []
         (folder / "orthanc").mkdir()
 
     def gateway(self, how: How) -> Gateway:
-        destination = {"name": "orthanc", "ae_title": TITLE, "host": "127.0.0.1", "port": DICOM_PORT}
         stated = {
             "port": self.port,
             "spool": self.folder / "spool",
             "callers": [{"ae_title": TITLE}, {"ae_title": "SCANNER"}],
-            "destinations": [destination | {"tls": self.tls is not None}],
+            "destinations": [self._destination() | {"name": "orthanc", "tls": self.tls is not None}],
             "quiet_seconds": 0.5,
             "tls": self.tls and self.tls.model_dump(),
         }
         return Gateway(GatewayConfiguration.model_validate(stated), Worker(how, 1800.0), self.events.append)
+
+    def _destination(self) -> dict[str, Any]:
+        if self.way == "C-STORE":
+            return {"ae_title": TITLE, "host": "127.0.0.1", "port": DICOM_PORT}
+        where = f"http://127.0.0.1:{HTTP_PORT}" if self.tls is None else f"https://127.0.0.1:{HTTPS_PORT}"
+        return {"url": f"{where}/dicom-web"}
 
     def jobs(self) -> list[Job]:
         with closing(Jobs(self.folder / "spool" / TABLE)) as table:
@@ -62,8 +69,14 @@ class Hospital:
 
 
 @pytest.fixture(params=["plain", "tls"])
-def hospital(request: pytest.FixtureRequest, tmp_path: Path) -> Hospital:
-    return Hospital(tmp_path, certified(tmp_path) if request.param == "tls" else None)
+def tls(request: pytest.FixtureRequest, tmp_path: Path) -> Tls | None:
+    return certified(tmp_path) if request.param == "tls" else None
+
+
+@pytest.fixture(params=["C-STORE", "STOW-RS"])
+def hospital(request: pytest.FixtureRequest, tmp_path: Path, tls: Tls | None) -> Iterator[Hospital]:
+    with proxied(tmp_path, tls) if tls and request.param == "STOW-RS" else nullcontext():
+        yield Hospital(tmp_path, tls, request.param)
 
 
 @pytest.fixture
@@ -105,7 +118,7 @@ def test_a_study_goes_out_and_its_results_come_back(hospital: Hospital, tiny: Ho
 def test_results_wait_for_an_orthanc_that_was_stopped(
     hospital: Hospital, tiny: How, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(service, "SEND_PAUSE", 0.5)
+    monkeypatch.setattr(deliveries, "SEND_PAUSE", 0.5)
     files = sorted((hospital.folder / "ct").iterdir())
     with hospital.gateway(tiny):
         with running(hospital.folder / "orthanc", hospital.tls) as orthanc:
@@ -119,13 +132,17 @@ def test_results_wait_for_an_orthanc_that_was_stopped(
 
 
 @pytest.mark.real_data
-def test_a_real_ct_gets_its_results_into_its_own_study(tmp_path: Path, real_data: Path) -> None:
-    hospital = Hospital(tmp_path, None)
+@pytest.mark.parametrize("send", [_by_orthanc, _by_dcmtk])
+def test_a_real_ct_gets_its_results_into_its_own_study(
+    hospital: Hospital, send: Send, real_data: Path, tmp_path_factory: pytest.TempPathFactory
+) -> None:
     files = sorted((real_data / "covid_P001").glob("*.dcm"))
-    with running(tmp_path / "orthanc") as orthanc:
-        orthanc.know("COVIDCT", hospital.port)
-        with hospital.gateway(How(SHIPPED, load_settings(), ANY_SERIES, tmp_path / "cache")):
-            _by_orthanc(hospital, orthanc, files)
+    cache = tmp_path_factory.getbasetemp() / "networks"
+    with running(hospital.folder / "orthanc", hospital.tls) as orthanc:
+        orthanc.know("COVIDCT", hospital.port, tls=hospital.tls is not None)
+        orthanc.take(files)
+        with hospital.gateway(How(SHIPPED, load_settings(), ANY_SERIES, cache)):
+            send(hospital, orthanc, files)
             wait_until(hospital.committed)
         _check(hospital, orthanc, str(pydicom.dcmread(files[0]).StudyInstanceUID))
         (only,) = orthanc.rest("/studies?expand")

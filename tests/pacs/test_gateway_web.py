@@ -14,14 +14,14 @@ import yaml
 from app.cli import main
 from app.gateway.configuration import load_gateway
 from app.gateway.events import Event
-from app.gateway.jobs import Jobs, State
+from app.gateway.jobs import Job, Jobs, State
 from app.gateway.service import TABLE, Gateway
 from app.gateway.worker import How, Worker
 from app.outcome import ExitStatus
 from app.settings import load_settings
 from operators.selection_rules import ANY_SERIES
 from tests.app.gateway.peers import free_port, wait_until
-from tests.app.tiny_run import write_lungs, write_models
+from tests.app.tiny_run import ROOT, write_lungs, write_models
 from tests.pacs.server import DICOM_PORT, HTTP_PORT, TITLE, Orthanc, running
 
 pytestmark = pytest.mark.pacs
@@ -33,7 +33,7 @@ DICOM = {"name": "dicom", "ae_title": TITLE, "host": "127.0.0.1", "port": DICOM_
 class Site:
     """A gateway beside an Orthanc that knows it."""
 
-    def __init__(self, folder: Path, orthanc: Orthanc, stack: ExitStack) -> None:
+    def __init__(self, folder: Path, orthanc: Orthanc, stack: ExitStack, name: str = "COVIDCT") -> None:
         self.orthanc, self.events = orthanc, list[Event]()
         self.spool, self.configuration = folder / "spool", folder / "gateway.yaml"
         port = free_port()
@@ -48,12 +48,15 @@ class Site:
         self.configuration.write_text(yaml.safe_dump(stated))
         how = How(folder / "models", load_settings(["in_plane=32", "precision=float32"]), ANY_SERIES, None)
         gateway = Gateway(load_gateway(self.configuration), Worker(how, 600.0), self.events.append)
-        orthanc.know("COVIDCT", port)
+        orthanc.know(name, port)
         stack.enter_context(gateway)
 
-    def states(self) -> list[State]:
+    def jobs(self) -> list[Job]:
         with closing(Jobs(self.spool / TABLE)) as table:
-            return [job.state for job in table.all()]
+            return table.all()
+
+    def states(self) -> list[State]:
+        return [job.state for job in self.jobs()]
 
 
 @pytest.fixture
@@ -85,6 +88,34 @@ def test_a_study_is_fetched_and_its_results_are_stored_by_stow_rs(site: Site, fi
     for path in results:
         sent = pydicom.dcmread(path)
         assert site.orthanc.file(str(sent.SOPInstanceUID)) == path.read_bytes(), path.name
+
+
+_SCRIPT = """
+function OnStableSeries(series, tags, metadata)
+  if tags['Modality'] == 'CT' then
+    SendToModality(series, 'covidct')
+  end
+end
+"""
+
+
+def test_orthanc_sends_series_by_itself_and_results_start_nothing(tmp_path: Path, files: list[Path]) -> None:
+    assert _SCRIPT.strip() in (ROOT / "docs" / "pacs.md").read_text("utf-8")
+    write_models(tmp_path / "models")
+    (tmp_path / "orthanc").mkdir()
+    (tmp_path / "send.lua").write_text(_SCRIPT)
+    scripted = {"LuaScripts": [str(tmp_path / "send.lua")], "StableAge": 1}
+    with running(tmp_path / "orthanc", **scripted) as orthanc, ExitStack() as stack:
+        site = Site(tmp_path, orthanc, stack, "covidct")
+        orthanc.store(files)
+        wait_until(lambda: site.states() == [State.COMMITTED])
+        study = str(pydicom.dcmread(files[0]).StudyInstanceUID)
+        series = orthanc.rest("/series")
+        wait_until(lambda: all(orthanc.rest(f"/series/{each}")["IsStable"] for each in series))
+        orthanc.know("ECHO", 1)  # what the script does, it has done by the time that this is answered
+        (job,) = site.jobs()
+        assert (job.study, job.state, job.revision) == (study, State.COMMITTED, 1)
+        assert len(series) > 3
 
 
 def test_orthanc_is_told_that_the_gateway_keeps_what_it_has_sent(site: Site, files: list[Path]) -> None:
