@@ -20,9 +20,8 @@ from pathlib import Path
 from typing import Literal, NamedTuple
 from xml.etree.ElementTree import Element, SubElement, tostring
 
-import pydicom
-
 from app.gateway.events import Event, Kind, Peer, Tell, as_date
+from app.gateway.header import read_head
 from app.gateway.spool import Spool, sync_folder
 
 AUDIT_LOG = "audit.log"
@@ -68,6 +67,7 @@ _SUCCESS, _FAILURE = "0", "4"
 """Event outcome indicators; the latter is "minor": the system goes on, and is as safe as before."""
 _SERVER_PROCESS = "4"
 """Audit source type code of an application server process (PS3.15, A.5.1.2.1)."""
+_PATIENT_ID = 0x00100020
 _LONGEST_ID = 64
 """Characters of a Patient ID (LO; PS3.5, 6.2); more, from who knows whom, would only make lines that get cut."""
 _MACHINE_NAME, _IP_ADDRESS = "1", "2"
@@ -286,8 +286,7 @@ def patient_id(folder: Path) -> str:
     """Return the Patient ID of the first instance in a folder, empty where there is none or it cannot be read."""
     try:
         first = min(folder.glob("*.dcm"))
-        header = pydicom.dcmread(first, specific_tags=["PatientID"], stop_before_pixels=True)
-        return str(header.get("PatientID") or "")[:_LONGEST_ID]
+        return str(read_head(first, [_PATIENT_ID]).get("PatientID") or "")[:_LONGEST_ID]
     except Exception:  # it is just being deleted, or what damaged data make the parser raise, which is not foreseeable
         return ""
 

@@ -128,22 +128,19 @@ def _retry(arguments: argparse.Namespace) -> None:
     from app.gateway.service import open_table
 
     with open_table(arguments.config) as (configuration, jobs, spool):
-        if not jobs.retry(arguments.study, time.time()):
+        results = any(spool.results(arguments.study).rglob("*.dcm"))
+        if not jobs.retry(arguments.study, time.time(), results=results):
             raise UsageError(f"study {arguments.study} has neither failed nor been refused; see covid-ct gateway jobs")
         _audit(configuration, spool)(Event(Kind.RETRIED, "taken up again", arguments.study))
 
 
 def _drop(arguments: argparse.Namespace) -> None:
     from app.gateway.events import Event, Kind
-    from app.gateway.service import open_table
+    from app.gateway.service import delete, open_table
 
     with open_table(arguments.config) as (configuration, jobs, spool):
-        if not jobs.drop(arguments.study, time.time()):
+        if not delete(jobs, spool, Event(Kind.DROPPED, "dropped", arguments.study), _audit(configuration, spool)):
             raise UsageError(f"study {arguments.study} arrives, runs, or is not known; see covid-ct gateway jobs")
-        # before: the instances say whose they are, and what has begun is ended, by the next gateway at the latest
-        _audit(configuration, spool)(Event(Kind.DROPPED, "dropped", arguments.study))
-        spool.drop(arguments.study)
-        jobs.dropped(arguments.study)
 
 
 def _audit(configuration: GatewayConfiguration, spool: Spool) -> Tell:

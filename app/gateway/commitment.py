@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections import Counter
 from typing import Any
@@ -16,6 +17,7 @@ from pynetdicom.sop_class import (  # type: ignore[attr-defined]
 from app.gateway.configuration import Caller, DicomNode, GatewayConfiguration
 from app.gateway.events import Event, Kind, Peer, Tell
 from app.gateway.incoming import SUCCESS
+from app.gateway.jobs import Jobs
 from app.gateway.questions import Question, Questions
 from app.gateway.receiver import PLAIN
 from app.gateway.scu import call, why_not
@@ -31,8 +33,6 @@ NO_SUCH_INSTANCE, CLASS_CONFLICT = 0x0112, 0x0119
 """Failure reasons (PS3.3, C.14.1.1)."""
 _PAUSE, _LONGEST_PAUSE = 5.0, 900.0
 """Seconds before a report is repeated the first time, and at most."""
-_MOST = 100_000
-"""Instances that one question may be about."""
 
 
 class Commitment:
@@ -42,15 +42,28 @@ class Commitment:
     ----------
     configuration : GatewayConfiguration
     spool : Spool
+    jobs : Jobs
     questions : Questions
+    stopping : Event
+        Set when the gateway ends.
     tell : callable
         Receives what happens.
     """
 
-    def __init__(self, configuration: GatewayConfiguration, spool: Spool, questions: Questions, tell: Tell) -> None:
+    def __init__(
+        self,
+        configuration: GatewayConfiguration,
+        spool: Spool,
+        jobs: Jobs,
+        questions: Questions,
+        stopping: threading.Event,
+        tell: Tell,
+    ) -> None:
         self._configuration = configuration
         self._spool = spool
+        self._jobs = jobs
         self._questions = questions
+        self._stopping = stopping
         self._tell = tell
 
     def asked(self, event: Any) -> tuple[int, None]:
@@ -71,21 +84,26 @@ class Commitment:
 
     def answer(self) -> None:
         """Answer what is due."""
+        silent: set[str] = set()
         for question in self._questions.due(time.time()):
             caller = self._caller(question.caller)
-            report = self._report(question)
+            if self._stopping.is_set():
+                return
             if caller is None or time.time() - question.since > self._configuration.limits.send_hours * 3600.0:
                 self._questions.settle(question)
                 self._complain(question.caller, "its question for storage commitment was given up")
                 continue
-            problem = self._send(caller, report)
-            if problem is None:
+            report = None if question.caller in silent else self._report(question)
+            problem = "it did not answer before" if report is None else self._send(caller, report)
+            if report is not None and problem is None:
                 self._questions.settle(question)
                 self._tell_of(question, report)
-            else:
-                pause = min(_PAUSE * 2.0 ** min(question.failures, 30), _LONGEST_PAUSE)
-                self._questions.postpone(question, time.time() + pause)
-                self._complain(question.caller, problem)
+                continue
+            if report is not None:
+                self._complain(question.caller, problem or "")
+            silent.add(question.caller)
+            pause = min(_PAUSE * 2.0 ** min(question.failures, 30), _LONGEST_PAUSE)
+            self._questions.postpone(question, time.time() + pause)
 
     def _caller(self, title: str) -> Caller | None:
         own = (each for each in self._configuration.callers if each.ae_title == title and each.port is not None)
@@ -93,18 +111,18 @@ class Commitment:
 
     def _report(self, question: Question) -> Dataset:
         """Return what is kept, which is never deleted from then on but by a person, and what is not (PS3.3, C.14)."""
-        there = self._spool.find([instance for _, instance in question.instances])
-        kept, lost, studies = [], [], set()
+        found = self._spool.find([instance for _, instance in question.instances])
+        promised = self._jobs.promise({study for study, _ in found.values()})
+        there = {instance: sop_class for instance, (study, sop_class) in found.items() if study in promised}
+        kept, lost = [], []
         for sop_class, instance in question.instances:
             item = Dataset()
             item.ReferencedSOPClassUID, item.ReferencedSOPInstanceUID = sop_class, instance
-            if instance in there and there[instance][1] == sop_class:
+            if there.get(instance) == sop_class:
                 kept.append(item)
-                studies.add(there[instance][0])
             else:
                 item.FailureReason = CLASS_CONFLICT if instance in there else NO_SUCH_INSTANCE
                 lost.append(item)
-        self._questions.promise(studies)
         report = Dataset()
         report.TransactionUID = question.transaction
         if kept:
@@ -166,6 +184,6 @@ def _read(caller: str, information: Dataset) -> Question:
         (checked_uid(item.ReferencedSOPClassUID), checked_uid(item.ReferencedSOPInstanceUID))
         for item in information.ReferencedSOPSequence
     )
-    if not 0 < len(instances) <= _MOST:
-        raise Refused(_INVALID_ARGUMENT, "it is about nothing, or too much")
+    if not instances:
+        raise Refused(_INVALID_ARGUMENT, "it is about nothing")
     return Question(checked_uid(information.TransactionUID), caller, instances, time.time())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 import threading
 import time
 from collections import Counter
@@ -19,6 +20,8 @@ from app.gateway.spool import Spool
 
 SEND_PAUSE, _LONGEST_PAUSE = 5.0, 900.0
 """Seconds before a failed delivery is repeated the first time, and at most."""
+DOWN_PAUSE = 30.0
+"""Seconds for which a destination that could not be reached is left alone, whatever there is for it."""
 COMMITMENT_PAUSE = 60.0
 """Seconds that a destination has to report on storage commitment before it is asked again."""
 
@@ -50,6 +53,7 @@ class Deliveries:
             WebDestination: WebSender(configuration.tls, self.reported),
         }
         self._asked: dict[str, _Question] = {}
+        self._down: dict[str, _Down] = {}
         self._lock = threading.Lock()
 
     def step(self) -> None:
@@ -76,13 +80,24 @@ class Deliveries:
 
     def _deliver(self, destination: Destination, job: Job) -> dict[str, str]:
         """Take the next step of a delivery to a destination; return what keeps it, by the destination's name."""
+        down = self._down.get(destination.name)
+        if down is not None and time.monotonic() < down.until:
+            return {destination.name: down.message}  # the others are not to wait for it once for each study
         failures: list[Failure] = []
         try:
             failures += self._store(destination, job)
             failures += self._ask(destination, job)
+        except socket.gaierror:
+            failures.append(Failure(f"{destination.name}: its name cannot be resolved", reachable=False))
+        except FileNotFoundError:
+            failures.append(Failure(f"{destination.name}: results are gone; retry runs the study again"))
         except Exception as error:  # neither the other destinations nor the other studies are to wait for it
-            cause = "its name cannot be resolved" if isinstance(error, OSError) else type(error).__name__
-            failures.append(Failure(f"{destination.name}: {cause}"))
+            failures.append(Failure(f"{destination.name}: {type(error).__name__}"))
+        lost = next((each for each in failures if not each.reachable), None)
+        if lost is None:
+            self._down.pop(destination.name, None)
+        else:
+            self._down[destination.name] = _Down(time.monotonic() + DOWN_PAUSE, lost.message)
         return {destination.name: failures[0].message} if failures else {}
 
     @property
@@ -179,6 +194,14 @@ class Deliveries:
 def _blamed(names: set[str], cause: str) -> dict[str, str]:
     """Return why nothing goes on, by the names of the destinations that are the cause."""
     return {name: f"{name}: {cause}" for name in sorted(names)}
+
+
+@dataclass(frozen=True, slots=True)
+class _Down:
+    """A destination that cannot be reached: until when it is left alone (monotonic seconds), and why."""
+
+    until: float
+    message: str
 
 
 @dataclass(frozen=True, slots=True)

@@ -59,7 +59,7 @@ class DicomSender:
         contexts = sorted(own | {(sop_class, ExplicitVRLittleEndian) for sop_class, _ in own})
         association = self._call(destination, contexts)
         if not association.is_established:
-            return [Failure(why_not(destination, association))]
+            return [Failure(why_not(destination, association), reachable=False)]
         failures = []
         try:
             for delivery, file in files:
@@ -87,7 +87,7 @@ class DicomSender:
         contexts = [(StorageCommitmentPushModel, syntax) for syntax in PLAIN]
         association = self._call(destination, contexts, [(evt.EVT_N_EVENT_REPORT, hear)])
         if not association.is_established:
-            return Failure(why_not(destination, association))
+            return Failure(why_not(destination, association), reachable=False)
         question = Dataset()
         question.TransactionUID = generate_uid()
         question.ReferencedSOPSequence = [_reference(each) for each in objects]

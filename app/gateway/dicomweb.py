@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ssl
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -25,6 +26,10 @@ _OF_THE_OBJECT = (400, 409, 413, 415, 422)
 """Statuses of HTTP that tell about what was sent, not about the service (PS3.18, table 10.5.3-1)."""
 
 
+_SYSTEM = ssl.get_default_verify_paths()
+"""Where the authorities of the system are."""
+
+
 class Unreachable(Exception):
     """A node does not answer, or not as it should. The message is one line without patient data."""
 
@@ -38,6 +43,7 @@ def web_client(node: WebNode, tls: Tls | None) -> Iterator[DICOMwebClient]:
     """
     with requests.Session() as session:
         session.trust_env = False
+        session.max_redirects = 0  # what is sent would go where nobody has said
         try:
             _introduce(session, node, tls)
             client = DICOMwebClient(node.url, session, timeout=_WAIT)
@@ -45,6 +51,10 @@ def web_client(node: WebNode, tls: Tls | None) -> Iterator[DICOMwebClient]:
             yield client
         except requests.HTTPError as error:
             raise Unreachable(f"{node.name}: {_refusal(_status(error))}") from error
+        except requests.TooManyRedirects as error:
+            raise Unreachable(f"{node.name}: it redirects; state the url that it redirects to") from error
+        except requests.exceptions.SSLError as error:
+            raise Unreachable(f"{node.name}: it cannot be trusted, or does not trust the gateway (TLS)") from error
         except requests.RequestException as error:
             raise Unreachable(f"{node.name}: it cannot be reached") from error
 
@@ -58,6 +68,7 @@ def _introduce(session: requests.Session, node: WebNode, tls: Tls | None) -> Non
             session.headers["Authorization"] = f"Bearer {_secret(node.token_file)}"
     except (OSError, UnicodeError) as error:
         raise Unreachable(f"{node.name}: its password or token cannot be read") from error
+    session.verify = _SYSTEM.cafile or _SYSTEM.capath or True
     if node.tls and tls is not None:
         session.cert, session.verify = (str(tls.certificate), str(tls.key)), str(tls.authorities)
 
@@ -108,7 +119,7 @@ class WebSender:
                     else:
                         failures.append(Failure(f"{destination.name}: {delivery.path}: {reason}"))
         except Unreachable as failure:
-            failures.append(Failure(str(failure)))
+            failures.append(Failure(str(failure), reachable=False))
         return failures
 
     def ask_commitment(
@@ -126,7 +137,7 @@ class WebSender:
                     there = any(Dataset.from_json(match).SOPInstanceUID == each.sop_instance for match in found)
                     (kept if there else lost).append(each.sop_instance)
         except Unreachable as failure:
-            return Failure(str(failure))
+            return Failure(str(failure), reachable=False)
         transaction = str(generate_uid())
         asked(transaction)
         self._report(transaction, kept, lost)

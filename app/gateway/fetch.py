@@ -5,13 +5,14 @@ from __future__ import annotations
 import fcntl
 import time
 from collections import Counter
-from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager
-from io import BytesIO
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, closing, contextmanager
+from typing import Any
 
 from dicomweb_client import DICOMwebClient
 from pydicom import Dataset
-from pydicom.filewriter import dcmwrite
+from pydicom.filebase import DicomBytesIO
+from pydicom.filewriter import write_dataset
 from pynetdicom.association import Association
 from pynetdicom.sop_class import (  # type: ignore[attr-defined]
     StudyRootQueryRetrieveInformationModelFind,
@@ -21,10 +22,11 @@ from pynetdicom.sop_class import (  # type: ignore[attr-defined]
 from app.gateway.configuration import DicomNode, GatewayConfiguration, WebNode
 from app.gateway.dicomweb import Unreachable, web_client
 from app.gateway.events import Event, Kind, Peer, Tell
-from app.gateway.jobs import Jobs
+from app.gateway.incoming import file_head
+from app.gateway.jobs import Jobs, State
 from app.gateway.receiver import ACCEPTED_CLASSES, ACCEPTED_SYNTAXES, PLAIN
 from app.gateway.scu import call, why_not
-from app.gateway.spool import Arrival, Refused, Spool, checked_uid
+from app.gateway.spool import FETCHED, Arrival, Refused, Spool, checked_uid
 from app.outcome import RunFailed, UsageError
 
 _PENDING = (0xFF00, 0xFF01)
@@ -71,6 +73,8 @@ def fetch(configuration: GatewayConfiguration, spool: Spool, jobs: Jobs, name: s
             _by_move(configuration, source, study, tell)
     except Unreachable as error:
         raise RunFailed(str(error)) from error
+    except Refused as refusal:
+        raise RunFailed(f"it was not kept: {refusal}") from refusal
 
 
 def _none(source: DicomNode | WebNode) -> UsageError:
@@ -97,11 +101,11 @@ def _running(configuration: GatewayConfiguration) -> bool:
     """Say whether a gateway has the spool."""
     try:
         with (configuration.spool / "lock").open("r+") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
     except FileNotFoundError:
         return False
-    except OSError:
-        return True
     return False
 
 
@@ -160,82 +164,77 @@ def _by_web(
     configuration: GatewayConfiguration, source: WebNode, spool: Spool, jobs: Jobs, study: str, tell: Tell
 ) -> None:
     with ExitStack() as stack:
+        stack.enter_context(spool.fetching())
         arrivals: dict[str, Arrival] = {}
         with web_client(source, configuration.tls) as client:
             found = _instances(client, study)
             if not found:
                 raise _none(source)
             for number, (instance, (series, _)) in enumerate(found.items(), 1):
-                arrival = stack.enter_context(_arriving(spool))
-                _download(client, source, arrival, (study, series, instance))
-                arrivals[instance] = arrival
+                spool.check_room()
+                arrivals[instance] = stack.enter_context(closing(spool.begin(FETCHED)))
+                _download(client, source, arrivals[instance], (study, series, instance))
                 if number % 50 == 0:
                     tell(Event(Kind.PROGRESS, f"{number} of {len(found)} instances", study))
-        try:
-            kept = _keep(configuration, spool, jobs, study, source.name, arrivals)
-        except Refused as refusal:
-            raise RunFailed(f"it was not kept: {refusal}") from refusal
+        kept = _keep(spool, jobs, study, source.name, arrivals)
     classes = Counter(found[instance][1] for instance in kept)
     message = f"received {len(kept)} instances; {len(found) - len(kept)} were there"
     tell(Event(Kind.RECEIVED, message, study, Peer(source.name, source.host), classes))
 
 
-@contextmanager
-def _arriving(spool: Spool) -> Iterator[Arrival]:
-    try:
-        arrival = spool.begin()
-    except Refused as refusal:
-        raise RunFailed(f"it cannot be kept: {refusal}") from refusal
-    try:
-        yield arrival
-    finally:
-        arrival.close()
-
-
 def _instances(client: DICOMwebClient, study: str) -> Mapping[str, tuple[str, str]]:
     """Return series and SOP class of each CT instance of a study (PS3.18, 10.6)."""
     found = {}
-    for each in client.search_for_series(study, search_filters={"Modality": "CT"}, get_remaining=True):
-        series = Dataset.from_json(each)
+    for series in _all(client.search_for_series, study, search_filters={"Modality": "CT"}):
         if series.get("Modality") == "CT":
-            for match in client.search_for_instances(study, series.SeriesInstanceUID, get_remaining=True):
-                instance = Dataset.from_json(match)
+            for instance in _all(client.search_for_instances, study, series.SeriesInstanceUID):
                 if instance.SOPClassUID in ACCEPTED_CLASSES:
                     place = str(series.SeriesInstanceUID), str(instance.SOPClassUID)
                     found[checked_uid(instance.SOPInstanceUID)] = place
     return found
 
 
+def _all(search: Callable[..., list[dict[str, Any]]], *arguments: str, **keywords: object) -> list[Dataset]:
+    """Return what a search finds, page after page until nothing new comes: some servers give everything each time."""
+    found: dict[str, Dataset] = {}
+    while True:
+        page = [Dataset.from_json(each) for each in search(*arguments, offset=len(found), **keywords)]
+        new = {str(each.get("SOPInstanceUID") or each.SeriesInstanceUID): each for each in page}
+        if new.keys() <= found.keys():
+            return list(found.values())
+        found |= new
+
+
 def _download(client: DICOMwebClient, source: WebNode, arrival: Arrival, uids: tuple[str, str, str]) -> None:
-    """Retrieve an instance as it is stored there (PS3.18, 10.4)."""
+    """Retrieve an instance in the transfer syntax in which it is stored there (PS3.18, 10.4)."""
     image = client.retrieve_instance(*uids, media_types=(("application/dicom", "*"),))
     if (str(image.StudyInstanceUID), str(image.SOPInstanceUID)) != (uids[0], uids[2]):
         raise Unreachable(f"{source.name}: it gave another instance than was asked for")
-    if image.file_meta.TransferSyntaxUID not in ACCEPTED_SYNTAXES:
+    syntax = image.file_meta.TransferSyntaxUID
+    if syntax not in ACCEPTED_SYNTAXES:
         raise Unreachable(f"{source.name}: it gives instances in a transfer syntax that cannot be read")
-    buffer = BytesIO()
-    dcmwrite(buffer, image, enforce_file_format=True)
+    arrival.write(file_head(str(image.SOPClassUID), str(image.SOPInstanceUID), str(syntax)))
+    buffer = DicomBytesIO()
+    buffer.is_little_endian, buffer.is_implicit_VR = syntax.is_little_endian, syntax.is_implicit_VR
+    write_dataset(buffer, image)
     arrival.write(buffer.getvalue())
     arrival.end()
 
 
-def _keep(
-    configuration: GatewayConfiguration,
-    spool: Spool,
-    jobs: Jobs,
-    study: str,
-    caller: str,
-    arrivals: Mapping[str, Arrival],
-) -> list[str]:
-    """Keep what is not there yet; return which."""
-    known = jobs.knows(study)
-    new = {uid: each for uid, each in arrivals.items() if not (spool.holds(study, uid, each) and known)}
-    if not new:
-        return []
-    now = time.time()
-    if not jobs.receive(study, caller, now, due=now + configuration.limits.run_seconds):
-        raise Refused(0, "its study is being deleted")
-    for uid, arrival in new.items():
-        spool.keep(study, uid, arrival)
-    jobs.received(study, time.time(), 0.0)
+def _keep(spool: Spool, jobs: Jobs, study: str, caller: str, arrivals: Mapping[str, Arrival]) -> list[str]:
+    """Keep what is not there yet; return which. Nothing happens with the study before all of it is kept."""
+    with spool.alone():
+        known = jobs.knows(study)
+        new = {uid: each for uid, each in arrivals.items() if not (spool.holds(study, uid, each) and known)}
+        if not new:
+            return []
+        if not jobs.receive(study, caller, time.time(), State.FETCHING):
+            raise Refused(0, "its study is being deleted")
+        try:
+            for uid, arrival in new.items():
+                spool.keep(study, uid, arrival)
+        except Refused:
+            jobs.fetched(study, time.time(), "only a part of it could be kept; fetch it again, or drop it")
+            raise
+        jobs.fetched(study, time.time())
     return list(new)

@@ -6,10 +6,10 @@ import struct
 from collections.abc import Callable
 from typing import Protocol
 
-from pydicom.filereader import read_partial
 from pynetdicom.association import Association
 from pynetdicom.dimse_primitives import C_STORE
 
+from app.gateway.header import read_head
 from app.gateway.spool import NOT_UNDERSTOOD, OUT_OF_RESOURCES, Arrival, Refused, checked_uid
 from operators.identity import IMPLEMENTATION_UID
 
@@ -128,8 +128,7 @@ def _uid(element: int, uid: str) -> bytes:
 def _study(arrival: Arrival, sop_class: str, instance: str) -> str:
     """Return the Study Instance UID of a DICOM file, which is to be of the given SOP class and instance."""
     try:
-        with arrival.path.open("rb") as file:
-            header = read_partial(file, lambda tag, *_: tag > _STUDY, specific_tags=[_SOP_CLASS, _SOP_INSTANCE, _STUDY])
+        header = read_head(arrival.path, [_SOP_CLASS, _SOP_INSTANCE, _STUDY])
         study, same = header.StudyInstanceUID, (header.SOPClassUID, header.SOPInstanceUID) == (sop_class, instance)
     except Exception as error:  # what damaged data make the parser raise is not foreseeable
         raise Refused(NOT_UNDERSTOOD, "it cannot be read") from error

@@ -1,8 +1,9 @@
 """The job table: what state every study is in. Each change is one transaction of SQLite, on the disk when it returns.
 
-A study goes ``receiving`` -> ``ready`` -> ``running`` -> ``sending`` -> ``committed``, or ends ``refused``. What fails
-again and again is ``failed`` and waits for a person. An instance that comes late takes a study back to ``receiving``,
-from wherever it is; what a run that had begun without it has found is thrown away.
+A study goes ``receiving`` -> ``ready`` -> ``running`` -> ``sending`` -> ``committed``, or ends ``refused``; one that is
+fetched is ``fetching`` before, until all of it is there. What fails again and again is ``failed`` and waits for a
+person. An instance that comes late takes a study back to ``receiving``, from wherever it is; what a run that had begun
+without it has found is thrown away.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from app.outcome import UsageError
 class State(StrEnum):
     """Of a study."""
 
+    FETCHING = "fetching"
     RECEIVING = "receiving"
     READY = "ready"
     RUNNING = "running"
@@ -107,6 +109,7 @@ CREATE TABLE IF NOT EXISTS deliveries (
     sop_instance TEXT NOT NULL, stored INTEGER NOT NULL, committed INTEGER NOT NULL,
     PRIMARY KEY (study, destination, sop_instance)
 ) STRICT, WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS promises (study TEXT PRIMARY KEY) STRICT, WITHOUT ROWID;
 """
 _UPGRADES = (
     (
@@ -147,11 +150,11 @@ class Jobs:
 
     # --- what arrives ---
 
-    def receive(self, study: str, caller: str, now: float, due: float | None = None) -> bool:
+    def receive(self, study: str, caller: str, now: float, state: State = State.RECEIVING) -> bool:
         """Note that new instances of a study begin to arrive, before the first is acknowledged.
 
-        A run in progress goes on, but what it finds will not count. False if the study is just being deleted. Whoever
-        is not known to :meth:`settle` says until when at least it is not to be taken for complete.
+        A run in progress goes on, but what it finds will not count. False if the study is just being deleted. With the
+        state ``FETCHING`` nothing else is done with it before :meth:`fetched`.
         """
         with self._transaction() as database:
             if _studies(database, "study = ? AND state = ?", study, State.DROPPING):
@@ -161,8 +164,8 @@ class Jobs:
                 " VALUES (?, ?, 1, 0, ?, ?, ?, '', ?)"
                 " ON CONFLICT (study) DO UPDATE SET revision = revision + 1, caller = excluded.caller, failures = 0,"
                 " due = excluded.due, reason = '', since = excluded.since,"
-                " state = iif(state = ?, state, excluded.state)",
-                (study, State.RECEIVING, now if due is None else due, now, caller, now, State.RUNNING),
+                " state = iif(excluded.state <> ? AND state IN (?, ?), state, excluded.state)",
+                (study, state, now, now, caller, now, State.FETCHING, State.FETCHING, State.RUNNING),
             )
             database.execute("DELETE FROM deliveries WHERE study = ?", (study,))
         return True
@@ -179,6 +182,13 @@ class Jobs:
                 "UPDATE studies SET due = ? WHERE study = ? AND state IN (?, ?)",
                 (now + quiet, study, State.RECEIVING, State.RUNNING),
             )
+
+    def fetched(self, study: str, now: float, problem: str = "") -> None:
+        """Note that all of a study that was fetched is there, or what was in the way: then it is fetched anew."""
+        with self._transaction() as database:
+            for job in _studies(database, "study = ? AND state = ?", study, State.FETCHING):
+                state = State.FETCHING if problem else State.RECEIVING
+                _enter(database, job.study, state, now, problem)
 
     def settle(self, now: float, arriving: Iterable[str]) -> list[Job]:
         """Make ready what is complete: the quiet time is over, and no association sends any of it; return which."""
@@ -328,10 +338,20 @@ class Jobs:
                 (failures, due, reason, job.study),
             )
 
-    def ended(self, before: float) -> list[Job]:
-        """Return the studies that were delivered before a time."""
+    def promise(self, studies: Iterable[str]) -> set[str]:
+        """Note which studies somebody is about to be told are kept; return those that are not just being deleted."""
         with self._transaction() as database:
-            return _studies(database, "state = ? AND since < ?", State.COMMITTED, before)
+            there = {
+                study for study in studies if _studies(database, "study = ? AND state <> ?", study, State.DROPPING)
+            }
+            database.executemany("INSERT OR IGNORE INTO promises VALUES (?)", [(study,) for study in there])
+        return there
+
+    def ended(self, before: float) -> list[Job]:
+        """Return the studies that were delivered before a time, and of which nobody was told that they are kept."""
+        condition = "state = ? AND since < ? AND study NOT IN (SELECT study FROM promises)"
+        with self._transaction() as database:
+            return _studies(database, condition, State.COMMITTED, before)
 
     # --- people ---
 
@@ -340,14 +360,17 @@ class Jobs:
         with self._transaction() as database:
             return sorted(_studies(database, "1"), key=lambda job: -job.since)
 
-    def retry(self, study: str, now: float) -> bool:
-        """Take up again what was given up or refused; False if it is neither."""
+    def retry(self, study: str, now: float, *, results: bool) -> bool:
+        """Take up again what was given up or refused; False if it is neither.
+
+        Where there are no results any more, it is run again.
+        """
         with self._transaction() as database:
             ended = _studies(database, "study = ? AND state IN (?, ?)", study, State.FAILED, State.REFUSED)
             if not ended:
                 return False
             to_send = database.execute("SELECT count(*) FROM deliveries WHERE study = ?", (study,)).fetchone()[0]
-            _enter(database, study, State.SENDING if to_send else State.READY, now)
+            _enter(database, study, State.SENDING if to_send and results else State.READY, now)
         return True
 
     def drop(self, study: str, now: float, revision: int | None = None) -> bool:
@@ -366,6 +389,7 @@ class Jobs:
         """Forget a study whose files are gone."""
         with self._transaction() as database:
             database.execute("DELETE FROM deliveries WHERE study = ?", (study,))
+            database.execute("DELETE FROM promises WHERE study = ?", (study,))
             database.execute("DELETE FROM studies WHERE study = ? AND state = ?", (study, State.DROPPING))
 
     def _mark(self, what: str, delivery: Delivery) -> None:
@@ -415,5 +439,6 @@ def _outdated(database: sqlite3.Connection, job: Job, now: float) -> bool:
         return True  # dropped meanwhile
     if current[0].revision == job.revision:
         return False
-    _enter(database, job.study, State.RECEIVING, now, due=current[0].due)
+    if current[0].state == State.RUNNING:
+        _enter(database, job.study, State.RECEIVING, now, due=current[0].due)
     return True

@@ -20,6 +20,7 @@ REFRESH = 10
 FOLDER = Path(__file__).with_name("templates")
 
 SIGNS = {
+    State.FETCHING: "⇣",
     State.RECEIVING: "↓",
     State.READY: "⋯",
     State.RUNNING: "▶",

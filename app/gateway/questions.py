@@ -1,9 +1,8 @@
-"""Questions of callers whether the gateway keeps what they have sent, and the studies it has promised to keep."""
+"""Questions of callers whether the gateway keeps what they have sent, until they are answered."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,7 +13,6 @@ CREATE TABLE IF NOT EXISTS questions (
     transaction_uid TEXT NOT NULL, caller TEXT NOT NULL, instances TEXT NOT NULL, failures INTEGER NOT NULL,
     due REAL NOT NULL, since REAL NOT NULL, PRIMARY KEY (caller, transaction_uid)
 ) STRICT, WITHOUT ROWID;
-CREATE TABLE IF NOT EXISTS promises (study TEXT PRIMARY KEY) STRICT, WITHOUT ROWID;
 """
 
 
@@ -89,16 +87,6 @@ class Questions:
                 "UPDATE questions SET due = ?, failures = ? WHERE transaction_uid = ? AND caller = ?",
                 (due, question.failures + 1, question.transaction, question.caller),
             )
-
-    def promise(self, studies: Iterable[str]) -> None:
-        """Note which studies somebody is about to be told are kept."""
-        with self._database.transaction() as database:
-            database.executemany("INSERT OR IGNORE INTO promises VALUES (?)", [(study,) for study in studies])
-
-    def promised(self) -> set[str]:
-        """Return the studies that somebody was told are kept."""
-        with self._database.transaction() as database:
-            return {row[0] for row in database.execute("SELECT study FROM promises")}
 
     def settle(self, question: Question) -> None:
         """Forget a question."""

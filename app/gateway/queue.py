@@ -11,7 +11,7 @@ from typing import Any
 
 from app.gateway.jobs import COLUMNS, Delivery, Job, State
 
-UNFINISHED = (State.RECEIVING, State.READY, State.RUNNING, State.SENDING)
+UNFINISHED = (State.FETCHING, State.RECEIVING, State.READY, State.RUNNING, State.SENDING)
 """States that a study leaves without a person."""
 _PATIENCE = 5.0
 """Seconds that somebody else may keep the file locked."""

@@ -8,7 +8,6 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable
-from contextlib import suppress
 from ipaddress import ip_address
 from typing import Any
 
@@ -30,7 +29,7 @@ from app.gateway.jobs import Jobs
 from app.gateway.sender import Report
 from app.gateway.spool import NOT_UNDERSTOOD, OUT_OF_RESOURCES, Arrival, Refused, Spool
 from app.gateway.tls import for_server, shake_hands
-from app.gateway.upper_layer import Sink, StreamingEntity
+from app.gateway.upper_layer import Sink, StreamingEntity, cut
 from app.outcome import UsageError
 from operators.ct_pixels import READABLE_SYNTAXES
 from operators.dicom_folder import MULTI_FRAME_CT
@@ -46,6 +45,11 @@ SILENCE = 60.0
 _BACKLOG = 128
 """Connections that may wait to be looked at. The library has five wait; the others would try again after a second."""
 
+_NOT_AUTHORIZED = 0x0124
+"""Status (PS3.7, C.5.25)."""
+_UNLIMITED = 1 << 16
+_TOO_MANY = (0x02, 0x03, 0x02)
+"""Result, source and reason of a rejection for now: local limit exceeded (PS3.8, table 9-21)."""
 _CALLER_UNKNOWN = (0x01, 0x01, 0x03)
 """Result, source and reason of a rejection for good: calling AE title not recognised (PS3.8, table 9-21)."""
 
@@ -83,6 +87,7 @@ class Receiver:
         self._tell = tell
         self._lock = threading.Lock()
         self._arriving: dict[Any, dict[str, Counter[str]]] = {}
+        self._repeating: dict[Any, set[str]] = {}
         self._entity = self._made_entity()
         self._server: Any = None
 
@@ -96,7 +101,7 @@ class Receiver:
         """
         handlers: list[Any] = [
             (evt.EVT_CONN_OPEN, self._prepare),
-            (evt.EVT_REQUESTED, self._check_address),
+            (evt.EVT_REQUESTED, self._admit),
             (evt.EVT_REJECTED, self._rejected),
             (evt.EVT_N_EVENT_REPORT, self._event),
             (evt.EVT_N_ACTION, self._asked),
@@ -118,7 +123,7 @@ class Receiver:
             for association in established:
                 association.abort()
             for association in open_ones:
-                _cut(association)  # the others have nothing to lose; some wait for a peer that has never spoken
+                cut(association)  # the others have nothing to lose; some wait for a peer that has never spoken
             for association in established:
                 association.join(SILENCE)
                 association.dul.join(SILENCE)
@@ -143,18 +148,18 @@ class Receiver:
                         peer, message = _peer(association), f"received {instances.total()} instances"
                         self._tell(Event(Kind.RECEIVED, message, study, peer, instances))
                 del self._arriving[association]
-            return set().union(*self._arriving.values())
+            self._repeating = {each: studies for each, studies in self._repeating.items() if _working(each)}
+            return set().union(*self._arriving.values(), *self._repeating.values())
 
     def _made_entity(self) -> AE:
         entity = StreamingEntity(self._configuration.ae_title, self._incoming, self.complain)
-        entity.maximum_associations = self._configuration.limits.associations
+        entity.maximum_associations = _UNLIMITED  # it counts connections; see _admit
         entity.maximum_pdu_size = MAX_PDU
         entity.network_timeout = entity.dimse_timeout = SILENCE
         entity.acse_timeout = SILENCE / 2
         entity.require_called_aet = True
         callers = {caller.ae_title for caller in self._configuration.callers}
-        nodes = self._configuration.destinations
-        entity.require_calling_aet = sorted(callers | {each.ae_title for each in nodes if isinstance(each, DicomNode)})
+        entity.require_calling_aet = sorted(callers | self._reporters())
         entity.add_supported_context(Verification, PLAIN)
         entity.add_supported_context(StorageCommitmentPushModel, PLAIN, scu_role=True, scp_role=True)
         for sop_class in ACCEPTED_CLASSES:
@@ -167,9 +172,15 @@ class Receiver:
         if isinstance(failure, ssl.SSLError) and not isinstance(failure, ssl.SSLEOFError | ssl.SSLZeroReturnError):
             self.complain(event.assoc, "it speaks no TLS, or shows no certificate by the authorities: hung up")
 
-    def _check_address(self, event: Any) -> None:
-        """Reject those who call from elsewhere than they should."""
+    def _admit(self, event: Any) -> None:
+        """Reject those who call from elsewhere than they should, and whoever is too many."""
         requestor = event.assoc.requestor
+        asking = [each for each in self._server.active_associations if each.requestor.primitive is not None]
+        if len(asking) > self._configuration.limits.associations:
+            self.complain(event.assoc, "an association was rejected for now: there are too many")
+            event.assoc.acse.send_reject(*_TOO_MANY)
+            event.assoc.kill()
+            return
         title = requestor.primitive.calling_ae_title.strip()
         mine = [caller for caller in self._configuration.callers if caller.ae_title == title]
         address = ip_address(requestor.address)
@@ -210,7 +221,7 @@ class Receiver:
 
     def hang_up(self, association: Association) -> None:
         """Cut the connection."""
-        _cut(association)
+        cut(association)
 
     def keep(self, association: Association, arrival: Arrival, sop_class: str, study: str, instance: str) -> None:
         """Keep an instance that is complete.
@@ -221,6 +232,8 @@ class Receiver:
             If it cannot be kept.
         """
         if self._spool.holds(study, instance, arrival) and self._jobs.knows(study):
+            with self._lock:
+                self._repeating.setdefault(association, set()).add(study)
             return
         self._begin(association, study)
         self._spool.keep(study, instance, arrival)
@@ -241,9 +254,14 @@ class Receiver:
                 known[study] = Counter()
 
     def _event(self, event: Any) -> tuple[int, None]:
-        """Take the report of a destination on storage commitment (PS3.4, J.3.3)."""
+        """Take the report of a destination on storage commitment (PS3.4, J.3.3); of nobody else it is looked at."""
+        if _peer(event.assoc).name not in self._reporters():
+            return _NOT_AUTHORIZED, None
         self._report(*reported(event))
         return SUCCESS, None
+
+    def _reporters(self) -> set[str]:
+        return {each.ae_title for each in self._configuration.destinations if isinstance(each, DicomNode)}
 
 
 def reported(event: Any) -> tuple[str, list[str], list[str]]:
@@ -270,7 +288,7 @@ def prepare(event: Any) -> OSError | None:
     try:
         shake_hands(connection)
     except OSError as error:
-        _cut(event.assoc)
+        cut(event.assoc)
         return error
     return None
 
@@ -285,9 +303,3 @@ def _peer(association: Any) -> Peer:
 def _working(association: Any) -> bool:
     """Say whether something of an association may still come, or is just being kept."""
     return bool(association.is_alive() or association.dul.is_alive())
-
-
-def _cut(association: Any) -> None:
-    """End a connection, whatever either side is about to say, from any thread."""
-    with suppress(OSError, AttributeError):  # it has ended by itself
-        association.dul.socket.socket.shutdown(socket.SHUT_RDWR)

@@ -11,7 +11,7 @@ import pydicom
 from app.gateway.configuration import GatewayConfiguration
 from app.gateway.events import Event, Kind, Tell
 from app.gateway.jobs import Delivery, Job, Jobs
-from app.gateway.spool import Spool
+from app.gateway.spool import Spool, sync_folder
 from app.gateway.worker import Worker
 from app.publish import objects_in
 
@@ -83,6 +83,7 @@ class Runs:
             return  # its worker was ended; the next gateway takes it up again
         self._jobs.took(job, seconds, now)
         if outcome.kind == "done":
+            sync_folder(self._spool.results(job.study).parent)
             current = self._jobs.ran(job, self._deliveries(job.study), now)
             outdated = "" if current else "; more of it has come meanwhile: it will be run again"
             self._tell_of(job, Kind.RAN, f"{outcome.message} in {seconds:.1f} s{outdated}", seconds)

@@ -18,9 +18,18 @@ Report = Callable[[str, list[str], list[str]], None]
 
 @dataclass(frozen=True, slots=True)
 class Failure:
-    """Why an object, or all, could not be sent: one line without patient data."""
+    """Why an object, or all, could not be sent.
+
+    Parameters
+    ----------
+    message : str
+        One line without patient data.
+    reachable : bool
+        Whether it is worth while to send something else.
+    """
 
     message: str
+    reachable: bool = True
 
 
 class Sender(Protocol[_D_contra]):

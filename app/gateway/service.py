@@ -7,7 +7,7 @@ import shutil
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, closing, contextmanager
+from contextlib import ExitStack, closing, contextmanager, suppress
 from pathlib import Path
 from types import TracebackType
 from typing import IO, Self
@@ -35,6 +35,7 @@ from app.outcome import UsageError
 TABLE = "jobs.sqlite3"
 TICK = 0.5
 """Seconds between two looks at the job table."""
+_ATTEMPTS = 5
 
 
 def _own(spool: Path) -> IO[str]:
@@ -46,12 +47,13 @@ def _own(spool: Path) -> IO[str]:
         If another gateway has it.
     """
     lock = (spool / "lock").open("w")
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        lock.close()
-        raise UsageError(f"another gateway uses the spool {spool}") from None
-    return lock
+    for _ in range(_ATTEMPTS):
+        with suppress(BlockingIOError):  # somebody may just look whether a gateway runs
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return lock
+        time.sleep(0.1)
+    lock.close()
+    raise UsageError(f"another gateway uses the spool {spool}")
 
 
 @contextmanager
@@ -69,6 +71,31 @@ def open_table(path: Path) -> Iterator[tuple[GatewayConfiguration, Jobs, Spool]]
         raise UsageError(f"the gateway of {path} has never run: there is no {table}")
     with closing(Jobs(table)) as jobs:
         yield configuration, jobs, Spool(configuration.spool, 0)
+
+
+def delete(jobs: Jobs, spool: Spool, event: Event, tell: Tell, revision: int | None = None) -> bool:
+    """Delete the study of an event, which is told before: the instances say whose they are.
+
+    Parameters
+    ----------
+    jobs, spool
+    event : Event
+    tell : callable
+    revision : int, optional
+        Of the study as the caller knows it.
+
+    Returns
+    -------
+    bool
+        False if it arrives, runs, is not known or of another revision.
+    """
+    with spool.alone():
+        if not jobs.drop(event.study, time.time(), revision):
+            return False
+        tell(event)
+        spool.drop(event.study)
+        jobs.dropped(event.study)
+    return True
 
 
 class Gateway:
@@ -100,7 +127,9 @@ class Gateway:
         self._stopping = threading.Event()
         self._deliveries = Deliveries(configuration, self._spool, self._jobs, self._stopping, self._tell)
         self._questions = Questions(configuration.spool / TABLE)
-        self._commitment = Commitment(configuration, self._spool, self._questions, self._tell)
+        self._commitment = Commitment(
+            configuration, self._spool, self._jobs, self._questions, self._stopping, self._tell
+        )
         self._receiver = Receiver(
             configuration, self._spool, self._jobs, self._deliveries.reported, self._commitment.asked, self._tell
         )
@@ -121,10 +150,7 @@ class Gateway:
             undo.callback(self._questions.close)
             self._own = undo.enter_context(_own(self._configuration.spool))
             self._spool.tidy()
-            for study in self._jobs.recover(self._spool.studies(), time.time(), self._configuration.quiet_seconds):
-                self._tell(Event(Kind.DROPPED, "dropped, as was begun", study))
-                self._spool.drop(study)
-                self._jobs.dropped(study)
+            self._recover()
             if self._web is not None:
                 self._web.start()
                 undo.callback(self._web.stop)
@@ -151,6 +177,14 @@ class Gateway:
         self._questions.close()
         self._own.close()
         self._tell(Event(Kind.STOPPED, "stopped"))
+
+    def _recover(self) -> None:
+        """Begin where a gateway that is no more has left off."""
+        with self._spool.alone():
+            studies = self._spool.studies()
+            begun = self._jobs.recover(studies, time.time(), self._configuration.quiet_seconds)
+        for study in begun:
+            delete(self._jobs, self._spool, Event(Kind.DROPPED, "dropped, as was begun", study), self._tell)
 
     def _loop(self, step: Callable[[], bool]) -> None:
         """Repeat a step until the end; what goes wrong in it is told, and no reason to end."""
@@ -192,10 +226,6 @@ class Gateway:
     def _clear(self) -> None:
         """Delete what has been delivered for long enough, and what nobody was told is kept."""
         days = self._configuration.keep_days
-        ended = [] if days is None else self._jobs.ended(time.time() - days * 86400.0)
-        promised = self._questions.promised() if ended else set()
-        for job in ended:
-            if job.study not in promised and self._jobs.drop(job.study, time.time(), job.revision):
-                self._tell(Event(Kind.DROPPED, f"deleted: it was delivered {days:g} days ago", job.study))
-                self._spool.drop(job.study)
-                self._jobs.dropped(job.study)
+        for job in [] if days is None else self._jobs.ended(time.time() - days * 86400.0):
+            event = Event(Kind.DROPPED, f"deleted: it was delivered {days:g} days ago", job.study)
+            delete(self._jobs, self._spool, event, self._tell, job.revision)

@@ -2,20 +2,27 @@
 
 from __future__ import annotations
 
+import fcntl
 import filecmp
-import itertools
 import os
 import re
 import shutil
-from collections.abc import Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from uuid import uuid4
 
 from pydicom.filereader import read_file_meta_info
 
 from app.outcome import UsageError
 
 _UID = re.compile(r"(0|[1-9][0-9]*)(\.(0|[1-9][0-9]*))+")
+
+
+_BETWEEN_CHECKS = 1 << 24
+"""Bytes of an instance between two looks at the disk."""
+FETCHED = "fetched-"
+"""Kind of arrival that another process than the gateway may be busy with."""
 
 
 class Refused(Exception):
@@ -57,12 +64,16 @@ class Arrival:
     ----------
     path : Path
         Where nothing is.
+    check : callable
+        Called now and then: that there is room for more.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, check: Callable[[], None]) -> None:
         self._descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
         self.path = path
         self.size = 0
+        self._checked = 0
+        self._check = check
 
     def write(self, data: bytes | memoryview) -> None:
         """Append bytes."""
@@ -70,6 +81,9 @@ class Arrival:
         while done < len(data):
             done += os.write(self._descriptor, data[done:])
         self.size += done
+        if self.size - self._checked > _BETWEEN_CHECKS:
+            self._checked = self.size
+            self._check()
 
     def end(self) -> None:
         """Put all of it on the disk; no more can come then."""
@@ -110,7 +124,6 @@ class Spool:
         self._arriving = folder / "arriving"
         self._free = free
         self._made: set[str] = set()
-        self._numbers = itertools.count()
         try:
             folder.mkdir(mode=0o700, parents=True, exist_ok=True)
             self._studies.mkdir(mode=0o700, exist_ok=True)
@@ -128,7 +141,7 @@ class Spool:
         """Folder of the results of a study."""
         return self._studies / study / "out"
 
-    def begin(self) -> Arrival:
+    def begin(self, kind: str = "") -> Arrival:
         """Return an instance of which nothing has come yet; it is to be closed by whoever asked for it.
 
         Raises
@@ -137,7 +150,7 @@ class Spool:
             ``OUT_OF_RESOURCES`` where it cannot be made.
         """
         try:
-            return Arrival(self._arriving / f"{os.getpid()}-{next(self._numbers)}")
+            return Arrival(self._arriving / f"{kind}{uuid4().hex}", self.check_room)
         except OSError as error:
             raise Refused(OUT_OF_RESOURCES, f"cannot write: {error.strerror}") from error
 
@@ -176,8 +189,7 @@ class Spool:
             ``OUT_OF_RESOURCES`` where it cannot be written, or too little of the disk would stay free; ``DUPLICATE``
             where another association was faster with another instance of this UID.
         """
-        if shutil.disk_usage(self._studies).free < self._free:
-            raise Refused(OUT_OF_RESOURCES, "the disk is full")
+        self.check_room()
         path = self._path(study, instance)
         try:
             arrival.end()
@@ -185,7 +197,8 @@ class Spool:
             os.link(arrival.path, path)  # renaming would replace
             sync_folder(path.parent)
         except FileExistsError:
-            self.holds(study, instance, arrival)
+            if not self.holds(study, instance, arrival):
+                raise Refused(OUT_OF_RESOURCES, "it was just being deleted") from None
         except OSError as error:
             raise Refused(OUT_OF_RESOURCES, f"cannot write: {error.strerror}") from error
 
@@ -202,6 +215,31 @@ class Spool:
     def empty(self, study: str) -> bool:
         """Say whether nothing of a study is there."""
         return not any(self.incoming(study).glob("*.dcm"))
+
+    def check_room(self) -> None:
+        """Check that as much of the disk is free as must stay so.
+
+        Raises
+        ------
+        Refused
+            ``OUT_OF_RESOURCES`` if not.
+        """
+        if shutil.disk_usage(self._studies).free < self._free:
+            raise Refused(OUT_OF_RESOURCES, "the disk is full")
+
+    @contextmanager
+    def alone(self) -> Iterator[None]:
+        """Be the one that deletes studies, or adds what was fetched to one; processes wait for each other."""
+        with (self._studies.parent / "alone.lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            yield
+
+    @contextmanager
+    def fetching(self) -> Iterator[None]:
+        """Say that instances of the kind :data:`FETCHED` are arriving."""
+        with (self._studies.parent / "fetching.lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_SH)
+            yield
 
     def find(self, instances: Sequence[str]) -> dict[str, tuple[str, str]]:
         """Return study and SOP Class UID of those of the instances that are there, by their UIDs (checked)."""
@@ -228,9 +266,16 @@ class Spool:
         return self.incoming(study) / f"{instance}.dcm"
 
     def tidy(self) -> None:
-        """Remove what was arriving when a process ended."""
-        for path in self._arriving.iterdir():
-            path.unlink()
+        """Remove what was arriving when a process ended; what is being fetched by another one stays."""
+        with (self._studies.parent / "fetching.lock").open("w") as lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                kept = None
+            except BlockingIOError:
+                kept = FETCHED
+            for path in self._arriving.iterdir():
+                if kept is None or not path.name.startswith(kept):
+                    path.unlink(missing_ok=True)
 
 
 def sync_folder(folder: Path) -> None:

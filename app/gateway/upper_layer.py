@@ -9,11 +9,13 @@ negotiation, are pynetdicom's.
 from __future__ import annotations
 
 import select
+import socket
 import ssl
 import struct
 import time
 from collections import deque
 from collections.abc import Callable
+from contextlib import suppress
 from functools import partial
 from typing import Any, Protocol
 
@@ -23,7 +25,7 @@ from pynetdicom.dimse_messages import C_STORE_RQ
 from pynetdicom.dimse_primitives import C_STORE
 from pynetdicom.dul import DULServiceProvider
 from pynetdicom.pdu_primitives import P_DATA
-from pynetdicom.transport import AssociationServer, AssociationSocket, RequestHandler
+from pynetdicom.transport import AssociationServer, AssociationSocket, RequestHandler, ThreadedAssociationServer
 
 _P_DATA_TF = 0x04
 _ESTABLISHED = "Sta6"
@@ -32,14 +34,18 @@ _COMMAND, _LAST = 0x01, 0x02
 """Bits of the message control header (PS3.8, E.2)."""
 _LONGEST_PDU = 1 << 21
 """Bytes. One that claims more is not read: it is twice of what peers are told that they may send."""
-_LARGEST_COMMAND, _LARGEST_DATA = 1 << 16, 1 << 22
+_LONGEST_OTHER = 1 << 18
+"""Bytes of a PDU that is no P-DATA: 128 contexts with all transfer syntaxes take less."""
+_LARGEST_COMMAND, _LARGEST_DATA = 1 << 16, 1 << 21
 """Bytes of a command, real ones have some hundreds, and of the data of what is no C-STORE. They are held in memory."""
+_MOST_SILENT = 64
+"""Connections that have not asked for an association."""
 _MOST_UNANSWERED = 4
 """Messages that a peer may have sent without waiting for the answers. By the protocol it is one."""
 _PIECE = 1 << 18
 """Bytes that are handed on at a time."""
-_PATIENCE = 0.005
-"""Seconds to wait for the network before looking whether there is something to send."""
+_PATIENCE = 5.0
+"""Milliseconds to wait for the network before looking whether there is something to send."""
 _CLOSED, _INVALID = "Evt17", "Evt19"
 """Events of the state machine (PS3.8, table 9-10): connection closed; invalid PDU."""
 
@@ -81,7 +87,19 @@ class StreamingEntity(AE):
 
     def make_server(self, *arguments: Any, **keywords: Any) -> AssociationServer:  # type: ignore[override]
         """Return a server, as its base class does."""
-        return super().make_server(*arguments, **keywords, request_handler=self._handler)
+        keywords |= {"server_class": _Server, "request_handler": self._handler}
+        return super().make_server(*arguments, **keywords)
+
+
+class _Server(ThreadedAssociationServer):
+    """Has a place for who wants to speak, whoever else only connects."""
+
+    def verify_request(self, request: Any, client_address: Any) -> bool:
+        """Hang up on the first of those who have connected and asked for nothing, if they are many."""
+        silent = [each for each in self.active_associations if each.requestor.primitive is None]
+        if len(silent) >= _MOST_SILENT:
+            cut(silent[0])
+        return super().verify_request(request, client_address)
 
 
 class _Handler(RequestHandler):
@@ -106,6 +124,17 @@ def _end_at_once(event: Any) -> None:
     """End the thread of a connection that has ended before it asked for an association: it would wait for that."""
     if event.assoc.requestor.primitive is None:
         event.assoc.dul.to_user_queue.put(None)
+
+
+def cut(association: Any) -> None:
+    """End a connection, whatever either side is about to say, from any thread.
+
+    What has come already can still be read, and where TLS has failed as if there had never been any: nothing of it is.
+    """
+    if isinstance(association.dul, _UpperLayer):
+        association.dul.spoilt = True
+    with suppress(OSError, AttributeError):  # it has ended by itself
+        association.dul.socket.socket.shutdown(socket.SHUT_RDWR)
 
 
 class _Gone(Exception):
@@ -138,7 +167,9 @@ class _Socket(AssociationSocket):
             return True
         waiting = not self.assoc.dul.to_provider_queue.queue
         try:
-            return bool(select.select([self.socket], [], [], _PATIENCE if waiting else 0.0)[0])
+            look = select.poll()  # select() knows no more than 1024 files
+            look.register(self.socket, select.POLLIN)
+            return bool(look.poll(_PATIENCE if waiting else 0.0))
         except (OSError, ValueError):
             self.event_queue.put(_CLOSED)
             return False
@@ -168,7 +199,10 @@ class _Socket(AssociationSocket):
         got = 0
         while got < len(view):
             connection = self.socket
-            read = 0 if connection is None else connection.recv_into(view[got:])
+            try:
+                read = 0 if connection is None else connection.recv_into(view[got:])
+            except ValueError:  # TLS that has ended, or never begun
+                read = 0
             if not read:
                 break
             if time.monotonic() > self._deadline:
@@ -187,7 +221,7 @@ class _UpperLayer(DULServiceProvider):
         self._run_loop_delay = 0.0  # it is the socket that waits
         self._open_sink, self._complain = open_sink, complain
         self._storing: tuple[C_STORE, Sink, int] | None = None
-        self._whole = self._spoilt = False
+        self._whole = self.spoilt = False
         self._buffer = memoryview(bytearray(_PIECE))
         self._in_work: deque[object] = deque()
 
@@ -214,7 +248,7 @@ class _UpperLayer(DULServiceProvider):
                 self._storing[1].abandon()
 
     def _read_pdu_data(self) -> None:
-        if self._spoilt:
+        if self.spoilt:
             self._pass_over()
             return
         self._read_pdu()
@@ -234,7 +268,7 @@ class _UpperLayer(DULServiceProvider):
             if len(head) < 6:
                 raise _Gone
             kind, length = struct.unpack(">BxL", head)
-            if length > _LONGEST_PDU:
+            if length > (_LONGEST_PDU if kind == _P_DATA_TF else _LONGEST_OTHER):
                 raise _Invalid
             if kind == _P_DATA_TF and self.state_machine.current_state == _ESTABLISHED:
                 self._read_items(length)
@@ -243,7 +277,7 @@ class _UpperLayer(DULServiceProvider):
             self.event_queue.put(_CLOSED)
         except Exception:  # damaged messages make the library raise anything
             self._complain(self.assoc, "it says what the protocol does not allow: hung up")
-            self._spoilt = True
+            self.spoilt = True
             self.event_queue.put(_INVALID)
         else:
             self.socket.unread(head)

@@ -119,6 +119,7 @@ def test_results_wait_for_an_orthanc_that_was_stopped(
     hospital: Hospital, tiny: How, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(deliveries, "SEND_PAUSE", 0.5)
+    monkeypatch.setattr(deliveries, "DOWN_PAUSE", 0.5)
     files = sorted((hospital.folder / "ct").iterdir())
     with hospital.gateway(tiny):
         with running(hospital.folder / "orthanc", hospital.tls) as orthanc:

@@ -17,7 +17,7 @@ from tests.app.gateway.stand_ins import quick
 
 if __name__ == "__main__":
     logging.disable(logging.CRITICAL)
-    deliveries.SEND_PAUSE = runs.RUN_PAUSE = 0.2
+    deliveries.SEND_PAUSE = deliveries.DOWN_PAUSE = runs.RUN_PAUSE = 0.2
     deliveries.COMMITMENT_PAUSE, service.TICK = 2.0, 0.05
     receiver.SILENCE = float(sys.argv[2])
     configuration = load_gateway(Path(sys.argv[1]))

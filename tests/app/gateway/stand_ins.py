@@ -93,7 +93,8 @@ def _result(source: Path, target: Path, instances: list[Path] | None = None) -> 
     capture.SOPInstanceUID = capture.file_meta.MediaStorageSOPInstanceUID = generate_uid(
         entropy_srcs=[str(capture.StudyInstanceUID)]
     )
-    capture.SeriesDescription = f"{len(instances)} instances"
+    capture.SeriesInstanceUID = generate_uid(entropy_srcs=[str(capture.StudyInstanceUID), "results"])
+    capture.Modality, capture.SeriesDescription = "OT", f"{len(instances)} instances"
     (target / "sc").mkdir(parents=True, exist_ok=True)
     capture.save_as(target / "sc" / "summary.dcm", enforce_file_format=True)
     (target / RESULT).write_text(json.dumps({}))

@@ -140,7 +140,7 @@ def test_pauses_double_and_end_with_a_person(jobs: Jobs) -> None:
         assert jobs.outgoing(14.0) == []
         jobs.postpone(waiting, "down", 100.0, pause=5.0, longest=15.0, give_up=100.0)
         assert jobs.all()[0].state == State.FAILED
-        assert jobs.retry(STUDY, 200.0)
+        assert jobs.retry(STUDY, 200.0, results=True)
         assert [each.state for each in jobs.outgoing(200.0)] == [State.SENDING]
 
 

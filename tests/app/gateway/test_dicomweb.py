@@ -78,12 +78,23 @@ def test_an_object_that_is_refused_does_not_hold_back_the_others(site: Site, pac
 
 
 def test_a_failure_reason_is_told(site: Site, pacs: WebPacs, files: list[Path]) -> None:
-    pacs.fails = {"CT"}  # what the stand-in for the application makes of a CT
+    pacs.fails = {"OT"}
     site.start(limits={"send_hours": 0.0}, **_to(pacs))
     send(site.port, files)
     wait_until(lambda: site.states() == [State.FAILED])
     (job,) = site.jobs()
     assert job.reason == "web: sc/summary.dcm: status A700"
+
+
+def test_nothing_is_sent_to_where_a_pacs_redirects(site: Site, pacs: WebPacs, files: list[Path]) -> None:
+    with web_listening(WebPacs()) as elsewhere:
+        pacs.redirects_to = elsewhere.url
+        site.start(limits={"send_hours": 0.0}, **_to(pacs))
+        send(site.port, files)
+        wait_until(lambda: site.states() == [State.FAILED])
+        assert "it redirects" in site.jobs()[0].reason
+        assert elsewhere.requests == []
+        assert elsewhere.files == {}
 
 
 def _basic(folder: Path) -> tuple[dict[str, object], str]:

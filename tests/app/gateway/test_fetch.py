@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pydicom
 import pytest
 import yaml
@@ -15,11 +16,13 @@ from pydicom.uid import generate_uid
 from app.cli import main
 from app.gateway.configuration import GatewayConfiguration
 from app.gateway.jobs import State
+from app.gateway.spool import Arrival, Refused, Spool
 from app.outcome import ExitStatus
 from tests.app.gateway.archive import Archive, searchable
-from tests.app.gateway.peers import CALLER, PACS_TITLE, wait_until
+from tests.app.gateway.peers import CALLER, PACS_TITLE, send, wait_until
 from tests.app.gateway.test_gateway import Site, _short_pauses, _summary, files, site
 from tests.app.gateway.web_pacs import WebPacs, web_listening
+from tests.builders import write_series
 
 __all__ = ["_short_pauses", "files", "site"]
 
@@ -150,6 +153,42 @@ def test_all_of_it_is_kept_or_nothing(
     assert "error: archive:" in capsys.readouterr().err
     assert not list((site.folder / "spool").rglob("*.dcm"))
     assert not list((site.folder / "spool" / "arriving").iterdir())
+
+
+def test_of_what_could_be_kept_in_part_nothing_is_run_before_all_of_it_is_there(
+    site: Site, web: WebPacs, files: list[Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kept, keep = [], Spool.keep
+
+    def keep_two(spool: Spool, study: str, instance: str, arrival: Arrival) -> None:
+        if len(kept) == 2:
+            raise Refused(0xA700, "the disk is full")
+        keep(spool, study, instance, arrival)
+        kept.append(instance)
+
+    monkeypatch.setattr(Spool, "keep", keep_two)
+    assert _fetch(site, {"url": web.url}, _study(files)) == ExitStatus.FAILED
+    monkeypatch.setattr(Spool, "keep", keep)
+    site.start()
+    other = write_series(site.folder / "other", np.zeros((2, 8, 8)), study="other")
+    send(site.port, other)  # when this has gone all the way, the other would have, too
+    wait_until(lambda: State.COMMITTED in site.states())
+    (job,) = (job for job in site.jobs() if job.study == _study(files))
+    assert (job.state, job.ran) == (State.FETCHING, None)
+    assert "only a part of it" in job.reason
+    assert _fetch(site, {"url": web.url}, _study(files)) == ExitStatus.OK
+    wait_until(lambda: site.states() == [State.COMMITTED] * 2)
+    assert {str(each.SeriesDescription) for each in site.pacs.objects.values()} == {"2 instances", "3 instances"}
+
+
+def test_what_was_fetched_and_what_is_sent_are_the_same(site: Site, web: WebPacs, files: list[Path]) -> None:
+    site.start()
+    assert send(site.port, files[:1]) == [0]
+    assert _fetch(site, {"url": web.url}, _study(files)) == ExitStatus.OK
+    wait_until(lambda: site.states() == [State.COMMITTED] and _summary(site) == "3 instances")
+    (job,) = site.jobs()
+    assert send(site.port, files) == [0, 0, 0]
+    assert site.jobs() == [job]
 
 
 def test_what_cannot_be_meant_is_said(site: Site, capsys: pytest.CaptureFixture[str]) -> None:

@@ -38,6 +38,7 @@ def _short_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(service, "TICK", 0.05)
     monkeypatch.setattr(runs, "RUN_PAUSE", 0.2)
     monkeypatch.setattr(deliveries, "SEND_PAUSE", 0.2)
+    monkeypatch.setattr(deliveries, "DOWN_PAUSE", 0.2)
     monkeypatch.setattr(deliveries, "COMMITMENT_PAUSE", 2.0)
 
 
@@ -272,7 +273,7 @@ def test_a_study_that_kills_the_worker_is_given_up_and_the_others_are_not(
     assert site.jobs()[0].reason == reason
     assert sum(reason in line for line in site.lines) == 2
     gateway._worker._serve, gateway._worker._limit = stand_ins.quick, 300.0
-    assert gateway._jobs.retry(site.jobs()[0].study, 0.0)
+    assert gateway._jobs.retry(site.jobs()[0].study, 0.0, results=True)
     wait_until(lambda: site.states() == [State.COMMITTED])
 
 

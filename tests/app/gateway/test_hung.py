@@ -30,10 +30,6 @@ LONG = 600.0
 """Seconds of silence that no test lives to see: who is hung up on nevertheless is so for another reason."""
 
 
-def _says_nothing(peer: RawPeer) -> None:
-    pass
-
-
 def _negotiates(peer: RawPeer) -> None:
     peer.negotiate()
 
@@ -55,7 +51,7 @@ def peers() -> Iterator[Callable[[int], RawPeer]]:
         yield connect
 
 
-@pytest.mark.parametrize("hang", [_says_nothing, _negotiates, _stops_within_a_message])
+@pytest.mark.parametrize("hang", [_negotiates, _stops_within_a_message])
 def test_a_scanner_gets_in_again_when_those_who_hang_are_hung_up_on(
     site: Site,
     files: list[Path],
@@ -75,6 +71,19 @@ def test_a_scanner_gets_in_again_when_those_who_hang_are_hung_up_on(
     wait_until(lambda: all(peer.hung_up() for peer in hung))
     wait_until(lambda: _acceptors() == 0)
     assert send(site.port, files) == [0, 0, 0]
+    wait_until(lambda: site.states() == [State.COMMITTED])
+
+
+def test_a_scanner_gets_in_while_many_are_connected_and_say_nothing(
+    site: Site, files: list[Path], peers: Callable[[int], RawPeer], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(receiver, "SILENCE", LONG)
+    site.start(limits={"associations": 2})
+    silent = [peers(site.port) for _ in range(PEERS + 10)]
+    wait_until(lambda: _acceptors() >= PEERS)
+    assert send(site.port, files) == [0, 0, 0]
+    wait_until(silent[0].hung_up)
+    assert not silent[-1].hung_up()
     wait_until(lambda: site.states() == [State.COMMITTED])
 
 
@@ -134,11 +143,6 @@ def _never_waits(peer: RawPeer) -> bool:
     return peer.hung_up()
 
 
-def _reports_without_end(peer: RawPeer) -> bool:
-    peer.send(raw.report(items=3000).encoded() * 20)
-    return peer.hung_up()
-
-
 def _reports_at_length(peer: RawPeer) -> bool:
     message = raw.report()
     message.data = bytes(5_000_000)
@@ -151,7 +155,7 @@ def _never_ends_a_command(peer: RawPeer) -> bool:
     return peer.hung_up()
 
 
-@pytest.mark.parametrize("talk", [_never_waits, _reports_without_end, _reports_at_length, _never_ends_a_command])
+@pytest.mark.parametrize("talk", [_never_waits, _reports_at_length, _never_ends_a_command])
 def test_who_says_more_than_the_protocol_allows_is_hung_up_on(
     site: Site,
     files: list[Path],

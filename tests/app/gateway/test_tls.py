@@ -14,6 +14,7 @@ from app.gateway.events import Kind
 from app.gateway.jobs import State
 from app.gateway.tls import for_client, for_server
 from app.outcome import UsageError
+from tests.app.gateway import raw
 from tests.app.gateway.certificates import certified
 from tests.app.gateway.peers import Pacs, listening, sending, wait_until
 from tests.app.gateway.test_gateway import Site, _short_pauses, files, site
@@ -56,6 +57,22 @@ def test_who_shows_no_good_certificate_is_not_listened_to(site: Site, keys: dict
     with sending(site.port, tls=context) as association:
         assert not association.is_established
     wait_until(lambda: [event.kind for event in site.events] == [Kind.STARTED, Kind.REJECTED])
+
+
+def test_what_follows_a_handshake_that_fails_is_not_heard(site: Site, files: list[Path], keys: dict[str, Tls]) -> None:
+    _start(site, keys)
+    image = raw.store("1.2.3", "1.2.3.4")
+    with socket.create_connection(("127.0.0.1", site.port)) as stranger:
+        no_hello = b"\x16\x03\x01\x00\x05hello"
+        stranger.sendall(no_hello + raw.association_request_bytes() + image.encoded())
+        wait_until(lambda: [event.kind for event in site.events] == [Kind.STARTED, Kind.REJECTED])
+    with sending(site.port, files[:1], tls=for_client(keys["ours"])) as association:  # the other one has ended by then
+        assert association.send_c_store(pydicom.dcmread(files[0])).Status == 0
+    wait_until(lambda: len(site.events) > 2)
+    assert {event.kind for event in site.events[2:]} <= {Kind.ARRIVING, Kind.RECEIVED, Kind.COMPLETE}
+    assert [path.stem for path in (site.folder / "spool" / "studies").rglob("in/*.dcm")] == [
+        pydicom.dcmread(files[0]).SOPInstanceUID
+    ]
 
 
 def test_a_pacs_of_another_authority_gets_nothing(site: Site, files: list[Path], keys: dict[str, Tls]) -> None:

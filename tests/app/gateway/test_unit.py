@@ -48,6 +48,13 @@ def test_the_service_can_do_little_harm() -> None:
     assert done.returncode == 0, done.stdout[-500:]
 
 
+def test_a_low_port_can_be_had_by_what_the_comment_says() -> None:
+    lines = [
+        line.removeprefix("#") for line in UNIT.read_text("utf-8").splitlines() if "CapabilityBoundingSet=" in line
+    ]
+    assert lines == ["CapabilityBoundingSet=", "CapabilityBoundingSet=CAP_NET_BIND_SERVICE"]  # an empty one resets
+
+
 def test_networks_are_cached_where_the_service_may_write() -> None:
     service = _unit()["Service"]
     assert service["Environment"] == "XDG_CACHE_HOME=%C"

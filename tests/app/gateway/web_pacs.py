@@ -34,6 +34,8 @@ class WebPacs:
         Modalities that it refuses in the answer, with Failure Reason A700.
     wants : str, optional
         Value of the header Authorization without which it lets nobody in.
+    redirects_to : str
+        Url of another one, if it has moved there.
     instead : dict
         What it gives in the place of an instance; nothing and HTTP 404 where it is empty.
     requests : list
@@ -46,6 +48,7 @@ class WebPacs:
     forgets: int = 0
     fails: set[str] = field(default_factory=set)
     wants: str | None = None
+    redirects_to: str = ""
     instead: dict[str, bytes] = field(default_factory=dict)
     requests: list[str] = field(default_factory=list)
 
@@ -146,6 +149,12 @@ class _Handler(BaseHTTPRequestHandler):
         self._answer(200, json.dumps(page).encode(), "application/dicom+json")
 
     def _let_in(self) -> bool:
+        if self.owner.redirects_to:
+            self.send_response(307)
+            self.send_header("Location", self.owner.redirects_to + self.path.removeprefix("/dicom-web"))
+            self.send_header("Content-Length", "0")
+            self.end_headers()
+            return False
         known = self.owner.wants is None or self.headers.get("Authorization") == self.owner.wants
         if not known:
             self._answer(401, b"", "text/plain")

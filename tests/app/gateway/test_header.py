@@ -1,0 +1,60 @@
+"""What is wanted of a hostile file is read, or nothing is, and never much."""
+
+from __future__ import annotations
+
+import struct
+from pathlib import Path
+
+import numpy as np
+import pydicom
+import pytest
+from pydicom.uid import CTImageStorage, ImplicitVRLittleEndian
+
+from app.gateway.audit import patient_id
+from app.gateway.header import TooLong, read_head
+from app.gateway.incoming import file_head
+from tests.builders import write_series
+
+_STUDY, _PATIENT = 0x0020000D, 0x00100020
+_MANY = 100_000
+
+
+def _implicit(*elements: tuple[int, int, bytes]) -> bytes:
+    """Return a file in Implicit VR Little Endian."""
+    data = b"".join(struct.pack("<HHL", group, element, len(value)) + value for group, element, value in elements)
+    return file_head(CTImageStorage, "1.2.3", ImplicitVRLittleEndian) + data
+
+
+def _endless(group: int, element: int) -> bytes:
+    """Return a sequence of undefined length with very many items."""
+    start = struct.pack("<HHL", group, element, 0xFFFFFFFF)
+    return start + struct.pack("<HHL", 0xFFFE, 0xE000, 0) * _MANY + struct.pack("<HHL", 0xFFFE, 0xE0DD, 0)
+
+
+def test_what_is_wanted_is_read(tmp_path: Path) -> None:
+    (file,) = write_series(tmp_path, np.zeros((1, 8, 8)))
+    image = pydicom.dcmread(file)
+    head = read_head(file, [_PATIENT, _STUDY])
+    assert (head.PatientID, head.StudyInstanceUID) == (image.PatientID, image.StudyInstanceUID)
+
+
+def test_what_is_not_wanted_may_be_long_if_its_length_is_known(tmp_path: Path) -> None:
+    file = tmp_path / "file"
+    file.write_bytes(_implicit((0x0009, 0x1001, bytes(1 << 20)), (0x0020, 0x000D, b"1.2.3.4\0")))
+    assert read_head(file, [_STUDY]).StudyInstanceUID == "1.2.3.4"
+
+
+def test_a_sequence_without_end_is_not_read_to_it(tmp_path: Path) -> None:
+    file = tmp_path / "1.2.3.dcm"
+    before = file_head(CTImageStorage, "1.2.3", ImplicitVRLittleEndian) + _endless(0x0008, 0x1140)
+    file.write_bytes(before + struct.pack("<HHL", 0x0010, 0x0020, 4) + b"4711")
+    with pytest.raises((TooLong, OSError)):  # as the parser passes it on
+        read_head(file, [_PATIENT])
+    assert patient_id(tmp_path) == ""
+
+
+def test_a_value_that_is_far_too_long_is_not_read(tmp_path: Path) -> None:
+    file = tmp_path / "file"
+    file.write_bytes(_implicit((0x0020, 0x000D, b"1" * (1 << 20))))
+    with pytest.raises(TooLong):
+        read_head(file, [_STUDY])
