@@ -37,8 +37,7 @@ class Caller(_Part):
     address : IP address, optional
         Where it must come from; anywhere by default.
     port : int, optional
-        Where it listens for reports on storage commitment; without it they go through the association that has asked,
-        as long as that is open.
+        Where it listens for reports on storage commitment; without it, it may not ask for any.
     """
 
     ae_title: AeTitle

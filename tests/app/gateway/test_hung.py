@@ -16,9 +16,9 @@ import pytest
 
 from app.gateway import receiver
 from app.gateway.jobs import State
+from app.gateway.spool import Spool
 from tests.app.gateway import raw
-from tests.app.gateway.peers import Pacs, listening, send, sending, wait_until
-from tests.app.gateway.process import GatewayProcess
+from tests.app.gateway.peers import send, sending, wait_until
 from tests.app.gateway.raw import COMMAND, DATA, Pdv, RawPeer, pdu
 from tests.app.gateway.test_gateway import Site, _short_pauses, files, site
 
@@ -212,21 +212,22 @@ def _unread(peer: RawPeer) -> int:
     return int.from_bytes(fcntl.ioctl(peer.connection, termios.FIONREAD, bytes(4)), "little")
 
 
-def test_memory_does_not_grow_with_what_is_sent_without_waiting(tmp_path: Path) -> None:
-    """A peer sends 400 MB of whole instances, and would have them all wait for the disk."""
-    with listening(Pacs()) as pacs:
-        gateway = GatewayProcess(tmp_path, pacs, limits={"instance_mb": 1, "free_disk_mb": 0})
-        try:
-            gateway.wait()
-            before = gateway.process.memory_info().rss
-            peer = RawPeer(gateway.port)
-            assert peer.negotiate()
-            for number in range(400):
-                peer.send(raw.store("1.2.3", f"1.2.3.{number}", pixels=700).encoded(1 << 20))
-            peer.close()
-            assert gateway.process.memory_info().rss - before < 64 * 10**6
-        finally:
-            gateway.kill()
+def test_images_do_not_pile_up_in_memory_while_the_disk_is_busy(
+    site: Site, peers: Callable[[int], RawPeer], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A peer that does not wait for answers would have all its images wait there."""
+    monkeypatch.setattr(receiver, "SILENCE", LONG)
+    idle = threading.Event()
+    monkeypatch.setattr(Spool, "keep", lambda *_: idle.wait())
+    site.start()
+    hasty = peers(site.port)
+    hasty.negotiate()
+    images = b"".join(raw.store("1.2.3", f"1.2.3.{number + 1}", pixels=100).encoded() for number in range(20))
+    try:
+        hasty.send(images)
+        wait_until(hasty.hung_up)
+    finally:
+        idle.set()
 
 
 def test_a_peer_that_is_reset_leaves_its_study_to_be_run(site: Site) -> None:
