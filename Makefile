@@ -22,7 +22,7 @@ endef
 
 export OMP_NUM_THREADS ?= $(shell nproc 2>/dev/null || echo 2)
 
-.PHONY: help demo test test-all map-tools map map-test map-twice validate pacs-tools pacs viewer web fuzz bench lint clean
+.PHONY: help demo test test-all map-tools map map-test map-twice validate pacs-tools pacs web-tools web viewer fuzz bench lint clean
 
 help:
 	@echo "make demo      set up, make a synthetic chest CT, run on it and say where to look"
@@ -93,7 +93,7 @@ pacs-tools:
 	@$(ALONE) true || { echo "error: no permission to make a network namespace, in which Orthanc is to run"; exit 1; }
 
 pacs: $(STAMP) pacs-tools
-	$(ALONE) $(BIN)/pytest -m pacs tests/pacs
+	$(ALONE) $(BIN)/pytest -m "pacs and not slow" tests/pacs
 
 viewer: $(VENV)/.viewer $(OHIF)
 	$(call debian,orthanc orthanc-dicomweb chromium iproute2)
@@ -110,8 +110,10 @@ $(OHIF):
 	@cd build && npm pack --silent @ohif/app@3.13.2 > /dev/null
 	@rm -rf build/package && tar xzf $@.tgz -C build && mv build/package $@
 
-web: $(VENV)/.viewer
+web-tools: $(VENV)/.viewer
 	$(call debian,chromium)
+
+web: web-tools
 	@rm -rf build/web
 	$(BIN)/pytest -m browser tests/app/gateway
 	@echo "look at build/web"

@@ -18,7 +18,7 @@ from app.gateway.configuration import Tls, WebDestination, WebNode
 from app.gateway.jobs import Delivery
 from app.gateway.sender import Failure, Report
 
-_WAIT = (10.0, 120.0)
+_WAIT = (10.0, 60.0)
 """Seconds for the connection, and between two parts of an answer."""
 
 

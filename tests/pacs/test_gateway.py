@@ -5,7 +5,8 @@ from __future__ import annotations
 import subprocess
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import closing, nullcontext
+from contextlib import closing, contextmanager, nullcontext
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -75,8 +76,14 @@ def tls(request: pytest.FixtureRequest, tmp_path: Path) -> Tls | None:
 
 @pytest.fixture(params=["C-STORE", "STOW-RS"])
 def hospital(request: pytest.FixtureRequest, tmp_path: Path, tls: Tls | None) -> Iterator[Hospital]:
-    with proxied(tmp_path, tls) if tls and request.param == "STOW-RS" else nullcontext():
-        yield Hospital(tmp_path, tls, request.param)
+    with _hospital(tmp_path, tls, request.param) as hospital:
+        yield hospital
+
+
+@contextmanager
+def _hospital(folder: Path, tls: Tls | None, way: str) -> Iterator[Hospital]:
+    with proxied(folder, tls) if tls and way == "STOW-RS" else nullcontext():
+        yield Hospital(folder, tls, way)
 
 
 @pytest.fixture
@@ -132,22 +139,30 @@ def test_results_wait_for_an_orthanc_that_was_stopped(
             _check(hospital, orthanc, str(pydicom.dcmread(files[0]).StudyInstanceUID))
 
 
+def _combinations() -> list[Any]:
+    """Return all, of which all but two take too long to be tried each time."""
+    usual = [(False, "STOW-RS", _by_dcmtk), (True, "C-STORE", _by_orthanc)]
+    every = product((False, True), ("C-STORE", "STOW-RS"), (_by_orthanc, _by_dcmtk))
+    return [pytest.param(*each, marks=[] if each in usual else pytest.mark.slow) for each in every]
+
+
 @pytest.mark.real_data
-@pytest.mark.parametrize("send", [_by_orthanc, _by_dcmtk])
+@pytest.mark.parametrize(("secured", "way", "send"), _combinations())
 def test_a_real_ct_gets_its_results_into_its_own_study(
-    hospital: Hospital, send: Send, real_data: Path, tmp_path_factory: pytest.TempPathFactory
+    secured: bool, way: str, send: Send, real_data: Path, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
     files = sorted((real_data / "covid_P001").glob("*.dcm"))
     cache = tmp_path_factory.getbasetemp() / "networks"
-    with running(hospital.folder / "orthanc", hospital.tls) as orthanc:
-        orthanc.know("COVIDCT", hospital.port, tls=hospital.tls is not None)
-        orthanc.take(files)
-        with hospital.gateway(How(SHIPPED, load_settings(), ANY_SERIES, cache)):
-            send(hospital, orthanc, files)
-            wait_until(hospital.committed)
-        _check(hospital, orthanc, str(pydicom.dcmread(files[0]).StudyInstanceUID))
-        (only,) = orthanc.rest("/studies?expand")
-        assert len(orthanc.rest(f"/studies/{only['ID']}/instances")) == len(files) + len(hospital.results())
+    with _hospital(tmp_path, certified(tmp_path) if secured else None, way) as hospital:
+        with running(hospital.folder / "orthanc", hospital.tls) as orthanc:
+            orthanc.know("COVIDCT", hospital.port, tls=secured)
+            orthanc.take(files)
+            with hospital.gateway(How(SHIPPED, load_settings(), ANY_SERIES, cache)):
+                send(hospital, orthanc, files)
+                wait_until(hospital.committed)
+            _check(hospital, orthanc, str(pydicom.dcmread(files[0]).StudyInstanceUID))
+            (only,) = orthanc.rest("/studies?expand")
+            assert len(orthanc.rest(f"/studies/{only['ID']}/instances")) == len(files) + len(hospital.results())
 
 
 def _check(hospital: Hospital, orthanc: Orthanc, study: str) -> None:

@@ -64,6 +64,7 @@ def test_who_turns_commitment_off_is_not_searched(site: Site, pacs: WebPacs, fil
     assert not any("GET" in request for request in pacs.requests)
 
 
+@pytest.mark.slow
 def test_an_object_that_is_refused_does_not_hold_back_the_others(site: Site, pacs: WebPacs, tmp_path: Path) -> None:
     pacs.refuses = {"SEG": 409}
     write_models(tmp_path / "models")

@@ -206,7 +206,7 @@ def test_a_disk_that_fills_up_takes_nothing_of_a_study_that_is_there(
         with sending(site.port, files) as association:
             assert association.send_c_store(pydicom.dcmread(files[2])).Status == 0xA700
             assert association.send_c_store(other).Status == 0xA700
-        wait_until(lambda: site.states() == [State.COMMITTED])
+    wait_until(lambda: site.states() == [State.COMMITTED])
     assert _summary(site) == "2 instances"
     assert send(site.port, files) == [0, 0, 0]
     wait_until(lambda: site.states() == [State.COMMITTED] and _summary(site) == "3 instances")

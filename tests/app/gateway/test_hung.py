@@ -16,7 +16,7 @@ import pytest
 
 from app.gateway import receiver
 from app.gateway.jobs import State
-from app.gateway.spool import Spool
+from app.gateway.spool import Arrival, Spool
 from tests.app.gateway import raw
 from tests.app.gateway.peers import send, sending, wait_until
 from tests.app.gateway.raw import COMMAND, DATA, Pdv, RawPeer, pdu
@@ -215,19 +215,38 @@ def _unread(peer: RawPeer) -> int:
 def test_images_do_not_pile_up_in_memory_while_the_disk_is_busy(
     site: Site, peers: Callable[[int], RawPeer], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A peer that does not wait for answers would have all its images wait there."""
-    monkeypatch.setattr(receiver, "SILENCE", LONG)
-    idle = threading.Event()
-    monkeypatch.setattr(Spool, "keep", lambda *_: idle.wait())
+    """Those of a peer that does not wait for answers wait in the network."""
+    idle, keep, begun = threading.Event(), Spool.keep, Spool.begin
+    arrivals: list[Arrival] = []
+
+    def begin(spool: Spool, kind: str = "") -> Arrival:
+        arrivals.append(begun(spool, kind))
+        return arrivals[-1]
+
+    def keep_late(spool: Spool, study: str, instance: str, arrival: Arrival) -> None:
+        idle.wait()
+        keep(spool, study, instance, arrival)
+
+    monkeypatch.setattr(Spool, "begin", begin)
+    monkeypatch.setattr(Spool, "keep", keep_late)
     site.start()
     hasty = peers(site.port)
     hasty.negotiate()
-    images = b"".join(raw.store("1.2.3", f"1.2.3.{number + 1}", pixels=100).encoded() for number in range(20))
+    images = [raw.store("1.2.3", f"1.2.3.{number + 1}", pixels=100).encoded() for number in range(20)]
     try:
-        hasty.send(images)
-        wait_until(hasty.hung_up)
+        hasty.send(b"".join(images))
+        wait_until(lambda: bool(arrivals))
+        _echo_goes_through(site)
+        assert len(arrivals) == 1
     finally:
         idle.set()
+    answers = [hasty.answer() for _ in images]
+    assert [answer and answer.Status for answer in answers] == [0] * 20
+
+
+def _echo_goes_through(site: Site) -> None:
+    with sending(site.port) as association:
+        assert association.send_c_echo().Status == 0
 
 
 def test_a_peer_that_is_reset_leaves_its_study_to_be_run(site: Site) -> None:

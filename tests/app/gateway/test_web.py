@@ -329,7 +329,7 @@ def test_a_thread_that_has_ended_is_no_health(site: Site, monkeypatch: pytest.Mo
     def ends(_: object) -> bool:
         raise SystemExit
 
-    monkeypatch.setattr("app.gateway.service.Gateway._send_all", ends)
+    monkeypatch.setattr("app.gateway.service.Gateway._send", ends)
     port = _start(site)
     wait_until(lambda: look(port, "/healthz").text == "the thread that is to send has ended\n")
     assert look(port, "/healthz").status == 503
