@@ -153,16 +153,16 @@ def test_a_real_ct_gets_its_results_into_its_own_study(
 ) -> None:
     files = sorted((real_data / "covid_P001").glob("*.dcm"))
     cache = tmp_path_factory.getbasetemp() / "networks"
-    with _hospital(tmp_path, certified(tmp_path) if secured else None, way) as hospital:
-        with running(hospital.folder / "orthanc", hospital.tls) as orthanc:
-            orthanc.know("COVIDCT", hospital.port, tls=secured)
-            orthanc.take(files)
-            with hospital.gateway(How(SHIPPED, load_settings(), ANY_SERIES, cache)):
-                send(hospital, orthanc, files)
-                wait_until(hospital.committed)
-            _check(hospital, orthanc, str(pydicom.dcmread(files[0]).StudyInstanceUID))
-            (only,) = orthanc.rest("/studies?expand")
-            assert len(orthanc.rest(f"/studies/{only['ID']}/instances")) == len(files) + len(hospital.results())
+    tls = certified(tmp_path) if secured else None
+    with _hospital(tmp_path, tls, way) as hospital, running(tmp_path / "orthanc", tls) as orthanc:
+        orthanc.know("COVIDCT", hospital.port, tls=secured)
+        orthanc.take(files)
+        with hospital.gateway(How(SHIPPED, load_settings(), ANY_SERIES, cache)):
+            send(hospital, orthanc, files)
+            wait_until(hospital.committed)
+        _check(hospital, orthanc, str(pydicom.dcmread(files[0]).StudyInstanceUID))
+        (only,) = orthanc.rest("/studies?expand")
+        assert len(orthanc.rest(f"/studies/{only['ID']}/instances")) == len(files) + len(hospital.results())
 
 
 def _check(hospital: Hospital, orthanc: Orthanc, study: str) -> None:
