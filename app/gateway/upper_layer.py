@@ -259,7 +259,8 @@ class _UpperLayer(DULServiceProvider):
     @property
     def _streaming(self) -> bool:
         """Whether nothing but more of what arrives is to be looked after."""
-        return self.state_machine.current_state == _ESTABLISHED and self.to_provider_queue.empty()
+        established = self.state_machine.current_state == _ESTABLISHED and not self.spoilt
+        return established and self.to_provider_queue.empty()
 
     def _read_pdu(self) -> None:
         self.socket.begin()

@@ -33,6 +33,7 @@ def _to(pacs: WebPacs, **more: object) -> dict[str, object]:
     return {"destinations": [{"name": "web", "url": pacs.url, **more}]}
 
 
+@pytest.mark.slow  # a real Orthanc takes them in tests/pacs
 def test_results_are_stored_by_stow_rs_as_they_are(site: Site, pacs: WebPacs, tmp_path: Path) -> None:
     write_models(tmp_path / "models")
     write_lungs(tmp_path / "lungs")
@@ -138,7 +139,7 @@ def test_certificates_are_shown_by_both_sides(
         if authority == "ours":
             wait_until(lambda: site.states() == [State.COMMITTED])
         else:
-            wait_until(lambda: any("web: it cannot be reached" in line for line in site.lines))
+            wait_until(lambda: any("web: it cannot be trusted" in line for line in site.lines))
         assert len(pacs.files) == (authority == "ours")
 
 
