@@ -100,12 +100,9 @@ def _by_orthanc(hospital: Hospital, orthanc: Orthanc, files: list[Path]) -> None
 
 def _by_dcmtk(hospital: Hospital, orthanc: Orthanc, files: list[Path]) -> None:
     titles = ["-aet", "SCANNER", "-aec", "COVIDCT", "127.0.0.1", str(hospital.port), *map(str, files)]
-    if hospital.tls is None:
-        subprocess.run(["dcmsend", *titles], check=True)
-    else:
-        tls = hospital.tls
-        secured = ["+tls", str(tls.key), str(tls.certificate), "+cf", str(tls.authorities)]
-        subprocess.run(["storescu", *secured, *titles], check=True)
+    tls = hospital.tls  # dcmsend takes neither TLS nor all that scanners have written
+    secured = [] if tls is None else ["+tls", str(tls.key), str(tls.certificate), "+cf", str(tls.authorities)]
+    subprocess.run(["storescu", "-xs", *secured, *titles], check=True)  # JPEG lossless, too
 
 
 Send = Callable[[Hospital, Orthanc, list[Path]], None]
