@@ -68,7 +68,7 @@ def _fetch(arguments: argparse.Namespace) -> None:
     from app.gateway.spool import Spool
 
     configuration = load_gateway(arguments.config)
-    spool = Spool(configuration.spool, configuration.limits.free_disk_mb * 10**6)
+    spool = Spool(configuration.spool, configuration.limits.free_bytes)
     audit = _audit(configuration, spool)
 
     def hear(event: Event) -> None:

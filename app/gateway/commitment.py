@@ -17,15 +17,15 @@ from pynetdicom.sop_class import (  # type: ignore[attr-defined]
 from app.gateway.configuration import Caller, DicomNode, GatewayConfiguration
 from app.gateway.events import Event, Kind, Peer, Tell
 from app.gateway.incoming import SUCCESS
-from app.gateway.jobs import Jobs
+from app.gateway.jobs import Jobs, pause_after
 from app.gateway.questions import Question, Questions
-from app.gateway.receiver import PLAIN
-from app.gateway.scu import call, why_not
+from app.gateway.receiver import NOT_AUTHORIZED, PLAIN
+from app.gateway.scu import call, reference_to, why_not
 from app.gateway.spool import Refused, Spool, checked_uid
 
 _REQUEST = 1
 """Action type of a request (PS3.4, table J.3.2-1)."""
-_NO_SUCH_ACTION, _INVALID_ARGUMENT, _NOT_AUTHORIZED = 0x0123, 0x0115, 0x0124
+_NO_SUCH_ACTION, _INVALID_ARGUMENT = 0x0123, 0x0115
 """Statuses of the N-ACTION response (PS3.7, 10.1.4.1.10)."""
 _ALL_KEPT, _SOME_LOST = 1, 2
 """Event types of the report (PS3.4, table J.3.3-1)."""
@@ -71,7 +71,7 @@ class Commitment:
         title = event.assoc.requestor.ae_title.strip()
         if self._caller(title) is None:
             self._complain(title, "it asks for storage commitment, and no port to report to is configured for it")
-            return _NOT_AUTHORIZED, None
+            return NOT_AUTHORIZED, None
         if event.action_type != _REQUEST:
             return _NO_SUCH_ACTION, None
         try:
@@ -83,27 +83,30 @@ class Commitment:
         return SUCCESS, None
 
     def answer(self) -> None:
-        """Answer what is due."""
+        """Answer what is due; of a caller who cannot be told one answer, the others wait as well."""
         silent: set[str] = set()
         for question in self._questions.due(time.time()):
-            caller = self._caller(question.caller)
             if self._stopping.is_set():
                 return
-            if caller is None or time.time() - question.since > self._configuration.limits.send_hours * 3600.0:
+            caller = self._caller(question.caller)
+            if caller is None or time.time() - question.since > self._configuration.limits.send_seconds:
                 self._questions.settle(question)
                 self._complain(question.caller, "its question for storage commitment was given up")
-                continue
-            report = None if question.caller in silent else self._report(question)
-            problem = "it did not answer before" if report is None else self._send(caller, report)
-            if report is not None and problem is None:
-                self._questions.settle(question)
-                self._tell_of(question, report)
-                continue
-            if report is not None:
-                self._complain(question.caller, problem or "")
-            silent.add(question.caller)
-            pause = min(_PAUSE * 2.0 ** min(question.failures, 30), _LONGEST_PAUSE)
-            self._questions.postpone(question, time.time() + pause)
+            elif question.caller in silent or not self._answered(caller, question):
+                silent.add(question.caller)
+                pause = pause_after(question.failures + 1, _PAUSE, _LONGEST_PAUSE)
+                self._questions.postpone(question, time.time() + pause)
+
+    def _answered(self, caller: Caller, question: Question) -> bool:
+        """Tell a caller what is kept; say whether it has taken note."""
+        report = self._report(question)
+        problem = self._send(caller, report)
+        if problem is not None:
+            self._complain(question.caller, problem)
+            return False
+        self._questions.settle(question)
+        self._tell_of(question, report)
+        return True
 
     def _caller(self, title: str) -> Caller | None:
         own = (each for each in self._configuration.callers if each.ae_title == title and each.port is not None)
@@ -116,8 +119,7 @@ class Commitment:
         there = {instance: sop_class for instance, (study, sop_class) in found.items() if study in promised}
         kept, lost = [], []
         for sop_class, instance in question.instances:
-            item = Dataset()
-            item.ReferencedSOPClassUID, item.ReferencedSOPInstanceUID = sop_class, instance
+            item = reference_to(sop_class, instance)
             if there.get(instance) == sop_class:
                 kept.append(item)
             else:

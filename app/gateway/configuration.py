@@ -202,6 +202,21 @@ class Limits(_Part):
     runs: Annotated[int, Field(ge=1)] = 3
     send_hours: Annotated[float, Field(ge=0.0)] = 72.0
 
+    @property
+    def instance_bytes(self) -> int:
+        """Bytes that an instance may have."""
+        return self.instance_mb * 10**6
+
+    @property
+    def free_bytes(self) -> int:
+        """Bytes of the disk that must stay free."""
+        return self.free_disk_mb * 10**6
+
+    @property
+    def send_seconds(self) -> float:
+        """Seconds for which something is tried to be told or sent."""
+        return self.send_hours * 3600.0
+
 
 class Web(_Part):
     """Where the pages and figures for those who watch the gateway are; see docs/pacs.md before you leave loopback.

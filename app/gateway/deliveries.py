@@ -52,6 +52,7 @@ class Deliveries:
             DicomDestination: DicomSender(configuration.ae_title, configuration.tls, self.reported),
             WebDestination: WebSender(configuration.tls, self.reported),
         }
+        self._give_up = configuration.limits.send_seconds
         self._asked: dict[str, _Question] = {}
         self._down: dict[str, _Down] = {}
         self._lock = threading.Lock()
@@ -71,7 +72,7 @@ class Deliveries:
             failures |= self._deliver(destination, job)
         now = time.time()
         if self._jobs.delivered(job, now):
-            self._tell_of(job, Kind.DELIVERED, "delivered")
+            self._tell(Event(Kind.DELIVERED, "delivered", job.study))
             return
         if not failures and now - job.since >= self._give_up:
             failures = _blamed(self._open(job), "it does not say whether it keeps the results")
@@ -99,10 +100,6 @@ class Deliveries:
         else:
             self._down[destination.name] = _Down(time.monotonic() + DOWN_PAUSE, lost.message)
         return {destination.name: failures[0].message} if failures else {}
-
-    @property
-    def _give_up(self) -> float:
-        return self._configuration.limits.send_hours * 3600.0
 
     def _postpone(self, job: Job, failures: Mapping[str, str]) -> None:
         """Tell what keeps a delivery, by the names of destinations, and wait."""
@@ -186,9 +183,6 @@ class Deliveries:
             name = question.deliveries[0].destination
             self._postpone(question.job, _blamed({name}, f"it does not keep {missing} of the results"))
         question.answered.set()
-
-    def _tell_of(self, job: Job, kind: Kind, message: str, seconds: float | None = None) -> None:
-        self._tell(Event(kind, message, job.study, seconds=seconds))
 
 
 def _blamed(names: set[str], cause: str) -> dict[str, str]:

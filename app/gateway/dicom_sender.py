@@ -20,7 +20,7 @@ from pynetdicom.sop_class import (  # type: ignore[attr-defined]
 from app.gateway.configuration import DicomDestination, Tls
 from app.gateway.jobs import Delivery
 from app.gateway.receiver import PLAIN, reported
-from app.gateway.scu import call, why_not
+from app.gateway.scu import call, reference_to, status_of, why_not
 from app.gateway.sender import Failure, Report
 
 _REQUEST_COMMITMENT = 1
@@ -90,14 +90,14 @@ class DicomSender:
             return Failure(why_not(destination, association), reachable=False)
         question = Dataset()
         question.TransactionUID = generate_uid()
-        question.ReferencedSOPSequence = [_reference(each) for each in objects]
+        question.ReferencedSOPSequence = [reference_to(each.sop_class, each.sop_instance) for each in objects]
         answered = asked(str(question.TransactionUID))
         try:
             status, _ = association.send_n_action(
                 question, _REQUEST_COMMITMENT, StorageCommitmentPushModel, StorageCommitmentPushModelInstance
             )
             if "Status" not in status or status.Status != 0x0000:
-                return Failure(f"{destination.name}: no storage commitment: {_status(status)}")
+                return Failure(f"{destination.name}: no storage commitment: {status_of(status)}")
             answered.wait(1.0)
         except RuntimeError:
             return Failure(f"{destination.name}: the association has ended")
@@ -125,7 +125,7 @@ def _store(association: Association, file: Dataset) -> str | None:
         return "the association has ended"
     if "Status" in status and (status.Status == 0x0000 or status.Status in _WARNINGS):
         return None
-    return _status(status)
+    return status_of(status)
 
 
 def _takes(association: Association, file: Dataset) -> bool:
@@ -139,13 +139,3 @@ def _make_plain(file: Dataset) -> None:
     if file.file_meta.TransferSyntaxUID.is_encapsulated:
         file.decompress(generate_instance_uid=False)
     file.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
-
-
-def _status(status: Dataset) -> str:
-    return f"status {status.Status:04X}" if "Status" in status else "no answer"
-
-
-def _reference(delivery: Delivery) -> Dataset:
-    item = Dataset()
-    item.ReferencedSOPClassUID, item.ReferencedSOPInstanceUID = delivery.sop_class, delivery.sop_instance
-    return item

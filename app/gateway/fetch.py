@@ -25,7 +25,7 @@ from app.gateway.events import Event, Kind, Peer, Tell
 from app.gateway.incoming import file_head
 from app.gateway.jobs import Jobs, State
 from app.gateway.receiver import ACCEPTED_CLASSES, ACCEPTED_SYNTAXES, PLAIN
-from app.gateway.scu import call, why_not
+from app.gateway.scu import call, status_of, why_not
 from app.gateway.spool import FETCHED, Arrival, Refused, Spool, checked_uid
 from app.outcome import RunFailed, UsageError
 
@@ -134,7 +134,7 @@ def _found(association: Association, source: DicomNode, study: str) -> list[Data
         if status.get("Status") in _PENDING and match is not None:
             found.append(match)
         elif status.get("Status") != 0x0000:
-            raise Unreachable(f"{source.name}: the search ended with {_status(status)}")
+            raise Unreachable(f"{source.name}: the search ended with {status_of(status)}")
     return found
 
 
@@ -147,14 +147,10 @@ def _move(association: Association, title: str, source: DicomNode, study: str, s
     failed = int(status.get("NumberOfFailedSuboperations") or 0)
     if status.get("Status") != 0x0000 or failed:
         raise Unreachable(
-            f"{source.name}: it moved a series with {_status(status)}, {failed} instances failed;"
+            f"{source.name}: it moved a series with {status_of(status)}, {failed} instances failed;"
             f" does it know {title}, and is it among the callers?"
         )
     return int(status.get("NumberOfCompletedSuboperations") or 0)
-
-
-def _status(status: Dataset) -> str:
-    return f"status {status.Status:04X}" if "Status" in status else "no answer"
 
 
 # --- QIDO-RS and WADO-RS ---

@@ -11,6 +11,7 @@ from pynetdicom.dimse_primitives import C_STORE
 
 from app.gateway.header import read_head
 from app.gateway.spool import NOT_UNDERSTOOD, OUT_OF_RESOURCES, Arrival, Refused, checked_uid
+from app.gateway.upper_layer import uid_value
 from operators.identity import IMPLEMENTATION_UID
 
 SUCCESS = 0x0000
@@ -120,8 +121,7 @@ def file_head(sop_class: str, instance: str, syntax: str) -> bytes:
 
 
 def _uid(element: int, uid: str) -> bytes:
-    value = uid.encode("ascii")
-    value += bytes(len(value) % 2)
+    value = uid_value(uid)
     return struct.pack("<HH2sH", 2, element, b"UI", len(value)) + value
 
 

@@ -14,6 +14,7 @@ from contextlib import closing
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
+from typing import Any
 
 from app.gateway.database import Database
 from app.outcome import UsageError
@@ -295,8 +296,7 @@ class Jobs:
     def deliveries(self, study: str) -> list[Delivery]:
         """Return all objects of a study that are or were to be sent."""
         with self._transaction() as database:
-            rows = database.execute("SELECT * FROM deliveries WHERE study = ? ORDER BY destination, path", (study,))
-            return [Delivery(*row[:5], *map(bool, row[5:])) for row in rows]
+            return deliveries_of(database, study)
 
     def stored(self, delivery: Delivery) -> None:
         """Note that a destination has accepted an object."""
@@ -332,7 +332,7 @@ class Jobs:
             if now - job.since >= give_up:
                 _enter(database, job.study, State.FAILED, now, reason, failures)
                 return
-            due = now + min(pause * 2.0 ** min(failures - 1, 30), longest)
+            due = now + pause_after(failures, pause, longest)
             database.execute(
                 "UPDATE studies SET failures = ?, due = ?, reason = ? WHERE study = ?",
                 (failures, due, reason, job.study),
@@ -414,7 +414,24 @@ def _upgrade(database: sqlite3.Connection, path: Path) -> None:
 def _studies(database: sqlite3.Connection, condition: str, *values: object) -> list[Job]:
     query = f"SELECT {COLUMNS} FROM studies WHERE {condition} ORDER BY due, since"  # noqa: S608 - conditions of ours
     with closing(database.execute(query, values)) as rows:
-        return [Job(row[0], State(row[1]), *row[2:]) for row in rows]
+        return [job_of(row) for row in rows]
+
+
+def job_of(row: tuple[Any, ...]) -> Job:
+    """Return the job of a row of :data:`COLUMNS`."""
+    study, state, *rest = row
+    return Job(study, State(state), *rest)
+
+
+def deliveries_of(database: sqlite3.Connection, study: str) -> list[Delivery]:
+    """Return what of a study is or was to be sent."""
+    rows = database.execute("SELECT * FROM deliveries WHERE study = ? ORDER BY destination, path", (study,))
+    return [Delivery(*row[:5], *map(bool, row[5:])) for row in rows]
+
+
+def pause_after(failures: int, first: float, longest: float) -> float:
+    """Return the seconds to wait after so many failures in a row (1 or more): twice as many each time."""
+    return min(first * 2.0 ** min(failures - 1, 30), longest)
 
 
 def _enter(

@@ -7,9 +7,8 @@ from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-from app.gateway.jobs import COLUMNS, Delivery, Job, State
+from app.gateway.jobs import COLUMNS, Delivery, Job, State, deliveries_of, job_of
 
 UNFINISHED = (State.FETCHING, State.RECEIVING, State.READY, State.RUNNING, State.SENDING)
 """States that a study leaves without a person."""
@@ -60,15 +59,13 @@ class Queue:
                 " ORDER BY since DESC, study LIMIT ?2 OFFSET ?3",
                 (state, size, (number - 1) * size),
             )
-            return [_job(row) for row in rows]
+            return [job_of(row) for row in rows]
 
     def study(self, study: str) -> tuple[Job, list[Delivery]] | None:
         """Return a study and what of it is or was to be sent; None if it is not known."""
         with self._look() as database:
             row = database.execute(f"SELECT {COLUMNS} FROM studies WHERE study = ?", (study,)).fetchone()  # noqa: S608
-            query = "SELECT * FROM deliveries WHERE study = ? ORDER BY destination, path"
-            sent = [Delivery(*each[:5], *map(bool, each[5:])) for each in database.execute(query, (study,))]
-        return row and (_job(row), sent)
+            return row and (job_of(row), deliveries_of(database, study))
 
     @contextmanager
     def _look(self) -> Iterator[sqlite3.Connection]:
@@ -76,8 +73,3 @@ class Queue:
         with closing(connection) as database:
             database.execute("BEGIN")
             yield database
-
-
-def _job(row: tuple[Any, ...]) -> Job:
-    study, state, *rest = row
-    return Job(study, State(state), *rest)

@@ -45,7 +45,7 @@ SILENCE = 60.0
 _BACKLOG = 128
 """Connections that may wait to be looked at. The library has five wait; the others would try again after a second."""
 
-_NOT_AUTHORIZED = 0x0124
+NOT_AUTHORIZED = 0x0124
 """Status (PS3.7, C.5.25)."""
 _UNLIMITED = 1 << 16
 _TOO_MANY = (0x02, 0x03, 0x02)
@@ -217,7 +217,7 @@ class Receiver:
     @property
     def largest(self) -> int:
         """Bytes that an instance may have."""
-        return self._configuration.limits.instance_mb * 10**6
+        return self._configuration.limits.instance_bytes
 
     def hang_up(self, association: Association) -> None:
         """Cut the connection."""
@@ -256,7 +256,7 @@ class Receiver:
     def _event(self, event: Any) -> tuple[int, None]:
         """Take the report of a destination on storage commitment (PS3.4, J.3.3); of nobody else it is looked at."""
         if _peer(event.assoc).name not in self._reporters():
-            return _NOT_AUTHORIZED, None
+            return NOT_AUTHORIZED, None
         self._report(*reported(event))
         return SUCCESS, None
 

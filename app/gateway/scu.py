@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from pydicom import Dataset
 from pynetdicom import AE, evt
 from pynetdicom.association import Association
 
@@ -54,6 +55,18 @@ def call(
         evt_handlers=[(evt.EVT_CONN_OPEN, prepare), *handlers],
         ext_neg=list(roles),
     )
+
+
+def status_of(status: Dataset) -> str:
+    """Say with what status a request was answered."""
+    return f"status {status.Status:04X}" if "Status" in status else "no answer"
+
+
+def reference_to(sop_class: str, instance: str) -> Dataset:
+    """Return an item of Referenced SOP Sequence (PS3.3, table 10-11)."""
+    item = Dataset()
+    item.ReferencedSOPClassUID, item.ReferencedSOPInstanceUID = sop_class, instance
+    return item
 
 
 def why_not(node: DicomNode, association: Association) -> str:

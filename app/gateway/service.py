@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import fcntl
-import shutil
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -14,10 +13,7 @@ from typing import IO, Self
 
 from app.gateway.audit import AUDIT_LOG, AuditTrail, Reporter
 from app.gateway.commitment import Commitment
-from app.gateway.configuration import (
-    GatewayConfiguration,
-    load_gateway,
-)
+from app.gateway.configuration import GatewayConfiguration, load_gateway
 from app.gateway.deliveries import Deliveries
 from app.gateway.events import Event, Kind, Tell, to_all
 from app.gateway.jobs import Jobs
@@ -120,7 +116,7 @@ class Gateway:
         self._worker = worker
         queue = Queue(configuration.spool / TABLE)
         metrics = Metrics(queue, self._vitals, [each.name for each in configuration.destinations])
-        self._spool = Spool(configuration.spool, configuration.limits.free_disk_mb * 10**6)
+        self._spool = Spool(configuration.spool, configuration.limits.free_bytes)
         audit = AuditTrail(configuration.spool / AUDIT_LOG, Reporter(configuration.ae_title), self._spool, tell)
         self._tell = to_all(audit, tell, metrics.hear)
         self._jobs = Jobs(configuration.spool / TABLE)
@@ -199,13 +195,12 @@ class Gateway:
 
     def _vitals(self) -> Vitals:
         """Say how the gateway is, to those who watch it."""
-        free = shutil.disk_usage(self._configuration.spool).free
         troubles = [f"the thread that is to {each.name} has ended" for each in self._threads if not each.is_alive()]
         if not self._receiver.listening:
             troubles.append("nobody listens for associations")
-        if free < self._configuration.limits.free_disk_mb * 10**6:
+        if self._spool.full():
             troubles.append("the disk is full: nothing is accepted")
-        return Vitals(tuple(troubles), free, self._receiver.associations)
+        return Vitals(tuple(troubles), self._spool.free(), self._receiver.associations)
 
     # --- steps: each says whether there was something to do ---
 

@@ -17,8 +17,6 @@ from pydicom.filereader import read_file_meta_info
 from app.outcome import UsageError
 
 _UID = re.compile(r"(0|[1-9][0-9]*)(\.(0|[1-9][0-9]*))+")
-
-
 _BETWEEN_CHECKS = 1 << 24
 """Bytes of an instance between two looks at the disk."""
 FETCHED = "fetched-"
@@ -216,6 +214,14 @@ class Spool:
         """Say whether nothing of a study is there."""
         return not any(self.incoming(study).glob("*.dcm"))
 
+    def free(self) -> int:
+        """Return how many bytes of the disk are free."""
+        return shutil.disk_usage(self._studies).free
+
+    def full(self) -> bool:
+        """Say whether less of the disk is free than must stay so."""
+        return self.free() < self._free
+
     def check_room(self) -> None:
         """Check that as much of the disk is free as must stay so.
 
@@ -224,7 +230,7 @@ class Spool:
         Refused
             ``OUT_OF_RESOURCES`` if not.
         """
-        if shutil.disk_usage(self._studies).free < self._free:
+        if self.full():
             raise Refused(OUT_OF_RESOURCES, "the disk is full")
 
     @contextmanager

@@ -376,12 +376,12 @@ def store_response(request: C_STORE, status: int) -> bytes:
     The library takes 0.7 ms to make it, as long as everything else that an instance takes but its way to the disk.
     """
     elements = (
-        (0x0002, _uid(request.AffectedSOPClassUID)),
+        (0x0002, uid_value(request.AffectedSOPClassUID)),
         (0x0100, _short(0x8001)),
         (0x0120, _short(request.MessageID)),
         (0x0800, _short(_NO_DATA_SET)),
         (0x0900, _short(status)),
-        (0x1000, _uid(request.AffectedSOPInstanceUID)),
+        (0x1000, uid_value(request.AffectedSOPInstanceUID)),
     )
     encoded = b"".join(struct.pack("<HHL", 0, element, len(value)) + value for element, value in elements)
     return struct.pack("<HHLL", 0, 0, 4, len(encoded)) + encoded
@@ -391,6 +391,7 @@ def _short(value: int | None) -> bytes:
     return struct.pack("<H", value)
 
 
-def _uid(value: object) -> bytes:
-    encoded = str(value).encode("ascii")
+def uid_value(uid: object) -> bytes:
+    """Return a UID as the value of an element: of even length (PS3.5, 9.1)."""
+    encoded = str(uid).encode("ascii")
     return encoded + bytes(len(encoded) % 2)
