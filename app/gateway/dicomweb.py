@@ -83,6 +83,8 @@ def _refusal(status: int) -> str:
             return f"it does not let the gateway in (HTTP {status}); are user and secret known there?"
         case 404:
             return "HTTP 404: is the url that of its DICOMweb service?"
+        case 502 | 503 | 504:  # of a proxy before it, as a rule
+            return f"it cannot be reached (HTTP {status})"
         case _:
             return f"HTTP {status}"
 

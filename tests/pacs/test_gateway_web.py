@@ -93,7 +93,7 @@ def test_a_study_is_fetched_and_its_results_are_stored_by_stow_rs(site: Site, fi
 _SCRIPT = """
 function OnStableSeries(series, tags, metadata)
   if tags['Modality'] == 'CT' then
-    SendToModality(series, 'covidct')
+    RestApiPost('/modalities/covidct/store', DumpJson({ Resources = { series }, Asynchronous = true }, true))
   end
 end
 """

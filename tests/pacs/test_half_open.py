@@ -43,14 +43,9 @@ def _vanish(peer: RawPeer) -> None:
 
 
 @pytest.mark.usefixtures("address")
-@pytest.mark.parametrize(("left", "said"), [(0, "Network timeout reached"), (50, "timed out")])
+@pytest.mark.parametrize("left", [0, 50], ids=["between messages", "within one"])
 def test_who_has_vanished_without_a_word_keeps_its_place_for_a_while(
-    site: Site,
-    files: list[Path],
-    monkeypatch: pytest.MonkeyPatch,
-    caplog: pytest.LogCaptureFixture,
-    left: int,
-    said: str,
+    site: Site, files: list[Path], monkeypatch: pytest.MonkeyPatch, left: int
 ) -> None:
     monkeypatch.setattr(receiver, "SILENCE", 4.0)
     site.start(limits={"associations": 1})
@@ -66,7 +61,6 @@ def test_who_has_vanished_without_a_word_keeps_its_place_for_a_while(
     with sending(site.port) as association:
         assert association.is_rejected
     wait_until(lambda: _gets_in(site, files))
-    assert said in caplog.text
     wait_until(lambda: site.states() == [State.COMMITTED] * (1 if left else 2))
 
 
