@@ -22,7 +22,7 @@ from pynetdicom.sop_class import (  # type: ignore[attr-defined]
 from app.gateway.configuration import DicomNode, GatewayConfiguration, WebNode
 from app.gateway.dicomweb import Unreachable, web_client
 from app.gateway.events import Event, Kind, Peer, Tell
-from app.gateway.incoming import file_head
+from app.gateway.header import file_head
 from app.gateway.jobs import Jobs, State
 from app.gateway.receiver import ACCEPTED_CLASSES, ACCEPTED_SYNTAXES, PLAIN
 from app.gateway.scu import call, status_of, why_not

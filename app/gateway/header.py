@@ -1,14 +1,20 @@
-"""The beginning of a DICOM file that may be hostile."""
+"""What the files in the spool begin with: the head that the gateway writes, then a data set that may be hostile."""
 
 from __future__ import annotations
 
+import struct
 from collections.abc import Sequence
 from pathlib import Path
 from typing import BinaryIO
 
 from pydicom import Dataset
-from pydicom.filereader import read_partial
+from pydicom.filereader import read_dataset
+from pydicom.uid import UID
 
+from operators.identity import IMPLEMENTATION_UID
+
+_PREAMBLE = bytes(128) + b"DICM"
+_GROUP_LENGTH = struct.Struct("<HH2sHL")
 _MOST = 1 << 18
 """Bytes that are looked at: what is wanted comes early, and all that is parsed takes eighty times its size."""
 
@@ -33,14 +39,48 @@ class _Bounded:
         return data
 
 
-def read_head(path: Path, tags: Sequence[int]) -> Dataset:
-    """Return some elements of a file, reading no further than the last of them.
+def file_head(sop_class: str, instance: str, syntax: str) -> bytes:
+    """Return what precedes the data set in a file: preamble, prefix and file meta information (PS3.10, 7.1)."""
+    uids = ((0x0002, sop_class), (0x0003, instance), (0x0010, syntax), (0x0012, IMPLEMENTATION_UID))
+    elements = struct.pack("<HH2sHL2s", 2, 1, b"OB", 0, 2, b"\0\1") + b"".join(_uid(*each) for each in uids)
+    return _PREAMBLE + _GROUP_LENGTH.pack(2, 0, b"UL", 4, len(elements)) + elements
+
+
+def _uid(element: int, uid: str) -> bytes:
+    value = uid_value(uid)
+    return struct.pack("<HH2sH", 2, element, b"UI", len(value)) + value
+
+
+def uid_value(uid: str) -> bytes:
+    """Return a UID as the value of an element: of even length (PS3.5, 9.1)."""
+    encoded = uid.encode("ascii")
+    return encoded + bytes(len(encoded) % 2)
+
+
+def read_head(path: Path, syntax: str, tags: Sequence[int]) -> Dataset:
+    """Return some elements of a file in the spool, reading no further than the last of them.
+
+    Parameters
+    ----------
+    path : Path
+        It begins with a :func:`file_head`.
+    syntax : str
+        Transfer Syntax UID, not a deflated one.
+    tags : sequence of int
 
     Raises
     ------
     Exception
-        Any, for what is no DICOM file or has too long a header.
+        Any, where the data set is damaged or its header too long.
     """
-    last = max(tags)
+    last, encoding = max(tags), UID(syntax)
     with path.open("rb") as file:
-        return read_partial(_Bounded(file), lambda tag, *_: tag > last, specific_tags=list(tags))  # type: ignore[arg-type]
+        *_, length = _GROUP_LENGTH.unpack(file.read(len(_PREAMBLE) + _GROUP_LENGTH.size)[len(_PREAMBLE) :])
+        file.seek(length, 1)
+        return read_dataset(
+            _Bounded(file),  # type: ignore[arg-type]
+            encoding.is_implicit_VR,
+            encoding.is_little_endian,
+            stop_when=lambda tag, *_: tag > last,
+            specific_tags=list(tags),
+        )

@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import struct
 from collections.abc import Callable
 from typing import Protocol
 
 from pynetdicom.association import Association
-from pynetdicom.dimse_primitives import C_STORE
 
-from app.gateway.header import read_head
+from app.gateway.header import file_head, read_head
 from app.gateway.spool import NOT_UNDERSTOOD, OUT_OF_RESOURCES, Arrival, Refused, checked_uid
-from app.gateway.upper_layer import uid_value
-from operators.identity import IMPLEMENTATION_UID
+from app.gateway.store_command import StoreRequest
 
 SUCCESS = 0x0000
 _OTHER_CLASS = 0x0122
@@ -50,19 +47,22 @@ class Incoming:
     keeper : Keeper
     association : Association
         That sends it.
-    request : C_STORE
+    request : StoreRequest
     syntaxes : tuple of str
         Abstract and transfer syntax of its presentation context.
     """
 
-    def __init__(self, keeper: Keeper, association: Association, request: C_STORE, syntaxes: tuple[str, str]) -> None:
+    def __init__(
+        self, keeper: Keeper, association: Association, request: StoreRequest, syntaxes: tuple[str, str]
+    ) -> None:
         self._keeper = keeper
         self._association = association
-        self._sop_class, self._instance = str(request.AffectedSOPClassUID), str(request.AffectedSOPInstanceUID)
+        self._sop_class, self._instance = request.sop_class, request.instance
+        abstract, self._syntax = syntaxes
         self._study = ""
         self._status = SUCCESS
         self._arrival: Arrival | None = None
-        self._try(lambda: self._open(*syntaxes))
+        self._try(lambda: self._open(abstract))
 
     def write(self, data: memoryview) -> None:
         """Take the next bytes."""
@@ -82,11 +82,11 @@ class Incoming:
             self._arrival.close()
             self._arrival = None
 
-    def _open(self, abstract: str, syntax: str) -> None:
+    def _open(self, abstract: str) -> None:
         if self._sop_class != abstract:
             raise Refused(_OTHER_CLASS, "its class is not that of its presentation context")
         self._arrival = self._keeper.admit(self._association)
-        self._arrival.write(file_head(self._sop_class, self._instance, syntax))
+        self._arrival.write(file_head(self._sop_class, self._instance, self._syntax))
 
     def _append(self, arrival: Arrival, data: memoryview) -> None:
         if arrival.size + len(data) <= self._keeper.largest:
@@ -96,8 +96,19 @@ class Incoming:
             self._keeper.hang_up(self._association)
 
     def _keep(self, arrival: Arrival) -> None:
-        self._study = _study(arrival, self._sop_class, checked_uid(self._instance))
+        self._study = self._study_of(arrival, checked_uid(self._instance))
         self._keeper.keep(self._association, arrival, self._sop_class, self._study, self._instance)
+
+    def _study_of(self, arrival: Arrival, instance: str) -> str:
+        """Return the Study Instance UID of a file, which is to be what the message says that it is."""
+        try:
+            header = read_head(arrival.path, self._syntax, [_SOP_CLASS, _SOP_INSTANCE, _STUDY])
+            study, named = header.StudyInstanceUID, (header.SOPClassUID, header.SOPInstanceUID)
+        except Exception as error:  # what damaged data make the parser raise is not foreseeable
+            raise Refused(NOT_UNDERSTOOD, "it cannot be read") from error
+        if named != (self._sop_class, instance):
+            raise Refused(NOT_UNDERSTOOD, "its SOP Class or Instance UID is not that of the message")
+        return checked_uid(study)
 
     def _try(self, step: Callable[[], None]) -> None:
         try:
@@ -111,27 +122,3 @@ class Incoming:
         self.abandon()
         self._status = refusal.status
         self._keeper.complain(self._association, f"an instance was not kept: {refusal}", self._study, self._sop_class)
-
-
-def file_head(sop_class: str, instance: str, syntax: str) -> bytes:
-    """Return what precedes the data set in a file: preamble, prefix and file meta information (PS3.10, 7.1)."""
-    uids = ((0x0002, sop_class), (0x0003, instance), (0x0010, syntax), (0x0012, IMPLEMENTATION_UID))
-    elements = struct.pack("<HH2sHL2s", 2, 1, b"OB", 0, 2, b"\0\1") + b"".join(_uid(*each) for each in uids)
-    return bytes(128) + b"DICM" + struct.pack("<HH2sHL", 2, 0, b"UL", 4, len(elements)) + elements
-
-
-def _uid(element: int, uid: str) -> bytes:
-    value = uid_value(uid)
-    return struct.pack("<HH2sH", 2, element, b"UI", len(value)) + value
-
-
-def _study(arrival: Arrival, sop_class: str, instance: str) -> str:
-    """Return the Study Instance UID of a DICOM file, which is to be of the given SOP class and instance."""
-    try:
-        header = read_head(arrival.path, [_SOP_CLASS, _SOP_INSTANCE, _STUDY])
-        study, same = header.StudyInstanceUID, (header.SOPClassUID, header.SOPInstanceUID) == (sop_class, instance)
-    except Exception as error:  # what damaged data make the parser raise is not foreseeable
-        raise Refused(NOT_UNDERSTOOD, "it cannot be read") from error
-    if not same:
-        raise Refused(NOT_UNDERSTOOD, "its SOP Class or Instance UID is not that of the message")
-    return checked_uid(study)

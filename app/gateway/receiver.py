@@ -19,7 +19,6 @@ from pydicom.uid import (
 )
 from pynetdicom import AE, evt
 from pynetdicom.association import Association
-from pynetdicom.dimse_primitives import C_STORE
 from pynetdicom.sop_class import StorageCommitmentPushModel, Verification  # type: ignore[attr-defined]
 
 from app.gateway.configuration import DicomNode, GatewayConfiguration
@@ -28,6 +27,7 @@ from app.gateway.incoming import SUCCESS, Incoming
 from app.gateway.jobs import Jobs
 from app.gateway.sender import Report
 from app.gateway.spool import NOT_UNDERSTOOD, OUT_OF_RESOURCES, Arrival, Refused, Spool
+from app.gateway.store_command import StoreRequest
 from app.gateway.tls import for_server, shake_hands
 from app.gateway.upper_layer import Sink, StreamingEntity, cut
 from app.outcome import UsageError
@@ -199,7 +199,7 @@ class Receiver:
         told = f"{peer.name or 'somebody'} at {peer.address}: {message}"
         self._tell(Event(Kind.REJECTED, told, study, peer, {sop_class: 1} if sop_class else {}))
 
-    def _incoming(self, association: Association, request: C_STORE, syntaxes: tuple[str, str]) -> Sink:
+    def _incoming(self, association: Association, request: StoreRequest, syntaxes: tuple[str, str]) -> Sink:
         return Incoming(self, association, request, syntaxes)
 
     def admit(self, association: Association) -> Arrival:

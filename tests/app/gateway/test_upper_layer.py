@@ -13,17 +13,14 @@ from pathlib import Path
 import numpy as np
 import pydicom
 import pytest
-from pydicom.dataset import FileMetaDataset
 from pydicom.filebase import DicomBytesIO
 from pydicom.filewriter import write_dataset
 from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian, ImplicitVRLittleEndian
-from pynetdicom.dimse_messages import C_STORE_RQ, C_STORE_RSP
+from pynetdicom.dimse_messages import C_STORE_RQ
 from pynetdicom.dimse_primitives import C_STORE
 from pynetdicom.sop_class import Verification
 
-from app.gateway.incoming import file_head
-from app.gateway.upper_layer import store_response
-from operators.identity import IMPLEMENTATION_UID
+from app.gateway.header import file_head
 from tests.app.gateway.peers import CALLER, TITLE, association_request
 from tests.app.gateway.test_gateway import Site, _short_pauses, files, site
 
@@ -38,30 +35,6 @@ _CONTEXTS = ((Verification, [ImplicitVRLittleEndian]), (CTImageStorage, [Explici
 
 Item = tuple[int, int, bytes]
 """Presentation context, message control header and content of a presentation data value."""
-
-
-@pytest.mark.parametrize("uid", ["1.2.3", "1.2.34", "2.25." + "7" * 39])
-@pytest.mark.parametrize("status", [0x0000, 0xA700, 0xC000])
-def test_the_response_is_what_the_library_makes(uid: str, status: int) -> None:
-    request, response = _request(uid), C_STORE()
-    response.MessageIDBeingRespondedTo = request.MessageID
-    response.AffectedSOPClassUID, response.AffectedSOPInstanceUID = CTImageStorage, uid
-    response.Status = status
-    message = C_STORE_RSP()
-    message.primitive_to_message(response)
-    (expected,) = message.encode_msg(1, 1 << 14)
-    assert expected.presentation_data_value_list[0][1] == b"\x03" + store_response(request, status)
-
-
-@pytest.mark.parametrize("uid", ["1.2.3", "1.2.34", "2.25." + "7" * 39])
-def test_the_head_of_a_file_is_what_the_library_makes(uid: str) -> None:
-    head = file_head(CTImageStorage, uid, ExplicitVRLittleEndian)
-    meta = FileMetaDataset()
-    meta.FileMetaInformationGroupLength = len(head) - 144
-    meta.FileMetaInformationVersion = b"\x00\x01"
-    meta.MediaStorageSOPClassUID, meta.MediaStorageSOPInstanceUID = CTImageStorage, uid
-    meta.TransferSyntaxUID, meta.ImplementationClassUID = ExplicitVRLittleEndian, IMPLEMENTATION_UID
-    assert head == bytes(128) + b"DICM" + _encoded(meta)
 
 
 def _request(instance: str) -> C_STORE:
