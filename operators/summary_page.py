@@ -32,8 +32,6 @@ from operators.remarks import Remark
 from operators.rendering import Study
 from operators.volume import FloatArray, Grid, plane_areas
 
-MIN_HEIGHT = 900
-"""The chart and the notes need so much."""
 _GAP = 14
 _HEADER = 120
 _FOOTER = 48
@@ -41,6 +39,9 @@ _VIEWS_WIDTH = 900
 _LINE = 24
 _MOST_LINES = 6
 _LINE_LETTERS = 48
+_NOTES = _HEADER + 440
+_NOTE_LINES = _MOST_LINES + 5
+"""From the first of the notes to the line before the first model, with as many remarks as there can be."""
 View = Literal["axial", "coronal"]
 VIEWS: tuple[View, ...] = ("axial", "coronal")
 _AXIS = {"axial": 0, "coronal": 1}
@@ -147,7 +148,8 @@ class _SummaryPage(Page):
         self.planes = {view: plane_of(self.study, view, index) for view, index in self.indices.items()}
         self.wide = (_VIEWS_WIDTH - _GAP) // 2
         self.high = max(round(self.wide * plane.ratio) for plane in self.planes.values())
-        super().__init__(max(_HEADER + 2 * (self.high + _GAP) + _FOOTER, MIN_HEIGHT))
+        notes_end = _NOTES + (_NOTE_LINES + len(summary.models)) * _LINE + _GAP
+        super().__init__(max(_HEADER + 2 * (self.high + _GAP), notes_end) + _FOOTER)
 
     def header(self) -> None:
         """Write the result and what it means."""
@@ -233,7 +235,7 @@ class _SummaryPage(Page):
 
     def notes(self) -> None:
         """Write repairs and doubts, and which models were used."""
-        left, y = _VIEWS_WIDTH + 3 * _GAP, _HEADER + 440.0
+        left, y = _VIEWS_WIDTH + 3 * _GAP, float(_NOTES)
         self.text(left, y, "Remarks", 20, fontweight="bold")
         lines = [line for remark in self.summary.remarks for line in textwrap.wrap(remark.message, _LINE_LETTERS)]
         if len(lines) > _MOST_LINES:
