@@ -14,9 +14,7 @@ from app.gateway.jobs import State
 from tests.app.gateway import raw
 from tests.app.gateway.peers import sending, wait_until
 from tests.app.gateway.raw import RawPeer
-from tests.app.gateway.test_gateway import Site, _short_pauses, files, site
-
-__all__ = ["_short_pauses", "files", "site"]
+from tests.app.gateway.site import Site
 
 pytestmark = pytest.mark.pacs
 

@@ -34,11 +34,9 @@ from app.outcome import ExitStatus
 from tests.app.gateway import stand_ins
 from tests.app.gateway.audit_schema import DESTINATION, SOURCE, check, code, roles
 from tests.app.gateway.peers import CALLER, free_port, send, sending, wait_until
+from tests.app.gateway.site import Site
 from tests.app.gateway.spooled import keep
-from tests.app.gateway.test_gateway import Site, _short_pauses, site
 from tests.builders import write_series
-
-__all__ = ["_short_pauses", "site"]
 
 STUDY, PATIENT, NAME = "1.2.3", "4711-A", "Doe^Jane"
 REPORTER = Reporter("COVIDCT", host="gateway", process=42)

@@ -21,7 +21,7 @@ from app.gateway.service import TABLE
 from operators.software import RESEARCH_NOTICE
 from tests.app.gateway import stand_ins
 from tests.app.gateway.peers import free_port, send, sending, wait_until
-from tests.app.gateway.test_gateway import Site
+from tests.app.gateway.site import Site
 from tests.app.tiny_run import write_lungs, write_models
 from tests.builders import write_series
 

@@ -21,10 +21,8 @@ from app.gateway.jobs import State
 from app.gateway.questions import Questions
 from app.gateway.service import TABLE
 from tests.app.gateway.peers import CALLER, TITLE, free_port, send, wait_until
-from tests.app.gateway.test_gateway import Site, _short_pauses, files, site
+from tests.app.gateway.site import Site
 from tests.builders import write_series
-
-__all__ = ["_short_pauses", "files", "site"]
 
 Uids = tuple[str, str]
 

@@ -20,9 +20,7 @@ from app.gateway.jobs import State
 from tests.app.gateway import raw
 from tests.app.gateway.peers import CALLER, TITLE, wait_until
 from tests.app.gateway.raw import RawPeer
-from tests.app.gateway.test_gateway import Site, _short_pauses, files, site
-
-__all__ = ["_short_pauses", "files", "site"]
+from tests.app.gateway.site import Site
 
 UNKNOWN_SYNTAX = "1.2.826.0.1.3680043.9999.1"
 

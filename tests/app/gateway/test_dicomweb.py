@@ -15,12 +15,9 @@ from app.gateway.jobs import State
 from app.gateway.tls import for_client
 from tests.app.gateway import stand_ins
 from tests.app.gateway.peers import send, sending, wait_until
-from tests.app.gateway.test_gateway import Site, _short_pauses, files, site
-from tests.app.gateway.test_tls import keys
+from tests.app.gateway.site import Site
 from tests.app.gateway.web_pacs import WebPacs, web_listening
 from tests.app.tiny_run import write_lungs, write_models
-
-__all__ = ["_short_pauses", "files", "keys", "site"]
 
 
 @pytest.fixture

@@ -20,11 +20,9 @@ from app.gateway.spool import Arrival, Refused, Spool
 from app.outcome import ExitStatus
 from tests.app.gateway.archive import Archive, searchable
 from tests.app.gateway.peers import CALLER, PACS_TITLE, send, wait_until
-from tests.app.gateway.test_gateway import Site, _short_pauses, _summary, files, site
+from tests.app.gateway.site import Site
 from tests.app.gateway.web_pacs import WebPacs, web_listening
 from tests.builders import write_series
-
-__all__ = ["_short_pauses", "files", "site"]
 
 
 @contextmanager
@@ -84,7 +82,7 @@ def test_a_study_comes_by_c_move(site: Site, archive: Archive, files: list[Path]
     archive.ports["COVIDCT"] = site.port
     assert _fetch(site, _by_move(archive), _study(files)) == ExitStatus.OK
     wait_until(lambda: site.states() == [State.COMMITTED])
-    assert _summary(site) == "3 instances"
+    assert site.summary() == "3 instances"
 
 
 def test_a_source_that_does_not_know_the_gateway_is_said(
@@ -125,7 +123,7 @@ def test_a_study_comes_by_wado_rs_as_it_is(site: Site, web: WebPacs, files: list
     site.start()
     assert _fetch(site, {"url": web.url}, _study(files)) == ExitStatus.OK
     wait_until(lambda: site.states() == [State.COMMITTED])
-    assert _summary(site) == "3 instances"
+    assert site.summary() == "3 instances"
     folder = site.folder / "spool" / "studies" / _study(files) / "in"
     assert sorted(path.name for path in folder.iterdir()) == sorted(
         f"{pydicom.dcmread(file).SOPInstanceUID}.dcm" for file in files
@@ -141,7 +139,7 @@ def test_the_gateway_takes_up_what_was_fetched_before_it_ran(site: Site, web: We
     assert _fetch(site, {"url": web.url}, _study(files)) == ExitStatus.OK
     site.start()
     wait_until(lambda: site.states() == [State.COMMITTED])
-    assert _summary(site) == "3 instances"
+    assert site.summary() == "3 instances"
 
 
 @pytest.mark.parametrize("other", [False, True], ids=["none", "another"])
@@ -185,7 +183,7 @@ def test_what_was_fetched_and_what_is_sent_are_the_same(site: Site, web: WebPacs
     site.start()
     assert send(site.port, files[:1]) == [0]
     assert _fetch(site, {"url": web.url}, _study(files)) == ExitStatus.OK
-    wait_until(lambda: site.states() == [State.COMMITTED] and _summary(site) == "3 instances")
+    wait_until(lambda: site.states() == [State.COMMITTED] and site.summary() == "3 instances")
     (job,) = site.jobs()
     assert send(site.port, files) == [0, 0, 0]
     assert site.jobs() == [job]

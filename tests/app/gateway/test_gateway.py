@@ -4,116 +4,31 @@ from __future__ import annotations
 
 import os
 import socket
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import ExitStack
 from io import BytesIO
 from pathlib import Path
-from typing import Any
 
-import numpy as np
 import pydicom
 import pytest
 from PIL import Image
 from pydicom.uid import generate_uid
 
-from app.gateway import deliveries, receiver, runs, service
-from app.gateway.configuration import GatewayConfiguration
-from app.gateway.events import Event, as_text
-from app.gateway.jobs import Job, Jobs, State
-from app.gateway.service import TABLE, Gateway
-from app.gateway.worker import How, Worker
+from app.gateway import deliveries, receiver
+from app.gateway.jobs import State
 from app.outcome import UsageError
-from app.settings import load_settings
-from operators.selection_rules import ANY_SERIES
 from tests.app.gateway import stand_ins
 from tests.app.gateway.browsing import look
-from tests.app.gateway.peers import CALLER, PACS_TITLE, Pacs, free_port, listening, send, sending, wait_until
+from tests.app.gateway.peers import CALLER, PACS_TITLE, free_port, listening, send, sending, wait_until
+from tests.app.gateway.site import Site
 from tests.app.tiny_run import write_lungs, write_models
-from tests.builders import write_series
-
-
-@pytest.fixture(autouse=True)
-def _short_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(service, "TICK", 0.05)
-    monkeypatch.setattr(runs, "RUN_PAUSE", 0.2)
-    monkeypatch.setattr(deliveries, "SEND_PAUSE", 0.2)
-    monkeypatch.setattr(deliveries, "DOWN_PAUSE", 0.2)
-    monkeypatch.setattr(deliveries, "COMMITMENT_PAUSE", 2.0)
-
-
-@pytest.fixture
-def files(tmp_path: Path) -> list[Path]:
-    """A study of three images."""
-    return write_series(tmp_path / "ct", np.zeros((3, 8, 8)), study="1")
-
-
-class Site:
-    """A gateway with a PACS, and what one can see of both."""
-
-    def __init__(self, folder: Path, stack: ExitStack) -> None:
-        self.folder = folder
-        self.stack = stack
-        self.pacs = stack.enter_context(listening(Pacs()))
-        self.lines: list[str] = []
-        self.events: list[Event] = []
-        self.port = 0
-
-    def configured(self, **changes: Any) -> GatewayConfiguration:
-        destination = {"name": "pacs", "ae_title": PACS_TITLE, "host": "127.0.0.1", "port": self.pacs.port}
-        destination |= changes.pop("destination", {})
-        self.port = self.port or free_port()
-        stated = {
-            "port": self.port,
-            "spool": self.folder / "spool",
-            "callers": [{"ae_title": CALLER}],
-            "destinations": [destination],
-            "quiet_seconds": 0.3,
-            **changes,
-        }
-        return GatewayConfiguration.model_validate(stated)
-
-    def start(
-        self, serve: Callable[..., None] = stand_ins.quick, models: Path | None = None, **changes: Any
-    ) -> Gateway:
-        configuration = self.configured(**changes)
-        settings = load_settings(["in_plane=32", "precision=float32"])
-        how = How(models or self.folder, settings, ANY_SERIES, None)
-        worker = Worker(how, configuration.limits.run_seconds, serve)
-        self.pacs.report_to = configuration.port
-        return self.stack.enter_context(Gateway(configuration, worker, self.hear))
-
-    def hear(self, event: Event) -> None:
-        self.events.append(event)
-        self.lines.append(as_text(event, time.time()))
-
-    def jobs(self) -> list[Job]:
-        table = Jobs(self.folder / "spool" / TABLE)
-        try:
-            return table.all()
-        finally:
-            table.close()
-
-    def states(self) -> list[State]:
-        return [job.state for job in self.jobs()]
-
-
-@pytest.fixture
-def site(tmp_path: Path) -> Iterator[Site]:
-    with ExitStack() as stack:
-        yield Site(tmp_path, stack)
-
-
-def _summary(site: Site) -> str:
-    (kept,) = site.pacs.objects.values()
-    return str(kept.SeriesDescription)
 
 
 def test_a_study_comes_in_and_its_results_are_kept_by_the_pacs(site: Site, files: list[Path]) -> None:
     site.start()
     assert send(site.port, files) == [0, 0, 0]
     wait_until(lambda: site.states() == [State.COMMITTED])
-    assert _summary(site) == "3 instances"
+    assert site.summary() == "3 instances"
     study = str(pydicom.dcmread(files[0]).StudyInstanceUID)
     assert [job.study for job in site.jobs()] == [study]
     kept = sorted((site.folder / "spool" / "studies" / study / "in").iterdir())
@@ -207,9 +122,9 @@ def test_a_disk_that_fills_up_takes_nothing_of_a_study_that_is_there(
             assert association.send_c_store(pydicom.dcmread(files[2])).Status == 0xA700
             assert association.send_c_store(other).Status == 0xA700
     wait_until(lambda: site.states() == [State.COMMITTED])
-    assert _summary(site) == "2 instances"
+    assert site.summary() == "2 instances"
     assert send(site.port, files) == [0, 0, 0]
-    wait_until(lambda: site.states() == [State.COMMITTED] and _summary(site) == "3 instances")
+    wait_until(lambda: site.states() == [State.COMMITTED] and site.summary() == "3 instances")
 
 
 def test_sending_again_changes_nothing(site: Site, files: list[Path]) -> None:
@@ -225,9 +140,9 @@ def test_a_late_image_opens_the_study_again(site: Site, files: list[Path]) -> No
     site.start()
     send(site.port, files[:2])
     wait_until(lambda: site.states() == [State.COMMITTED])
-    assert _summary(site) == "2 instances"
+    assert site.summary() == "2 instances"
     send(site.port, files[2:])
-    wait_until(lambda: site.states() == [State.COMMITTED] and _summary(site) == "3 instances")
+    wait_until(lambda: site.states() == [State.COMMITTED] and site.summary() == "3 instances")
 
 
 def test_an_image_that_comes_during_the_run_is_not_left_out(site: Site, files: list[Path]) -> None:
@@ -236,7 +151,7 @@ def test_an_image_that_comes_during_the_run_is_not_left_out(site: Site, files: l
     wait_until(lambda: site.states() == [State.RUNNING])
     send(site.port, files[2:])
     wait_until(lambda: site.states() == [State.COMMITTED])
-    assert _summary(site) == "3 instances"
+    assert site.summary() == "3 instances"
     assert any("more of it has come" in line for line in site.lines)
 
 
@@ -293,7 +208,7 @@ def test_a_pacs_that_is_down_gets_its_results_when_it_is_back(site: Site, files:
     site.pacs.port = nowhere
     with listening(site.pacs):
         wait_until(lambda: site.states() == [State.COMMITTED])
-    assert _summary(site) == "3 instances"
+    assert site.summary() == "3 instances"
 
 
 def test_what_a_pacs_will_not_take_waits_for_a_person(site: Site, files: list[Path]) -> None:
@@ -345,7 +260,7 @@ def test_a_gateway_that_is_stopped_goes_on_where_it_was(site: Site, files: list[
     site.stack = whole
     site.start()
     wait_until(lambda: site.states() == [State.COMMITTED])
-    assert _summary(site) == "3 instances"
+    assert site.summary() == "3 instances"
 
 
 def test_a_scanner_that_stalls_within_a_message_is_hung_up_on(
@@ -381,7 +296,7 @@ def test_a_study_whose_scanner_vanishes_is_run_with_what_came(site: Site, files:
         association.send_c_store(pydicom.dcmread(files[0]))
         association.abort()
     wait_until(lambda: site.states() == [State.COMMITTED])
-    assert _summary(site) == "1 instances"
+    assert site.summary() == "1 instances"
 
 
 def test_a_destination_whose_name_is_wrong_does_not_hold_back_the_others(site: Site, files: list[Path]) -> None:

@@ -20,9 +20,7 @@ from app.gateway.spool import Arrival, Spool
 from tests.app.gateway import raw
 from tests.app.gateway.peers import send, sending, wait_until
 from tests.app.gateway.raw import COMMAND, DATA, Pdv, RawPeer, pdu
-from tests.app.gateway.test_gateway import Site, _short_pauses, files, site
-
-__all__ = ["_short_pauses", "files", "site"]
+from tests.app.gateway.site import Site
 
 PEERS = 64
 """As many as may be there at a time, by default."""

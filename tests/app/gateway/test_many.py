@@ -15,10 +15,8 @@ import pytest
 from app.gateway import receiver
 from app.gateway.jobs import State
 from tests.app.gateway.peers import CALLER, TITLE, association_request, send, sending, wait_until
-from tests.app.gateway.test_gateway import Site, _short_pauses, files, site
+from tests.app.gateway.site import Site
 from tests.builders import write_series
-
-__all__ = ["_short_pauses", "files", "site"]
 
 SCANNERS = 50
 BROKEN = 300

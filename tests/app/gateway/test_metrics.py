@@ -18,9 +18,7 @@ from app.gateway.queue import Queue
 from tests.app.gateway import stand_ins
 from tests.app.gateway.browsing import look
 from tests.app.gateway.peers import CALLER, PACS_TITLE, free_port, send, sending, wait_until
-from tests.app.gateway.test_gateway import Site, _short_pauses, files, site
-
-__all__ = ["_short_pauses", "files", "site"]
+from tests.app.gateway.site import Site
 
 PREFIX = "covid_ct_gateway_"
 

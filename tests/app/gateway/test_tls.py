@@ -15,17 +15,8 @@ from app.gateway.jobs import State
 from app.gateway.tls import for_client, for_server
 from app.outcome import UsageError
 from tests.app.gateway import raw
-from tests.app.gateway.certificates import certified
 from tests.app.gateway.peers import Pacs, listening, sending, wait_until
-from tests.app.gateway.test_gateway import Site, _short_pauses, files, site
-
-__all__ = ["_short_pauses", "files", "site"]
-
-
-@pytest.fixture(scope="module")
-def keys(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Tls]:
-    """Certificates for loopback by an authority, and by another one."""
-    return {name: certified(tmp_path_factory.mktemp(name)) for name in ("ours", "theirs")}
+from tests.app.gateway.site import Site
 
 
 def _start(site: Site, keys: dict[str, Tls]) -> None:

@@ -22,9 +22,7 @@ from pynetdicom.sop_class import Verification
 
 from app.gateway.header import file_head
 from tests.app.gateway.peers import CALLER, TITLE, association_request
-from tests.app.gateway.test_gateway import Site, _short_pauses, files, site
-
-__all__ = ["_short_pauses", "files", "site"]
+from tests.app.gateway.site import Site
 
 ECHO, STORE = 1, 3
 """Numbers of the presentation contexts, as the library gives them."""

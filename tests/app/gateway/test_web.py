@@ -31,9 +31,7 @@ from operators.software import RESEARCH_NOTICE
 from tests.app.gateway import stand_ins
 from tests.app.gateway.browsing import Seen, look
 from tests.app.gateway.peers import CALLER, free_port, send, wait_until
-from tests.app.gateway.test_gateway import Site, _short_pauses, files, site
-
-__all__ = ["_short_pauses", "files", "site"]
+from tests.app.gateway.site import Site
 
 ROUTES = ("/", "/healthz", "/metrics", "/style.css", "/icon.svg")
 
