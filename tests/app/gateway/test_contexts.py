@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
 from pathlib import Path
 
 import pydicom
@@ -19,7 +21,7 @@ from pynetdicom.sop_class import PatientRootQueryRetrieveInformationModelFind, V
 from app.gateway.jobs import State
 from tests.app.gateway import raw
 from tests.app.gateway.peers import CALLER, TITLE, wait_until
-from tests.app.gateway.raw import RawPeer
+from tests.app.gateway.raw import Message, RawPeer
 from tests.app.gateway.site import Site
 
 UNKNOWN_SYNTAX = "1.2.826.0.1.3680043.9999.1"
@@ -62,44 +64,40 @@ def test_an_association_of_which_nothing_is_accepted_harms_nobody(site: Site) ->
     peer.close()
 
 
-@pytest.mark.parametrize("context", [raw.ECHO, raw.REPORT])
-def test_an_image_in_the_context_of_something_else_is_not_kept(site: Site, context: int) -> None:
-    """The library goes by the class of the message alone."""
+@contextmanager
+def _sent_in_vain(site: Site, message: Message) -> Iterator[RawPeer]:
+    """Send an image to a gateway that is to keep nothing of it."""
     site.start()
-    peer = RawPeer(site.port)
-    peer.negotiate()
-    message = raw.store("1.2.3", "1.2.3.1")
-    message.context = context
-    peer.send(message.encoded())
-    answer = peer.answer()
-    assert answer is not None
-    assert answer.Status == 0x0122
-    peer.close()
+    with closing(RawPeer(site.port)) as peer:
+        assert peer.negotiate()
+        peer.send(message.encoded())
+        yield peer
     assert site.jobs() == []
     assert not list((site.folder / "spool" / "studies").iterdir())
 
 
+@pytest.mark.parametrize("context", [raw.ECHO, raw.REPORT])
+def test_an_image_in_the_context_of_something_else_is_not_kept(site: Site, context: int) -> None:
+    """The library goes by the class of the message alone."""
+    message = raw.store("1.2.3", "1.2.3.1")
+    message.context = context
+    with _sent_in_vain(site, message) as peer:
+        answer = peer.answer()
+        assert answer is not None
+        assert answer.Status == 0x0122
+
+
 def test_another_class_in_the_context_of_a_ct_is_not_kept(site: Site) -> None:
-    site.start()
-    peer = RawPeer(site.port)
-    peer.negotiate()
     message = raw.store("1.2.3", "1.2.3.1")
     message.command.AffectedSOPClassUID = MRImageStorage
-    peer.send(message.encoded())
-    answer = peer.answer()
-    assert answer is not None
-    assert answer.Status == 0x0122
-    peer.close()
-    assert site.jobs() == []
+    with _sent_in_vain(site, message) as peer:
+        answer = peer.answer()
+        assert answer is not None
+        assert answer.Status == 0x0122
 
 
 def test_a_context_that_was_not_accepted_ends_the_association(site: Site) -> None:
-    site.start()
-    peer = RawPeer(site.port)
-    peer.negotiate()
     message = raw.store("1.2.3", "1.2.3.1")
     message.context = 7
-    peer.send(message.encoded())
-    assert [kind for kind, _ in peer.pdus()] == [raw.ABORT]
-    peer.close()
-    assert site.jobs() == []
+    with _sent_in_vain(site, message) as peer:
+        assert [kind for kind, _ in peer.pdus()] == [raw.ABORT]

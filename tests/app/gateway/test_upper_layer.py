@@ -1,95 +1,43 @@
-"""What a peer may do with the items of P-DATA, and what is made without the library."""
+"""What a peer may do with the items of P-DATA."""
 
 from __future__ import annotations
 
-import socket
 import struct
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from io import BytesIO
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing, contextmanager
+from dataclasses import replace
 from itertools import pairwise
-from pathlib import Path
 
 import numpy as np
-import pydicom
 import pytest
-from pydicom.filebase import DicomBytesIO
-from pydicom.filewriter import write_dataset
-from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian, ImplicitVRLittleEndian
-from pynetdicom.dimse_messages import C_STORE_RQ
-from pynetdicom.dimse_primitives import C_STORE
-from pynetdicom.sop_class import Verification
+from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian
 
 from app.gateway.header import file_head
-from tests.app.gateway.peers import CALLER, TITLE, association_request
+from tests.app.gateway import raw
+from tests.app.gateway.raw import COMMAND, DATA, LAST, STORE, Message, Pdv, RawPeer, pdu
 from tests.app.gateway.site import Site
 
-ECHO, STORE = 1, 3
-"""Numbers of the presentation contexts, as the library gives them."""
-DATA, COMMAND, LAST = 0, 1, 2
-ABORT = 0x07
 
-_CONTEXTS = ((Verification, [ImplicitVRLittleEndian]), (CTImageStorage, [ExplicitVRLittleEndian]))
-
-Item = tuple[int, int, bytes]
-"""Presentation context, message control header and content of a presentation data value."""
+def _image(number: int = 1) -> Message:
+    return raw.store("1.2.3", f"1.2.3.{number}", number)
 
 
-def _request(instance: str) -> C_STORE:
-    request = C_STORE()
-    request.MessageID, request.Priority = 4711, 2
-    request.AffectedSOPClassUID, request.AffectedSOPInstanceUID = CTImageStorage, instance
-    return request
-
-
-def _command(instance: str) -> bytes:
-    request, message = _request(instance), C_STORE_RQ()
-    request.DataSet = BytesIO(b"something")
-    message.primitive_to_message(request)
-    return bytes(next(iter(message.encode_msg(STORE, 1 << 14))).presentation_data_value_list[0][1][1:])
-
-
-def _parts(file: Path) -> tuple[str, bytes, bytes]:
-    """Return SOP Instance UID, command set and data set of a C-STORE request."""
-    image = pydicom.dcmread(file)
-    return str(image.SOPInstanceUID), _command(str(image.SOPInstanceUID)), _encoded(image)
-
-
-def _encoded(dataset: pydicom.Dataset) -> bytes:
-    buffer = DicomBytesIO()
-    buffer.is_little_endian, buffer.is_implicit_VR = True, False
-    write_dataset(buffer, dataset)
-    return buffer.getvalue()
-
-
-def _pdu(*items: Item) -> bytes:
-    body = b"".join(
-        struct.pack(">LBB", len(content) + 2, context, control) + content for context, control, content in items
-    )
-    return struct.pack(">BBL", 0x04, 0, len(body)) + body
+def _pdu(*items: Pdv) -> bytes:
+    return pdu(DATA, b"".join(item.encoded() for item in items))
 
 
 @contextmanager
-def _associated(site: Site) -> Iterator[socket.socket]:
-    with socket.create_connection(("127.0.0.1", site.port), timeout=30.0) as connection:
-        connection.sendall(association_request(CALLER, TITLE, _CONTEXTS))
-        kind, _ = _read(connection)
-        assert kind == 0x02  # A-ASSOCIATE-AC
-        yield connection
+def _associated(site: Site) -> Iterator[RawPeer]:
+    with closing(RawPeer(site.port)) as peer:
+        assert peer.negotiate()
+        yield peer
 
 
-def _read(connection: socket.socket) -> tuple[int, bytes]:
-    """Return type and content of the next PDU."""
-    kind, _, length = struct.unpack(">BBL", connection.recv(6, socket.MSG_WAITALL))
-    return kind, connection.recv(length, socket.MSG_WAITALL)
-
-
-def _status(connection: socket.socket) -> int:
+def _status(peer: RawPeer) -> int:
     """Return the status of the next C-STORE response."""
-    kind, content = _read(connection)
-    assert kind == 0x04
-    place = content.index(struct.pack("<HHL", 0, 0x0900, 2)) + 8
-    return int(struct.unpack("<H", content[place : place + 2])[0])
+    answer = peer.answer()
+    assert answer is not None
+    return int(answer.Status)
 
 
 def _kept(site: Site) -> dict[str, bytes]:
@@ -107,86 +55,89 @@ def _cut(content: bytes, places: Sequence[int]) -> list[bytes]:
     return [content[first:last] for first, last in pairwise(ends)]
 
 
-def test_command_and_data_set_may_come_in_one_pdu(site: Site, files: list[Path]) -> None:
+def test_command_and_data_set_may_come_in_one_pdu(site: Site) -> None:
     site.start()
-    instance, command, data = _parts(files[0])
-    with _associated(site) as connection:
-        connection.sendall(_pdu((STORE, COMMAND | LAST, command), (STORE, DATA | LAST, data)))
-        assert _status(connection) == 0
-    assert _kept(site) == {instance: data}
+    image = _image()
+    with _associated(site) as peer:
+        peer.send(_pdu(*image.fragments()))
+        assert _status(peer) == 0
+    assert _kept(site) == {"1.2.3.1": image.data}
 
 
 @pytest.mark.parametrize("seed", range(4))
-def test_both_may_come_in_any_pieces(site: Site, files: list[Path], seed: int) -> None:
+def test_both_may_come_in_any_pieces(site: Site, seed: int) -> None:
     site.start()
-    rng, sent = np.random.default_rng(seed), {}
-    with _associated(site) as connection:
-        for file in files:
-            instance, command, data = _parts(file)
-            items: list[Item] = []
-            for kind, content in ((COMMAND, command), (DATA, data)):
-                pieces = _cut(content, [int(place) for place in rng.integers(len(content), size=9)])
-                items += [(STORE, kind, piece) for piece in pieces[:-1]] + [(STORE, kind | LAST, pieces[-1])]
+    rng = np.random.default_rng(seed)
+    images = {f"1.2.3.{number}": _image(number) for number in (1, 2, 3)}
+    with _associated(site) as peer:
+        for image in images.values():
+            items = []
+            for whole in image.fragments():
+                pieces = _cut(whole.data, [int(place) for place in rng.integers(len(whole.data), size=9)])
+                items += [Pdv(STORE, whole.control & ~LAST, piece) for piece in pieces[:-1]]
+                items.append(Pdv(STORE, whole.control, pieces[-1]))
             while items:
                 size = int(rng.integers(1, 6))
-                connection.sendall(_pdu(*items[:size]))
+                peer.send(_pdu(*items[:size]))
                 del items[:size]
-            assert _status(connection) == 0
-            sent[instance] = data
-    assert _kept(site) == sent
+            assert _status(peer) == 0
+    assert _kept(site) == {instance: image.data for instance, image in images.items()}
 
 
-def test_requests_that_do_not_wait_for_the_response_are_all_answered(site: Site, files: list[Path]) -> None:
+def test_requests_that_do_not_wait_for_the_response_are_all_answered(site: Site) -> None:
     site.start()
-    sent = [_parts(file) for file in files]
-    with _associated(site) as connection:
-        for _, command, data in sent:
-            connection.sendall(_pdu((STORE, COMMAND | LAST, command), (STORE, DATA | LAST, data)))
-        assert [_status(connection) for _ in sent] == [0, 0, 0]
-    assert _kept(site) == {instance: data for instance, _, data in sent}
+    images = {f"1.2.3.{number}": _image(number) for number in (1, 2, 3)}
+    with _associated(site) as peer:
+        for image in images.values():
+            peer.send(_pdu(*image.fragments()))
+        assert [_status(peer) for _ in images] == [0, 0, 0]
+    assert _kept(site) == {instance: image.data for instance, image in images.items()}
 
 
-def _wrong_context(command: bytes, data: bytes) -> bytes:
-    return _pdu((STORE, COMMAND | LAST, command), (ECHO, DATA | LAST, data))
+def _begun(item: Pdv, size: int) -> Pdv:
+    return replace(item, control=item.control & ~LAST, data=item.data[:size])
 
 
-def _rejected_context(command: bytes, data: bytes) -> bytes:
-    return _pdu((99, COMMAND | LAST, command), (99, DATA | LAST, data))
+def _wrong_context(command: Pdv, data: Pdv) -> bytes:
+    return _pdu(command, replace(data, context=raw.ECHO))
 
 
-def _command_within(command: bytes, data: bytes) -> bytes:
-    return _pdu((STORE, COMMAND | LAST, command), (STORE, DATA, data[:50]), (STORE, COMMAND | LAST, command))
+def _rejected_context(command: Pdv, data: Pdv) -> bytes:
+    return _pdu(replace(command, context=99), replace(data, context=99))
 
 
-def _item_longer_than_its_pdu(command: bytes, data: bytes) -> bytes:
-    whole = bytearray(_pdu((STORE, COMMAND | LAST, command)))
-    whole[6:10] = struct.pack(">L", len(command) + 3)
+def _command_within(command: Pdv, data: Pdv) -> bytes:
+    return _pdu(command, _begun(data, 50), command)
+
+
+def _item_longer_than_its_pdu(command: Pdv, data: Pdv) -> bytes:
+    whole = bytearray(_pdu(command))
+    whole[6:10] = struct.pack(">L", len(command.data) + 3)
     return bytes(whole)
 
 
-def _item_without_header(command: bytes, data: bytes) -> bytes:
-    return struct.pack(">BBLLBB", 0x04, 0, 6, 1, STORE, 3)
+def _item_without_header(command: Pdv, data: Pdv) -> bytes:
+    return pdu(DATA, struct.pack(">LBB", 1, STORE, COMMAND | LAST))
 
 
-def _data_before_the_command(command: bytes, data: bytes) -> bytes:
-    return _pdu((STORE, DATA, data[:50]), (STORE, COMMAND | LAST, command), (STORE, DATA | LAST, data))
+def _data_before_the_command(command: Pdv, data: Pdv) -> bytes:
+    return _pdu(_begun(data, 50), command, data)
 
 
-def _data_within_the_command(command: bytes, data: bytes) -> bytes:
-    halves = (STORE, COMMAND, command[:20]), (STORE, COMMAND | LAST, command[20:])
-    return _pdu(halves[0], (STORE, DATA, data[:50]), halves[1], (STORE, DATA | LAST, data))
+def _data_within_the_command(command: Pdv, data: Pdv) -> bytes:
+    return _pdu(_begun(command, 20), _begun(data, 50), replace(command, data=command.data[20:]), data)
 
 
-def _command_without_end(command: bytes, data: bytes) -> bytes:
-    return _pdu(*[(STORE, COMMAND, bytes(60_000))] * 20)
+def _command_without_end(command: Pdv, data: Pdv) -> bytes:
+    return _pdu(*[Pdv(STORE, COMMAND, bytes(60_000))] * 20)
 
 
-def _command_that_is_none(command: bytes, data: bytes) -> bytes:
-    return _pdu((STORE, COMMAND | LAST, b"\xff" * 50))
+def _command_that_is_none(command: Pdv, data: Pdv) -> bytes:
+    return _pdu(Pdv(STORE, COMMAND | LAST, b"\xff" * 50))
 
 
-def _request_of_four_gigabytes(command: bytes, data: bytes) -> bytes:
-    return struct.pack(">BBL", 0x01, 0, 0xFFFFFFFF)
+def _request_of_four_gigabytes(command: Pdv, data: Pdv) -> bytes:
+    return struct.pack(">BBL", raw.REQUEST, 0, 0xFFFFFFFF)
 
 
 @pytest.mark.parametrize(
@@ -204,25 +155,23 @@ def _request_of_four_gigabytes(command: bytes, data: bytes) -> bytes:
         _request_of_four_gigabytes,
     ],
 )
-def test_who_breaks_the_rules_is_aborted_and_nothing_is_kept(site: Site, files: list[Path], message: object) -> None:
+def test_who_breaks_the_rules_is_aborted_and_nothing_is_kept(site: Site, message: Callable[[Pdv, Pdv], bytes]) -> None:
     site.start()
-    _, command, data = _parts(files[0])
-    with _associated(site) as connection:
-        connection.sendall(message(command, data))  # type: ignore[operator]
-        kind, _ = _read(connection)
-        assert kind == ABORT
+    with _associated(site) as peer:
+        peer.send(message(*_image().fragments()))
+        assert next(peer.pdus())[0] == raw.ABORT
     assert _kept(site) == {}
-    instance, command, data = _parts(files[1])
-    with _associated(site) as connection:  # the others are served
-        connection.sendall(_pdu((STORE, COMMAND | LAST, command), (STORE, DATA | LAST, data)))
-        assert _status(connection) == 0
-    assert _kept(site) == {instance: data}
+    image = _image(2)
+    with _associated(site) as peer:  # the others are served
+        peer.send(_pdu(*image.fragments()))
+        assert _status(peer) == 0
+    assert _kept(site) == {"1.2.3.2": image.data}
 
 
-def test_a_scanner_that_vanishes_within_a_data_set_leaves_nothing(site: Site, files: list[Path]) -> None:
+def test_a_scanner_that_vanishes_within_a_data_set_leaves_nothing(site: Site) -> None:
     site.start()
-    _, command, data = _parts(files[0])
-    with _associated(site) as connection:
-        connection.sendall(_pdu((STORE, COMMAND | LAST, command), (STORE, DATA, data[:99])))
+    command, data = _image().fragments()
+    with _associated(site) as peer:
+        peer.send(_pdu(command, _begun(data, 99)))
     site.stack.pop_all().close()  # waits for all associations
     assert not any((site.folder / "spool" / "arriving").iterdir())
