@@ -71,6 +71,7 @@ class Worker:
         self._how = how
         self._limit = limit
         self._serve = serve or work
+        self._context = multiprocessing.get_context("spawn")
         self._process: BaseProcess | None = None
         self._channel: Connection | None = None
         self._lock = threading.Lock()
@@ -105,9 +106,8 @@ class Worker:
             if self._closed:
                 raise EOFError
             if self._process is None or self._channel is None or not self._process.is_alive():
-                context = multiprocessing.get_context("spawn")
-                self._channel, theirs = context.Pipe()
-                process = context.Process(target=self._serve, args=(theirs, self._how, os.getpid()), daemon=True)
+                self._channel, theirs = self._context.Pipe()
+                process = self._context.Process(target=self._serve, args=(theirs, self._how, os.getpid()), daemon=True)
                 process.start()
                 theirs.close()
                 self._process = process

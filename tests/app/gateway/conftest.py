@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import ExitStack
+from functools import partialmethod
 from pathlib import Path
+from socketserver import BaseServer
 
 import numpy as np
 import pytest
@@ -18,7 +20,8 @@ from tests.builders import write_series
 
 @pytest.fixture
 def site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Site]:
-    """A site whose gateway makes short pauses."""
+    """A site whose gateway makes short pauses, and whose servers see at once that they are to end."""
+    monkeypatch.setattr(BaseServer, "serve_forever", partialmethod(BaseServer.serve_forever, poll_interval=0.05))
     monkeypatch.setattr(service, "TICK", 0.05)
     monkeypatch.setattr(runs, "RUN_PAUSE", 0.2)
     monkeypatch.setattr(deliveries, "SEND_PAUSE", 0.2)

@@ -21,7 +21,7 @@ from pynetdicom.sop_class import StorageCommitmentPushModel, StorageCommitmentPu
 from app.gateway.tls import shake_hands
 
 CALLER, PACS_TITLE, TITLE = "SCANNER", "PACS", "COVIDCT"
-_ATTEMPTS = 2000
+_PATIENCE = 300.0
 
 
 @dataclass
@@ -183,8 +183,7 @@ def send(port: int, files: Sequence[Path], title: str = CALLER) -> list[int]:
 
 def wait_until(condition: Callable[[], bool]) -> None:
     """Wait for what must come to be, for five minutes at most: slow machines are not wrong."""
-    for _ in range(_ATTEMPTS):
-        if condition():
-            return
-        time.sleep(0.15)
-    raise AssertionError("it did not come to be")
+    deadline = time.monotonic() + _PATIENCE
+    while not condition():
+        assert time.monotonic() < deadline, "it did not come to be"
+        time.sleep(0.03)
