@@ -315,7 +315,9 @@ def naive_branch(branch: Branch, image: Tensor, relevance: Tensor) -> Tensor:
     return naive_conv(z_box_share, image, branch.conv1.weight, torch.zeros(16), relevance)
 
 
-@pytest.mark.parametrize(("slices", "rows", "columns"), [(2, 8, 8), (3, 22, 13)])
+@pytest.mark.parametrize(
+    ("slices", "rows", "columns"), [(2, 8, 8), (3, 14, 9), pytest.param(3, 22, 13, marks=pytest.mark.slow)]
+)
 def test_whole_explanation_agrees_with_naive_rules(slices: int, rows: int, columns: int) -> None:
     model, inputs = network(), study(slices, 22)[:, :, :rows, :columns].contiguous()
     for target in (0, 1):

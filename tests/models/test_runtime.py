@@ -67,6 +67,10 @@ def test_signals_are_survived_when_networks_are_given_up(models: Path) -> None:
     assert (done.returncode, done.stdout) == (0, "signalled\n" * 2), done.stderr
 
 
+FEW_VOXELS = INPUTS | {("lesions", "forward"): [(1, 1, 8, 8, 16)]}
+"""Where no instructions help, bfloat16 takes a hundred times as long as float32."""
+
+
 def _inputs(shapes: list[tuple[int, ...]]) -> list[Tensor]:
     generator = torch.Generator().manual_seed(1)
     return [torch.rand(shape, generator=generator) for shape in shapes]
@@ -107,7 +111,7 @@ _FAST = pytest.mark.skipif(not precision.fast_in_bfloat16(), reason="no instruct
 def test_bfloat16_is_near(models: Path, task: str, method: str, engine: str) -> None:
     plain, _ = load_network(models / task, NETWORKS[task])
     network, _ = Runtime(engine, precision="bfloat16").load(models / task, NETWORKS[task])  # type: ignore[arg-type,type-var]
-    inputs = _inputs(INPUTS[task, method])
+    inputs = _inputs(FEW_VOXELS[task, method])
     with torch.inference_mode():
         expected = getattr(plain, method)(*inputs)
     got = getattr(network, method)(*inputs)
