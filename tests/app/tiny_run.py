@@ -22,6 +22,8 @@ from tests.builders import write_series
 
 ROOT = Path(__file__).resolve().parents[2]
 SPACING = (3.0, 6.0, 6.0)
+NETWORK_SETTINGS = {"lungs": {"spacing": [3.0, 3.0, 3.0]}, "lesions": {"spacing": [3.0, 4.0, 4.0]}}
+"""Coarser than the usual, and finer than the series: a run takes two thirds of the time."""
 _SETTINGS = ["in_plane=32", "precision=float32"]
 
 
@@ -52,7 +54,7 @@ def write_models(folder: Path) -> None:
         "classifier": Classifier(),
     }
     for task, network in networks.items():
-        save_weights(folder / task, network, {"name": f"test {task}", "version": "0"})
+        save_weights(folder / task, network, {"name": f"test {task}", "version": "0"}, NETWORK_SETTINGS.get(task))
 
 
 def write_lungs(folder: Path) -> None:
