@@ -73,12 +73,26 @@ def series(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def finished(series: Path, models: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
-    """Output folder and progress of a whole run as a person starts it."""
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where :func:`finished` keeps converted networks."""
+    return tmp_path_factory.mktemp("cache") / "cache"
+
+
+@pytest.fixture(scope="module")
+def finished(series: Path, models: Path, cache: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+    """Output folder and progress of a whole run as a person starts it, with OpenVINO."""
     output = tmp_path_factory.mktemp("finished") / "out"
-    done = run_as_a_person(series, output, models)
+    done = run_as_a_person(series, output, models, "--set", "runtime=openvino", "--cache", str(cache))
     assert (done.returncode, done.stdout) == (0, f"{output}\n"), done.stderr
     return output, done.stderr
+
+
+@pytest.fixture(scope="module")
+def documented(series: Path, models: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Output folder of a run in this process, with PyTorch and with what has to be asked for."""
+    output = tmp_path_factory.mktemp("documented") / "out"
+    run(series, output, models, "runtime=torch", "pdf=true", "deflate=true")
+    return output
 
 
 def _result(output: Path) -> dict[str, Any]:
@@ -181,7 +195,7 @@ def test_a_second_run_gives_the_same_objects_and_replaces_the_first(
     (again / "sc" / "of_an_earlier_version.dcm").write_bytes(b"")
     (again / "pdf").mkdir()
     (again / "pdf" / "summary.dcm").write_bytes(b"")  # which was asked for then
-    run(series, again, models)
+    run(series, again, models, "runtime=openvino")
     first, second = _result(finished[0]), _result(again)
     for result in (first, second):
         result.pop("seconds")
@@ -207,14 +221,13 @@ def test_a_process_that_goes_on_keeps_no_thread_and_no_file(series: Path, models
     assert held() == before
 
 
-def test_a_document_is_written_where_it_is_asked_for(series: Path, models: Path, tmp_path: Path) -> None:
-    run(series, tmp_path, models, "pdf=true", "deflate=true")
-    assert not disagreements(tmp_path)
-    written = [path.relative_to(tmp_path).as_posix() for path in sorted(tmp_path.rglob("*.dcm"))]
+def test_a_document_is_written_where_it_is_asked_for(documented: Path, series: Path) -> None:
+    assert not disagreements(documented)
+    written = [path.relative_to(documented).as_posix() for path in sorted(documented.rglob("*.dcm"))]
     assert "pdf/summary.dcm" in written
-    assert [file["path"] for file in _result(tmp_path)["files"]] == written
-    assert not unexplained(dcentvfy(series.rglob("*.dcm"), tmp_path.rglob("*.dcm")))
-    syntaxes = {name: pydicom.dcmread(tmp_path / name).file_meta.TransferSyntaxUID.name for name in written}
+    assert [file["path"] for file in _result(documented)["files"]] == written
+    assert not unexplained(dcentvfy(series.rglob("*.dcm"), documented.rglob("*.dcm")))
+    syntaxes = {name: pydicom.dcmread(documented / name).file_meta.TransferSyntaxUID.name for name in written}
     deflated = {name for name, syntax in syntaxes.items() if syntax.startswith("Deflated")}
     assert deflated == {name for name in written if name.startswith(("seg", "pm"))}
 
@@ -328,12 +341,8 @@ def test_what_this_machine_cannot_compute_is_said_in_a_line(
     assert not list((tmp_path / "out").glob("*"))
 
 
-def test_engines_agree_on_a_whole_run(series: Path, models: Path, tmp_path: Path) -> None:
-    results = {}
-    for engine in ("torch", "openvino"):
-        run(series, tmp_path / engine, models, f"runtime={engine}", "precision=float32")
-        results[engine] = json.loads((tmp_path / engine / "result.json").read_text("utf-8"))
-    torch_result, other = results["torch"], results["openvino"]
+def test_engines_agree_on_a_whole_run(finished: tuple[Path, str], documented: Path) -> None:
+    torch_result, other = _result(documented), _result(finished[0])
     assert [result["settings"]["runtime"] for result in (torch_result, other)] == ["torch", "openvino"]
     assert other["probability"] == pytest.approx(torch_result["probability"], abs=1e-3)
     lungs = [result["measurements"]["total"]["volume_ml"] for result in (torch_result, other)]
@@ -346,13 +355,9 @@ def test_a_gpu_gives_other_uids_than_the_cpu() -> None:
     assert len({settings.model_copy(update={"runtime": place}).fingerprint for place in places}) == 2
 
 
-def test_converted_networks_are_kept_where_asked(series: Path, models: Path, tmp_path: Path) -> None:
-    command = [*arguments(series, tmp_path / "out", models), "--cache", str(tmp_path / "cache")]
-    done = subprocess.run(
-        [sys.executable, "-m", "app", *command, "--set", "runtime=openvino"], cwd=ROOT, capture_output=True, check=False
-    )
-    assert done.returncode == 0
-    assert len(list((tmp_path / "cache").iterdir())) == 5
+@pytest.mark.usefixtures("finished")
+def test_converted_networks_are_kept_where_asked(cache: Path) -> None:
+    assert len(list(cache.iterdir())) == 5
 
 
 _FAILING_NODE = """
@@ -381,7 +386,9 @@ def test_a_failing_node_is_told_in_one_line_without_its_text(series: Path, model
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+@pytest.mark.parametrize(
+    ("number", "status"), [(signal.SIGTERM, 143), pytest.param(signal.SIGINT, 130, marks=pytest.mark.slow)]
+)
 def test_a_signal_ends_the_run_and_leaves_nothing(
     number: int, status: int, series: Path, models: Path, tmp_path: Path
 ) -> None:

@@ -170,7 +170,9 @@ def test_a_killed_run_leaves_nothing_and_one_line(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["in"]
 
 
-@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+@pytest.mark.parametrize(
+    ("number", "status"), [(signal.SIGINT, 130), pytest.param(signal.SIGTERM, 143, marks=pytest.mark.slow)]
+)
 def test_a_signal_to_the_whole_group_is_one_line(number: signal.Signals, status: int, tmp_path: Path) -> None:
     """A terminal sends it to parent and child, and the parent hands it on once more."""
     source, output = tmp_path / "in", tmp_path / "out"

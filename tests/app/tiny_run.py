@@ -76,7 +76,7 @@ def run(series: Path, output: Path, models: Path, *settings: str) -> Any:
     return run_folder(request, lambda line: None)
 
 
-def run_as_a_person(series: Path, output: Path, models: Path) -> subprocess.CompletedProcess[str]:
+def run_as_a_person(series: Path, output: Path, models: Path, *more: str) -> subprocess.CompletedProcess[str]:
     """Run by the command line."""
-    command = [sys.executable, "-m", "app", *arguments(series, output, models)]
+    command = [sys.executable, "-m", "app", *arguments(series, output, models), *more]
     return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)

@@ -162,12 +162,14 @@ def assert_same_training(task: str, made: Training, one: Path, other: Path) -> N
     assert difference < 1e-4 * learned  # both are squares
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("task", SMALL)
 def test_two_processes_give_what_one_gives(task: str, folder: Path, failure: RunFailed) -> None:
     made = training(task, folder / "data", folder / "of_two")
     assert_same_training(task, made, folder / "of_one", folder / "of_two")
 
 
+@pytest.mark.slow
 def test_the_number_of_processes_is_not_part_of_what_a_training_is(folder: Path, failure: RunFailed) -> None:
     """So a training can be gone on with on another number of devices."""
     for task in SMALL:
@@ -180,6 +182,7 @@ def test_the_number_of_processes_is_not_part_of_what_a_training_is(folder: Path,
     assert set(content[0]) == set(content[1])
 
 
+@pytest.mark.slow
 def test_an_error_in_another_process_reaches_the_caller_in_one_line(folder: Path, failure: RunFailed) -> None:
     assert str(failure) == "classifier: the loss is no longer finite: lower the learning rate"
     assert not list((folder / "broken").glob("*.json"))

@@ -60,6 +60,7 @@ while networks:
 """
 
 
+@pytest.mark.slow
 def test_signals_are_survived_when_networks_are_given_up(models: Path) -> None:
     """On whatever stack the libraries leave for them; in a process of its own, for it may be the end of it."""
     command = [sys.executable, "-W", "ignore", "-c", _SIGNALLED, str(models / "involvement")]

@@ -191,6 +191,7 @@ def test_altered_weights_are_found(tree: Path, tmp_path: Path) -> None:
     assert "is not the file that metadata.json describes" in done.stderr
 
 
+@pytest.mark.slow
 def test_networks_are_converted_ahead_of_all_runs(tree: Path, tmp_path: Path) -> None:
     write_models(tmp_path / "models")
     write_lungs(tmp_path / "ct")

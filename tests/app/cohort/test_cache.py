@@ -545,6 +545,7 @@ for options in ("ro", "remount,rw,size=1000k", "remount,size=20m"):
 """
 
 
+@pytest.mark.slow
 def test_a_full_disk_is_told_in_one_line_and_the_next_run_goes_on(tmp_path: Path) -> None:
     """The command, first where nothing may be written, then with room for a part, then with enough."""
     folder, disk = tmp_path / "cohort", tmp_path / "cache"

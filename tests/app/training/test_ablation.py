@@ -26,7 +26,7 @@ from models.store import load_network
 from operators.classification import classify
 from operators.lesion_segmentation import segment_lesions
 from operators.lung_segmentation import segment_lungs
-from tests.app.training.small import HERE
+from tests.app.training.small import HERE, write_segmentation
 
 SETTINGS = ["epochs=1", "batch=2", "workers=0", "precision=float32", "in_plane=32", "slices_per_study=4"]
 
@@ -46,6 +46,14 @@ def work(trained: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
+def untrained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """As :func:`work`, of which nothing is made yet."""
+    folder = tmp_path_factory.mktemp("untrained")
+    write_segmentation(folder / "segmentation")
+    return folder
+
+
+@pytest.fixture(scope="module")
 def judged(cohort: Path, work: Path) -> Path:
     assert main(ablation(cohort, work, work / "out")) == 0
     return work / "out"
@@ -56,6 +64,7 @@ def predictions(folder: Path) -> list[dict[str, str]]:
         return list(csv.DictReader(file))
 
 
+@pytest.mark.slow
 def test_every_row_is_trained_and_judged_on_the_same_studies(judged: Path, cohort: Path) -> None:
     rows = predictions(judged)
     held_out = {study.path.name for study in read_cohort(cohort) if study.split != "train"}
@@ -80,6 +89,7 @@ def test_the_names_of_the_command_are_the_rows() -> None:
     assert compared(["plain"]) == []
 
 
+@pytest.mark.slow
 def test_rows_differ_in_what_the_table_says(judged: Path, work: Path) -> None:
     folders = {path.name.rsplit("-", 1)[0]: path for path in (work / "cache" / "ablation").iterdir()}
     assert set(folders) == {
@@ -91,6 +101,7 @@ def test_rows_differ_in_what_the_table_says(judged: Path, work: Path) -> None:
         assert (network.encoder.side_branch is not None) == side_branch
 
 
+@pytest.mark.slow
 def test_rows_that_are_there_are_not_trained_again(
     judged: Path, cohort: Path, work: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -106,6 +117,7 @@ def test_rows_that_are_there_are_not_trained_again(
         assert row["probability"] == first[row["model"], row["study"]]
 
 
+@pytest.mark.slow
 def test_a_cohort_is_predicted_as_the_application_predicts(trained: Path, cohort: Path, tmp_path: Path) -> None:
     models = tmp_path / "models"
     shutil.copytree(trained / "classifiers", models)
@@ -150,6 +162,7 @@ def _manufacturer(study: CohortStudy) -> str:
     return {"A": "Phantom Quiet", "B": "Phantom Noisy"}[str(study.site)]
 
 
+@pytest.mark.slow
 def test_a_model_is_not_judged_on_patients_that_it_learned_from(
     trained: Path, cohort: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -181,6 +194,7 @@ def test_a_model_is_not_judged_on_patients_that_it_learned_from(
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.slow
 def test_rows_are_not_judged_through_models_that_learned_from_the_same_patients(
     trained: Path, cohort: Path, work: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -196,23 +210,23 @@ def test_rows_are_not_judged_through_models_that_learned_from_the_same_patients(
 
 @pytest.mark.parametrize("kind", ["absent", "empty", "unknown"])
 def test_a_wrong_folder_of_settings_is_not_ignored(
-    kind: str, cohort: Path, work: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    kind: str, cohort: Path, untrained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     settings = tmp_path / "settings"
     if kind != "absent":
         settings.mkdir()
     if kind == "unknown":
         (settings / "clasifier.yaml").write_text("epochs: 1\n")
-    assert main(ablation(cohort, work, tmp_path / "out", "-c", str(settings))) == 64
+    assert main(ablation(cohort, untrained, tmp_path / "out", "-c", str(settings))) == 64
     (line,) = capsys.readouterr().err.strip().splitlines()
     assert {"absent": "no folder", "empty": "no settings", "unknown": "clasifier.yaml"}[kind] in line
 
 
 def test_a_wrong_setting_of_a_later_row_is_told_before_the_first_is_trained(
-    cohort: Path, work: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    cohort: Path, untrained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "decovnet.yaml").write_text("epoch: 1\n")
-    assert main(ablation(cohort, work, tmp_path / "out", "-c", str(tmp_path))) == 64
+    assert main(ablation(cohort, untrained, tmp_path / "out", "-c", str(tmp_path))) == 64
     (line,) = capsys.readouterr().err.strip().splitlines()
     assert "unknown setting epoch" in line
 
