@@ -209,6 +209,7 @@ def test_a_second_run_gives_the_same_objects_and_replaces_the_first(
     assert set(_tree(again)) == set(_tree(finished[0]))
 
 
+@pytest.mark.slow
 def test_a_process_that_goes_on_keeps_no_thread_and_no_file(series: Path, models: Path, tmp_path: Path) -> None:
     def held() -> list[int]:
         gc.collect()  # what earlier tests left to be collected is not ours
@@ -216,7 +217,7 @@ def test_a_process_that_goes_on_keeps_no_thread_and_no_file(series: Path, models
 
     run(series, tmp_path, models)
     before = held()
-    for _ in range(2):
+    for _ in range(3):
         run(series, tmp_path, models)
     assert held() == before
 

@@ -88,6 +88,7 @@ def test_only_lungs_have_changed_and_lesions_lie_in_them(cohort: Path, person: P
     assert len(set(changed)) == len(changed), "no two are alike"
 
 
+@pytest.mark.slow
 def test_scanners_vary_and_diseases_stay(cohort: Path, bodies: list[Path], tmp_path: Path) -> None:
     out = tmp_path / "varied"
     assert main(["phantom", str(out), "--cohort", "8", "--seed", "2", "--varied", "--bodies", *map(str, bodies)]) == 0

@@ -101,6 +101,7 @@ def test_no_runtime_dependency_is_gpl(written: Path) -> None:
     assert not {name: stated[name] for name in runtime if "GPL" in stated[name].upper()}
 
 
+@pytest.mark.slow
 def test_the_same_installation_has_the_same_bill() -> None:
     parts = installed_parts(ROOT / "models")
     assert cyclonedx(parts, _MOMENT) == cyclonedx(installed_parts(ROOT / "models"), _MOMENT)
