@@ -164,7 +164,7 @@ def run_studies(folder: Path) -> dict[str, float]:
     from app.settings import load_settings
     from models.record import SHIPPED
     from operators.selection_rules import ANY_SERIES
-    from tests.app.gateway.peers import CALLER, PACS_TITLE, Pacs, free_port, listening, wait_until
+    from tests.app.gateway.peers import CALLER, PACS_TITLE, Pacs, free_port, listening
 
     with ExitStack() as stack:
         pacs, port = stack.enter_context(listening(Pacs())), free_port()
@@ -183,7 +183,10 @@ def run_studies(folder: Path) -> dict[str, float]:
             _send(port, write_phantom(folder / str(study), study, (HEIGHT_MM / 150, PIXEL_MM, PIXEL_MM)))
         jobs = stack.enter_context(closing(Jobs(folder / "spool" / TABLE)))
         start = time.perf_counter()
-        wait_until(lambda: [job.state for job in jobs.all()] == [State.COMMITTED] * STUDIES)
+        while (states := [job.state for job in jobs.all()]) != [State.COMMITTED] * STUDIES:
+            if set(states) & {State.REFUSED, State.FAILED}:
+                raise RuntimeError("a study has no result")
+            time.sleep(0.1)
         seconds = time.perf_counter() - start
     return {"studies": STUDIES, "seconds": seconds, "per_hour": 3600.0 * STUDIES / seconds}
 
