@@ -20,10 +20,8 @@ from pathlib import Path
 from typing import Literal, NamedTuple
 from xml.etree.ElementTree import Element, SubElement, tostring
 
-from pydicom.filereader import read_file_meta_info
-
 from app.gateway.events import Event, Kind, Peer, Tell, as_date
-from app.gateway.header import read_head
+from app.gateway.header import read_head, stored_as
 from app.gateway.spool import Spool, sync_folder
 
 AUDIT_LOG = "audit.log"
@@ -288,7 +286,7 @@ def patient_id(folder: Path) -> str:
     """Return the Patient ID of the first instance in a folder, empty where there is none or it cannot be read."""
     try:
         first = min(folder.glob("*.dcm"))
-        syntax = read_file_meta_info(first).TransferSyntaxUID
+        _, syntax = stored_as(first)
         return str(read_head(first, syntax, [_PATIENT_ID]).get("PatientID") or "")[:_LONGEST_ID]
     except Exception:  # it is just being deleted, or what damaged data make the parser raise, which is not foreseeable
         return ""

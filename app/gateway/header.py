@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Sequence
+from io import BytesIO
 from pathlib import Path
 from typing import BinaryIO
 
@@ -15,12 +16,18 @@ from operators.identity import IMPLEMENTATION_UID
 
 _PREAMBLE = bytes(128) + b"DICM"
 _GROUP_LENGTH = struct.Struct("<HH2sHL")
+_META = b"\2\0"
+"""What a file meta group begins with, also in a file whose data set is in big endian."""
 _MOST = 1 << 18
 """Bytes that are looked at: what is wanted comes early, and all that is parsed takes eighty times its size."""
 
 
 class TooLong(Exception):
     """A header is longer than one can be."""
+
+
+class MetaContinues(Exception):
+    """A data set begins with group 0002, which none may (PS3.5, 7.1): readers would add it to the file meta group."""
 
 
 class _Bounded:
@@ -57,8 +64,21 @@ def uid_value(uid: str) -> bytes:
     return encoded + bytes(len(encoded) % 2)
 
 
+def stored_as(path: Path) -> tuple[str, str]:
+    """Return SOP Class and Transfer Syntax UID of a file in the spool, of whose data set nothing is looked at."""
+    with path.open("rb") as file:
+        meta = read_dataset(BytesIO(file.read(_meta_length(file))), False, True)
+    return str(meta.MediaStorageSOPClassUID), str(meta.TransferSyntaxUID)
+
+
+def _meta_length(file: BinaryIO) -> int:
+    """Return how many bytes are left of the file meta group, behind its length."""
+    *_, length = _GROUP_LENGTH.unpack(file.read(len(_PREAMBLE) + _GROUP_LENGTH.size)[len(_PREAMBLE) :])
+    return int(length)
+
+
 def read_head(path: Path, syntax: str, tags: Sequence[int]) -> Dataset:
-    """Return some elements of a file in the spool, reading no further than the last of them.
+    """Return some elements of a file in the spool, reading no further than to the first one behind them.
 
     Parameters
     ----------
@@ -70,13 +90,15 @@ def read_head(path: Path, syntax: str, tags: Sequence[int]) -> Dataset:
 
     Raises
     ------
-    Exception
-        Any, where the data set is damaged or its header too long.
+    TooLong, MetaContinues, Exception
+        Any, where the data set is damaged, its header too long, or other readers would understand it otherwise.
     """
     last, encoding = max(tags), UID(syntax)
     with path.open("rb") as file:
-        *_, length = _GROUP_LENGTH.unpack(file.read(len(_PREAMBLE) + _GROUP_LENGTH.size)[len(_PREAMBLE) :])
-        file.seek(length, 1)
+        start = file.seek(_meta_length(file), 1)
+        if file.read(len(_META)) == _META:
+            raise MetaContinues
+        file.seek(start)
         return read_dataset(
             _Bounded(file),  # type: ignore[arg-type]
             encoding.is_implicit_VR,

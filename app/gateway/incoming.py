@@ -20,7 +20,7 @@ _SOP_CLASS, _SOP_INSTANCE, _STUDY = 0x00080016, 0x00080018, 0x0020000D
 class Keeper(Protocol):
     """Decides what is kept; raises :class:`~app.gateway.spool.Refused` where it is not."""
 
-    def admit(self, association: Association) -> Arrival:
+    def admit(self, association: Association, sop_class: str) -> Arrival:
         """Return where an instance that an association sends goes."""
 
     @property
@@ -85,7 +85,7 @@ class Incoming:
     def _open(self, abstract: str) -> None:
         if self._sop_class != abstract:
             raise Refused(_OTHER_CLASS, "its class is not that of its presentation context")
-        self._arrival = self._keeper.admit(self._association)
+        self._arrival = self._keeper.admit(self._association, abstract)
         self._arrival.write(file_head(self._sop_class, self._instance, self._syntax))
 
     def _append(self, arrival: Arrival, data: memoryview) -> None:

@@ -202,7 +202,7 @@ class Receiver:
     def _incoming(self, association: Association, request: StoreRequest, syntaxes: tuple[str, str]) -> Sink:
         return Incoming(self, association, request, syntaxes)
 
-    def admit(self, association: Association) -> Arrival:
+    def admit(self, association: Association, sop_class: str) -> Arrival:
         """Return where an instance that an association sends goes.
 
         Raises
@@ -212,6 +212,8 @@ class Receiver:
         """
         if _peer(association).name not in {caller.ae_title for caller in self._configuration.callers}:
             raise Refused(NOT_UNDERSTOOD, "it may not send images")
+        if sop_class not in ACCEPTED_CLASSES:
+            raise Refused(NOT_UNDERSTOOD, "its presentation context is not for images")
         return self._spool.begin()
 
     @property

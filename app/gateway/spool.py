@@ -12,8 +12,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from uuid import uuid4
 
-from pydicom.filereader import read_file_meta_info
-
+from app.gateway.header import stored_as
 from app.outcome import UsageError
 
 _UID = re.compile(r"(0|[1-9][0-9]*)(\.(0|[1-9][0-9]*))+")
@@ -254,7 +253,7 @@ class Spool:
             for instance in instances:
                 path = self._path(study, instance)
                 if path.exists():
-                    there[instance] = study, str(read_file_meta_info(path).MediaStorageSOPClassUID)
+                    there[instance] = study, stored_as(path)[0]
         return there
 
     def studies(self) -> list[str]:

@@ -18,6 +18,7 @@ _SOP_CLASS, _FIELD, _MESSAGE, _ANSWERED, _DATA_SET, _STATUS, _INSTANCE = (
 """Elements of group 0000 (PS3.7, table E.1-1)."""
 _REQUEST, _RESPONSE = 0x0001, 0x8001
 _NO_DATA_SET = 0x0101
+_LONGEST_UID = 64
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,9 +72,10 @@ def _values(command: bytes) -> dict[int, bytes]:
     """Return the elements of a command set; of what is none, anything."""
     values, place = {}, 0
     while place + _ELEMENT.size <= len(command):
-        _, element, length = _ELEMENT.unpack_from(command, place)
+        group, element, length = _ELEMENT.unpack_from(command, place)
         place += _ELEMENT.size + length
-        values[element] = command[place - length : place]
+        if group == 0:
+            values[element] = command[place - length : place]
     return values
 
 
@@ -82,4 +84,6 @@ def _short(value: int) -> bytes:
 
 
 def _text(value: bytes) -> str:
+    if len(value) > _LONGEST_UID:
+        raise ValueError("a UID is too long")
     return value.decode("ascii").rstrip("\0 ")

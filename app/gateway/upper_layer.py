@@ -219,7 +219,7 @@ class _UpperLayer(DULServiceProvider):
         super().__init__(association)
         self._run_loop_delay = 0.0  # it is the socket that waits
         self._open_sink, self._complain = open_sink, complain
-        self._command = b""
+        self._command = bytearray()
         self._storing: tuple[StoreRequest, Sink, int] | None = None
         self._whole = self.spoilt = False
         self._buffer = memoryview(bytearray(_PIECE))
@@ -232,6 +232,8 @@ class _UpperLayer(DULServiceProvider):
             self._in_work.append(message)
             try:
                 serve(*message)
+            except Exception:  # else the thread would end, and leave the connection to itself
+                cut(self.assoc)
             finally:
                 self._in_work.pop()
 
@@ -254,7 +256,8 @@ class _UpperLayer(DULServiceProvider):
         self._read_pdu()
         if self._storing is None:
             return
-        # Meanwhile there is nothing to do for the thread of the association, which would look each millisecond.
+        # Meanwhile there is nothing to do for the thread of the association, which would look each millisecond. The
+        # library uses the same event while it sends requests, which it never does in associations that were accepted.
         self.assoc._reactor_checkpoint.clear()
         try:
             while self._streaming and self.event_queue.empty() and not self._kill_thread and self.socket.ready:
@@ -323,7 +326,7 @@ class _UpperLayer(DULServiceProvider):
         self._command += self._read(size)
         if not control & _LAST:
             return
-        command, self._command = self._command, b""
+        command, self._command = bytes(self._command), bytearray()
         request = store_request(command)
         if request is None:
             self._give(context, control, command)
@@ -341,15 +344,16 @@ class _UpperLayer(DULServiceProvider):
         primitive = P_DATA()
         primitive.presentation_data_value_list = [[context, bytes([control]) + data]]  # type: ignore[list-item]
         self.assoc.dimse.receive_primitive(primitive)
+        self.assoc.dimse.cancel_req.clear()  # nothing can be cancelled here; the library fails where they are many
         if self.assoc.dimse.msg_queue.qsize() + len(self._in_work) > _MOST_UNANSWERED:
             raise _Invalid
 
     def _opened(self, request: StoreRequest, context: int) -> Sink:
         """Return the sink for what follows a request."""
-        for each in self.assoc.accepted_contexts:
-            if each.context_id == context:
-                return self._open_sink(self.assoc, request, (str(each.abstract_syntax), str(each.transfer_syntax[0])))
-        raise _Invalid
+        accepted = self.assoc._accepted_cx.get(context)
+        if accepted is None:
+            raise _Invalid
+        return self._open_sink(self.assoc, request, (str(accepted.abstract_syntax), str(accepted.transfer_syntax[0])))
 
     def _stream(self, storing: tuple[StoreRequest, Sink, int], context: int, control: int, size: int) -> None:
         """Give a part of a data set to its sink."""
@@ -364,7 +368,7 @@ class _UpperLayer(DULServiceProvider):
         self._whole = bool(control & _LAST)
 
     def _answer(self) -> None:
-        """Answer a request that is whole; not before what came in the same PDU has proved to be good."""
+        """Answer a request that is whole; not before the item that follows it in its PDU has a good header."""
         if not self._whole or self._storing is None:
             return
         request, sink, context = self._storing

@@ -71,6 +71,13 @@ def echo(number: int = 1) -> Message:
     return Message(ECHO, _command(Verification, 0x0030, number, NO_DATA))
 
 
+def cancel(number: int) -> Message:
+    """Cancel a request that there has never been."""
+    command = Dataset()
+    command.CommandField, command.MessageIDBeingRespondedTo, command.CommandDataSetType = 0x0FFF, number, NO_DATA
+    return Message(ECHO, command)
+
+
 def store(study: str, instance: str, number: int = 1, pixels: int = 8) -> Message:
     command = _command(CTImageStorage, 0x0001, number, SOME_DATA)
     command.Priority, command.AffectedSOPInstanceUID = 0, instance

@@ -12,10 +12,10 @@ from pydicom import Dataset
 from pydicom.dataset import FileMetaDataset
 from pydicom.filebase import DicomBytesIO
 from pydicom.filewriter import write_dataset
-from pydicom.uid import UID, CTImageStorage, ExplicitVRLittleEndian, ImplicitVRLittleEndian
+from pydicom.uid import UID, CTImageStorage, ExplicitVRBigEndian, ExplicitVRLittleEndian, ImplicitVRLittleEndian
 
 from app.gateway.audit import patient_id
-from app.gateway.header import TooLong, file_head, read_head
+from app.gateway.header import MetaContinues, TooLong, file_head, read_head, stored_as
 from app.gateway.receiver import ACCEPTED_SYNTAXES
 from operators.identity import IMPLEMENTATION_UID
 from tests.builders import write_series
@@ -90,3 +90,15 @@ def test_a_value_that_is_far_too_long_is_not_read(tmp_path: Path) -> None:
     file.write_bytes(_implicit((0x0020, 0x000D, b"1" * (1 << 20))))
     with pytest.raises(TooLong):
         read_head(file, ImplicitVRLittleEndian, [_STUDY])
+
+
+@pytest.mark.parametrize("syntax", [ImplicitVRLittleEndian, ExplicitVRLittleEndian, ExplicitVRBigEndian])
+def test_a_data_set_that_continues_the_file_meta_group_is_refused(tmp_path: Path, syntax: str) -> None:
+    """Readers take what follows the group for a part of it: UIDs and transfer syntax could be others than stated."""
+    file = tmp_path / "1.2.3.dcm"
+    head = file_head(CTImageStorage, "1.2.3", syntax)
+    file.write_bytes(head + struct.pack("<HH2sHLL", 2, 0x0102, b"OB", 0, 1 << 20, 0) + bytes(1 << 20))
+    with pytest.raises(MetaContinues):
+        read_head(file, syntax, [_PATIENT])
+    assert patient_id(tmp_path) == ""
+    assert stored_as(file) == (CTImageStorage, syntax)

@@ -65,6 +65,18 @@ def test_a_uid_that_is_no_text_is_refused() -> None:
         store_request(command)
 
 
+def test_a_uid_that_is_too_long_is_refused() -> None:
+    command = _request("1.2.3").replace(struct.pack("<L", 6) + b"1.2.3\0", struct.pack("<L", 66) + b"1.2.3" + b"4" * 61)
+    with pytest.raises(ValueError, match="long"):
+        store_request(command)
+
+
+@pytest.mark.parametrize("element", [0x0002, 0x0100, 0x0800, 0x1000])
+def test_elements_of_other_groups_say_nothing(element: int) -> None:
+    more = _request() + struct.pack("<HHL", 9, element, 6) + b"1.2.9\0"
+    assert store_request(more) == store_request(_request())
+
+
 def test_whatever_is_cut_off_is_a_request_of_less_or_refused() -> None:
     whole = _request()
     for end in range(len(whole)):

@@ -11,9 +11,12 @@ from itertools import pairwise
 import numpy as np
 import pytest
 from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian
+from pynetdicom.association import Association
+from pynetdicom.sop_class import Verification
 
 from app.gateway.header import file_head
 from tests.app.gateway import raw
+from tests.app.gateway.peers import wait_until
 from tests.app.gateway.raw import COMMAND, DATA, LAST, STORE, Message, Pdv, RawPeer, pdu
 from tests.app.gateway.site import Site
 
@@ -175,3 +178,43 @@ def test_a_scanner_that_vanishes_within_a_data_set_leaves_nothing(site: Site) ->
         peer.send(_pdu(command, _begun(data, 99)))
     site.stack.pop_all().close()  # waits for all associations
     assert not any((site.folder / "spool" / "arriving").iterdir())
+
+
+def test_many_that_cancel_what_there_is_not_are_no_reason_to_stop(site: Site) -> None:
+    site.start()
+    with _associated(site) as peer:
+        for number in range(1, 31):
+            peer.send(raw.cancel(number).encoded())
+        peer.send(raw.echo(31).encoded())
+        answer = peer.answer()
+        assert answer is not None
+        assert answer.MessageIDBeingRespondedTo == 31
+        peer.send(_image().encoded())
+        assert _status(peer) == 0
+
+
+def test_a_message_that_the_library_fails_on_ends_the_association(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object) -> None:
+        raise RuntimeError
+
+    monkeypatch.setattr(Association, "_serve_request", fail)
+    site.start(limits={"associations": 1})
+    with _associated(site) as peer:
+        peer.send(raw.echo().encoded())
+        assert peer.answer() is None
+    wait_until(lambda: _place_is_free(site))
+
+
+def _place_is_free(site: Site) -> bool:
+    with closing(RawPeer(site.port)) as peer:
+        return peer.negotiate()
+
+
+def test_an_image_in_the_context_of_another_service_is_refused(site: Site) -> None:
+    site.start()
+    image = _image()
+    image.command.AffectedSOPClassUID = Verification
+    with _associated(site) as peer:
+        peer.send(replace(image, context=raw.ECHO).encoded())
+        assert _status(peer) == 0xC000
+    assert _kept(site) == {}
