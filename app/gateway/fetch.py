@@ -31,6 +31,8 @@ from app.outcome import RunFailed, UsageError
 
 _PENDING = (0xFF00, 0xFF01)
 """Statuses of C-FIND and C-MOVE (PS3.4, C.4.1.1.4 and C.4.2.1.5)."""
+_FIRST_GROUP = 0x0008
+"""Of a data set; those before are of messages and of files (PS3.5, 7.1)."""
 _MOVE_WAIT = 600.0
 """Seconds between two answers of a source that moves a series; it may have to take it from a tape first."""
 
@@ -209,6 +211,8 @@ def _download(client: DICOMwebClient, source: WebNode, arrival: Arrival, uids: t
     syntax = image.file_meta.TransferSyntaxUID
     if syntax not in ACCEPTED_SYNTAXES:
         raise Unreachable(f"{source.name}: it gives instances in a transfer syntax that cannot be read")
+    if any(tag.group < _FIRST_GROUP for tag in image.keys()):  # noqa: SIM118 - its iterator gives elements
+        raise Unreachable(f"{source.name}: it gives instances with elements that no data set may have")
     arrival.write(file_head(str(image.SOPClassUID), str(image.SOPInstanceUID), str(syntax)))
     buffer = DicomBytesIO()
     buffer.is_little_endian, buffer.is_implicit_VR = syntax.is_little_endian, syntax.is_implicit_VR

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import struct
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -142,11 +143,27 @@ def test_the_gateway_takes_up_what_was_fetched_before_it_ran(site: Site, web: We
     assert site.summary() == "3 instances"
 
 
-@pytest.mark.parametrize("other", [False, True], ids=["none", "another"])
+def _nothing(files: list[Path]) -> bytes:
+    return b""
+
+
+def _another(files: list[Path]) -> bytes:
+    return files[0].read_bytes()
+
+
+def _with_an_element_of_the_file_meta_group(files: list[Path]) -> bytes:
+    return files[-1].read_bytes() + struct.pack("<HH2sHL", 2, 0x0102, b"OB", 0, 2) + b"ab"
+
+
+@pytest.mark.parametrize("given", [_nothing, _another, _with_an_element_of_the_file_meta_group])
 def test_all_of_it_is_kept_or_nothing(
-    site: Site, web: WebPacs, files: list[Path], other: bool, capsys: pytest.CaptureFixture[str]
+    site: Site,
+    web: WebPacs,
+    files: list[Path],
+    given: Callable[[list[Path]], bytes],
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
-    web.instead = {str(pydicom.dcmread(files[-1]).SOPInstanceUID): files[0].read_bytes() if other else b""}
+    web.instead = {str(pydicom.dcmread(files[-1]).SOPInstanceUID): given(files)}
     assert _fetch(site, {"url": web.url}, _study(files)) == ExitStatus.FAILED
     assert "error: archive:" in capsys.readouterr().err
     assert not list((site.folder / "spool").rglob("*.dcm"))
