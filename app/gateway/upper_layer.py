@@ -66,6 +66,8 @@ Open = Callable[[Association, StoreRequest, tuple[str, str]], Sink]
 """Makes a sink: of the association, the request, and abstract and transfer syntax."""
 Complain = Callable[[Association, str], None]
 """Told of an association, and what is wrong with it."""
+_Storing = tuple[StoreRequest, Sink, int]
+"""A request, where its data set goes, and its presentation context."""
 
 
 class StreamingEntity(AE):
@@ -220,8 +222,9 @@ class _UpperLayer(DULServiceProvider):
         self._run_loop_delay = 0.0  # it is the socket that waits
         self._open_sink, self._complain = open_sink, complain
         self._command = bytearray()
-        self._storing: tuple[StoreRequest, Sink, int] | None = None
-        self._whole = self.spoilt = False
+        self._storing: _Storing | None = None
+        self._whole: list[_Storing] = []
+        self.spoilt = False
         self._buffer = memoryview(bytearray(_PIECE))
         self._in_work: deque[object] = deque()
 
@@ -246,8 +249,8 @@ class _UpperLayer(DULServiceProvider):
         except Exception:  # a message out of turn: the library has hung up, its traceback would quote it
             self.kill_dul()
         finally:
-            if self._storing is not None:
-                self._storing[1].abandon()
+            for _, sink, _ in [*self._whole, *filter(None, [self._storing])]:
+                sink.abandon()
 
     def _read_pdu_data(self) -> None:
         if self.spoilt:
@@ -304,20 +307,24 @@ class _UpperLayer(DULServiceProvider):
             self.event_queue.put(_CLOSED)
 
     def _read_items(self, left: int) -> None:
-        """Read the presentation data values of a P-DATA-TF PDU (PS3.8, 9.3.5)."""
+        """Read the presentation data values of a P-DATA-TF PDU (PS3.8, 9.3.5).
+
+        What it completes is kept, and answered, when all of it has proved to be good.
+        """
         while left:
             length, context, control = struct.unpack(">LBB", self._read(6))
             left -= 4 + length
             if length < 2 or left < 0:
                 raise _Invalid
-            self._answer()
             if self._storing is not None:
                 self._stream(self._storing, context, control, length - 2)
             elif control & _COMMAND:
                 self._take_command(context, control, length - 2)
             else:
                 self._take_data(context, control, length - 2)
-        self._answer()
+        for request, sink, context in self._whole:
+            self._answer(request, sink.end(), context)
+        self._whole.clear()
 
     def _take_command(self, context: int, control: int, size: int) -> None:
         """Read a part of a command; when it is whole, begin to store or give it to the library."""
@@ -355,7 +362,7 @@ class _UpperLayer(DULServiceProvider):
             raise _Invalid
         return self._open_sink(self.assoc, request, (str(accepted.abstract_syntax), str(accepted.transfer_syntax[0])))
 
-    def _stream(self, storing: tuple[StoreRequest, Sink, int], context: int, control: int, size: int) -> None:
+    def _stream(self, storing: _Storing, context: int, control: int, size: int) -> None:
         """Give a part of a data set to its sink."""
         _, sink, expected = storing
         if control & _COMMAND or context != expected:
@@ -365,15 +372,14 @@ class _UpperLayer(DULServiceProvider):
             self.socket.fill(view)
             sink.write(view)
             size -= len(view)
-        self._whole = bool(control & _LAST)
+        if control & _LAST:
+            self._whole.append(storing)
+            self._storing = None
+            if len(self._whole) > _MOST_UNANSWERED:
+                raise _Invalid
 
-    def _answer(self) -> None:
-        """Answer a request that is whole; not before the item that follows it in its PDU has a good header."""
-        if not self._whole or self._storing is None:
-            return
-        request, sink, context = self._storing
-        self._whole, self._storing = False, None
-        command = store_response(request, sink.end())
+    def _answer(self, request: StoreRequest, status: int, context: int) -> None:
+        command = store_response(request, status)
         item = struct.pack(">LBB", len(command) + 2, context, _COMMAND | _LAST) + command
         self.socket.send(struct.pack(">BBL", _P_DATA_TF, 0, len(item)) + item)
 

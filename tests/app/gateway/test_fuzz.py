@@ -303,7 +303,6 @@ def whole_data_sets(sent: bytes) -> Iterator[bytes]:
             if control & LAST:
                 yield from begun
                 begun = {b""}
-                break  # one message to a PDU
 
 
 def _pdus(sent: bytes) -> Iterator[list[tuple[int, bytes]]]:

@@ -180,6 +180,34 @@ def test_a_scanner_that_vanishes_within_a_data_set_leaves_nothing(site: Site) ->
     assert not any((site.folder / "spool" / "arriving").iterdir())
 
 
+def test_requests_in_one_pdu_are_all_answered(site: Site) -> None:
+    site.start()
+    images = [_image(number) for number in (1, 2)]
+    with _associated(site) as peer:
+        peer.send(_pdu(*(item for image in images for item in image.fragments())))
+        assert [_status(peer) for _ in images] == [0, 0]
+    assert _kept(site) == {f"1.2.3.{number}": image.data for number, image in enumerate(images, 1)}
+
+
+def test_of_a_pdu_that_goes_wrong_later_nothing_is_kept(site: Site) -> None:
+    """Where the length of an item is damaged, what it completes is a part of an image."""
+    site.start()
+    image = _image()
+    command, whole = image.fragments()
+    with _associated(site) as peer:
+        peer.send(_pdu(command, replace(whole, data=image.data[:210]), Pdv(STORE, DATA, image.data[210:])))
+        assert next(peer.pdus())[0] == raw.ABORT
+    assert _kept(site) == {}
+
+
+def test_a_pdu_of_very_many_requests_is_hung_up_on(site: Site) -> None:
+    site.start()
+    with _associated(site) as peer:
+        peer.send(_pdu(*(item for number in range(1, 40) for item in _image(number).fragments())))
+        assert next(peer.pdus())[0] == raw.ABORT
+    assert _kept(site) == {}
+
+
 def test_many_that_cancel_what_there_is_not_are_no_reason_to_stop(site: Site) -> None:
     site.start()
     with _associated(site) as peer:
