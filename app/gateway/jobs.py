@@ -11,7 +11,7 @@ from __future__ import annotations
 import sqlite3
 from collections.abc import Iterable
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from enum import StrEnum
 from pathlib import Path
 from typing import Any
@@ -80,7 +80,11 @@ class Delivery:
 
     Parameters
     ----------
-    study, destination, path : str
+    study : str
+        Study Instance UID.
+    revision : int
+        Of the study that the run had: what is said of an older one's object, of the same UID even, is not of this one.
+    destination, path : str
         ``path`` is relative to the results of the study.
     sop_class, sop_instance : str
         UIDs of the object.
@@ -91,6 +95,7 @@ class Delivery:
     """
 
     study: str
+    revision: int
     destination: str
     path: str
     sop_class: str
@@ -119,10 +124,16 @@ _UPGRADES = (
         "ALTER TABLE studies ADD COLUMN seconds REAL",
         "CREATE INDEX by_change ON studies (since)",
     ),
+    (
+        "ALTER TABLE deliveries ADD COLUMN revision INTEGER NOT NULL DEFAULT 0",
+        "UPDATE deliveries SET revision = studies.revision FROM studies WHERE studies.study = deliveries.study",
+    ),
 )
 """What each version since the first has changed; ``user_version`` of the file counts those that it has."""
 COLUMNS = "study, state, revision, failures, due, since, caller, reason, arrived, ran, seconds"
 """Of a study, in the order of :class:`Job`."""
+_OF_DELIVERIES = "study, revision, destination, path, sop_class, sop_instance, stored, committed"
+"""Columns, in the order of :class:`Delivery`."""
 
 
 class Jobs:
@@ -231,11 +242,8 @@ class Jobs:
                 return False
             database.execute("DELETE FROM deliveries WHERE study = ?", (job.study,))
             database.executemany(
-                "INSERT INTO deliveries VALUES (?, ?, ?, ?, ?, ?, ?)",
-                [
-                    (each.study, each.destination, each.path, each.sop_class, each.sop_instance, 0, 0)
-                    for each in deliveries
-                ],
+                f"INSERT INTO deliveries ({_OF_DELIVERIES}) VALUES (?, ?, ?, ?, ?, ?, ?, ?)",  # noqa: S608
+                [astuple(each) for each in deliveries],
             )
             _enter(database, job.study, State.SENDING, now)
         return True
@@ -395,8 +403,9 @@ class Jobs:
     def _mark(self, what: str, delivery: Delivery) -> None:
         with self._transaction() as database:
             database.execute(
-                f"UPDATE deliveries SET {what} WHERE study = ? AND destination = ? AND sop_instance = ?",  # noqa: S608
-                (delivery.study, delivery.destination, delivery.sop_instance),
+                f"UPDATE deliveries SET {what}"  # noqa: S608 - what is ours
+                " WHERE study = ? AND revision = ? AND destination = ? AND sop_instance = ?",
+                (delivery.study, delivery.revision, delivery.destination, delivery.sop_instance),
             )
 
 
@@ -425,8 +434,8 @@ def job_of(row: tuple[Any, ...]) -> Job:
 
 def deliveries_of(database: sqlite3.Connection, study: str) -> list[Delivery]:
     """Return what of a study is or was to be sent."""
-    rows = database.execute("SELECT * FROM deliveries WHERE study = ? ORDER BY destination, path", (study,))
-    return [Delivery(*row[:5], *map(bool, row[5:])) for row in rows]
+    query = f"SELECT {_OF_DELIVERIES} FROM deliveries WHERE study = ? ORDER BY destination, path"  # noqa: S608
+    return [Delivery(*row[:6], *map(bool, row[6:])) for row in database.execute(query, (study,))]
 
 
 def pause_after(failures: int, first: float, longest: float) -> float:

@@ -181,6 +181,12 @@ def send(port: int, files: Sequence[Path], title: str = CALLER) -> list[int]:
         return [association.send_c_store(pydicom.dcmread(file)).Status for file in files]
 
 
+def accepts(port: int, file: Path) -> bool:
+    """Send a file; say whether it was accepted, which it is not where the association has been cut."""
+    with sending(port, [file]) as association:
+        return bool(association.is_established) and association.send_c_store(pydicom.dcmread(file)).get("Status") == 0
+
+
 def wait_until(condition: Callable[[], bool]) -> None:
     """Wait for what must come to be, for five minutes at most: slow machines are not wrong."""
     deadline = time.monotonic() + _PATIENCE

@@ -130,7 +130,7 @@ def test_pauses_double_and_end_with_a_person(jobs: Jobs) -> None:
         jobs.settle(0.0, [])
         job = jobs.claim(0.0)
         assert job is not None
-        assert jobs.ran(job, [Delivery(STUDY, "pacs", "sr/report.dcm", "1.2", "1.3")], 0.0)
+        assert jobs.ran(job, [Delivery(STUDY, job.revision, "pacs", "sr/report.dcm", "1.2", "1.3")], 0.0)
         due = []
         for _ in range(4):
             (waiting,) = jobs.outgoing(1e9)

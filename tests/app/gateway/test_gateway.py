@@ -19,7 +19,7 @@ from app.gateway.jobs import State
 from app.outcome import UsageError
 from tests.app.gateway import stand_ins
 from tests.app.gateway.browsing import look
-from tests.app.gateway.peers import CALLER, PACS_TITLE, free_port, listening, send, sending, wait_until
+from tests.app.gateway.peers import CALLER, PACS_TITLE, accepts, free_port, listening, send, sending, wait_until
 from tests.app.gateway.site import Site
 from tests.app.tiny_run import write_lungs, write_models
 
@@ -244,6 +244,21 @@ def test_a_report_that_nobody_asked_for_is_not_believed(site: Site, files: list[
     assert site.states() == [State.SENDING]
 
 
+def test_what_is_said_of_earlier_results_is_not_said_of_those_of_the_same_uid(site: Site, files: list[Path]) -> None:
+    site.pacs.silent = 1000
+    gateway = site.start()
+    send(site.port, files[:1])
+    wait_until(lambda: len(gateway._deliveries._asked) == 1)
+    (earlier,) = gateway._deliveries._asked
+    site.pacs.status = 0xA700
+    send(site.port, files[1:])
+    wait_until(lambda: [(job.state, job.revision) for job in site.jobs()] == [(State.SENDING, 2)])
+    gateway._deliveries.reported(earlier, list(site.pacs.objects), [])
+    (left,) = gateway._jobs.deliveries(site.jobs()[0].study)
+    assert left.sop_instance in site.pacs.objects
+    assert (left.stored, left.committed) == (False, False)
+
+
 def test_without_commitment_the_answer_to_the_store_is_enough(site: Site, files: list[Path]) -> None:
     site.pacs.silent = 1000
     site.start(destination={"commitment": False})
@@ -271,13 +286,8 @@ def test_a_scanner_that_stalls_within_a_message_is_hung_up_on(
     with socket.create_connection(("127.0.0.1", site.port)) as stalled:
         stalled.sendall(b"\x01\x00\x00")  # the first bytes of an association request
         wait_until(lambda: _hung_up(stalled))
-    wait_until(lambda: _reachable(site, files[0]))
+    wait_until(lambda: accepts(site.port, files[0]))
     wait_until(lambda: site.states() == [State.COMMITTED])
-
-
-def _reachable(site: Site, file: Path) -> bool:
-    with sending(site.port, [file]) as association:
-        return bool(association.is_established) and association.send_c_store(pydicom.dcmread(file)).Status == 0
 
 
 def _hung_up(connection: socket.socket) -> bool:

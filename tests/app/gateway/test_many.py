@@ -9,12 +9,11 @@ from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
-import pydicom
 import pytest
 
 from app.gateway import receiver
 from app.gateway.jobs import State
-from tests.app.gateway.peers import CALLER, TITLE, association_request, send, sending, wait_until
+from tests.app.gateway.peers import CALLER, TITLE, accepts, association_request, send, wait_until
 from tests.app.gateway.site import Site
 from tests.builders import write_series
 
@@ -52,7 +51,7 @@ def _broken(rng: np.random.Generator, whole: bytes) -> bytes:
 
 
 def test_what_is_no_dicom_stops_nobody(site: Site, files: list[Path], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(receiver, "SILENCE", 0.5)
+    monkeypatch.setattr(receiver, "SILENCE", 5.0)
     site.start()
     whole, rng = association_request(CALLER, TITLE), np.random.default_rng(0)
     assert whole[0] == 1  # the type of an association request
@@ -62,12 +61,7 @@ def test_what_is_no_dicom_stops_nobody(site: Site, files: list[Path], monkeypatc
             if rng.random() < 0.2:
                 connection.settimeout(0.05)
                 connection.recv(1 << 12)
-    wait_until(lambda: _kept(site, files[0]))
+    wait_until(lambda: accepts(site.port, files[0]))
     wait_until(lambda: not any("AcceptorThread" in each.name for each in threading.enumerate()))
     assert send(site.port, files) == [0, 0, 0]
     wait_until(lambda: site.states() == [State.COMMITTED])
-
-
-def _kept(site: Site, file: Path) -> bool:
-    with sending(site.port, [file]) as association:
-        return bool(association.is_established) and association.send_c_store(pydicom.dcmread(file)).Status == 0
