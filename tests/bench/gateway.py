@@ -24,6 +24,7 @@ from typing import Any
 import numpy as np
 
 from tests.bench.job import HEIGHT_MM, PIXEL_MM
+from tests.dcmtk import STORESCP
 
 SLICES, ROUNDS = 300, 9
 SENDERS, EACH = 8, 40
@@ -66,7 +67,7 @@ def _storescp(folder: Path) -> Iterator[int]:
 
     folder.mkdir()
     port = free_port()
-    with _process(port, "storescp", "-od", str(folder), str(port)):
+    with _process(port, str(STORESCP), "-od", str(folder), str(port)):
         yield port
 
 
@@ -207,7 +208,7 @@ def _print_receiving(place: str, result: dict[str, Any]) -> None:
 
 def run() -> dict[str, Any]:
     """Measure, print the table, and return all figures."""
-    if shutil.which("storescp") is None:
+    if not STORESCP.exists():
         print("The gateway was not measured: dcmtk is not installed")
         return {}
     results: dict[str, Any] = {}

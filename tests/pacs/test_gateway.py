@@ -25,6 +25,7 @@ from operators.selection_rules import ANY_SERIES
 from tests.app.gateway.certificates import certified
 from tests.app.gateway.peers import free_port, wait_until
 from tests.app.tiny_run import write_lungs, write_models
+from tests.dcmtk import STORESCU
 from tests.pacs.server import DICOM_PORT, HTTP_PORT, HTTPS_PORT, TITLE, Orthanc, proxied, running
 
 pytestmark = pytest.mark.pacs
@@ -102,7 +103,7 @@ def _by_dcmtk(hospital: Hospital, orthanc: Orthanc, files: list[Path]) -> None:
     titles = ["-aet", "SCANNER", "-aec", "COVIDCT", "127.0.0.1", str(hospital.port), *map(str, files)]
     tls = hospital.tls  # dcmsend takes neither TLS nor all that scanners have written
     secured = [] if tls is None else ["+tls", str(tls.key), str(tls.certificate), "+cf", str(tls.authorities)]
-    subprocess.run(["storescu", "-xs", *secured, *titles], check=True)  # JPEG lossless, too
+    subprocess.run([STORESCU, "-xs", *secured, *titles], check=True)  # JPEG lossless, too
 
 
 Send = Callable[[Hospital, Orthanc, list[Path]], None]
