@@ -72,7 +72,7 @@ test-all: lint
 	$(PARALLEL) -m "not pacs and not image and not browser"
 
 map-tools:
-	$(if $(shell docker info 2>/dev/null),,$(call debian,docker.io mmdebstrap))
+	$(if $(shell docker info > /dev/null 2>&1 && echo yes),,$(call debian,docker.io mmdebstrap))
 
 map: $(STAMP) map-tools
 	@deploy/engine deploy/build-image

@@ -17,6 +17,11 @@ from app.publish import objects_in
 
 RUN_PAUSE = 30.0
 """Seconds before a failed run is repeated the first time."""
+_IDENTIFIERS = ["SOPClassUID", "SOPInstanceUID", "StudyInstanceUID"]
+
+
+class _OfAnotherStudy(Exception):
+    """Results belong to another study than the one that was received: damaged images may name two."""
 
 
 class Runs:
@@ -67,6 +72,8 @@ class Runs:
             return False
         try:
             self._run(job)
+        except _OfAnotherStudy:
+            self._broke(job, "the results are of another study: the images name two")
         except Exception as error:  # what it was counts as a failure of the run, else it would be tried for ever
             self._broke(job, f"the results cannot be used: {type(error).__name__}")
         return True
@@ -101,7 +108,9 @@ class Runs:
         folder = self._spool.results(job.study)
         made = []
         for path in objects_in(folder):
-            header = pydicom.dcmread(path, specific_tags=["SOPClassUID", "SOPInstanceUID"], stop_before_pixels=True)
+            header = pydicom.dcmread(path, specific_tags=_IDENTIFIERS, stop_before_pixels=True)
+            if header.StudyInstanceUID != job.study:
+                raise _OfAnotherStudy
             made.append((str(path.relative_to(folder)), str(header.SOPClassUID), str(header.SOPInstanceUID)))
         names = [each.name for each in self._configuration.destinations]
         return [Delivery(job.study, job.revision, name, *one) for name in names for one in made]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import time
+from collections.abc import Callable
 from multiprocessing.connection import Connection
 from pathlib import Path
 
@@ -36,6 +37,15 @@ def quick(channel: Connection, how: How, parent: int) -> None:
 
 def drawing(channel: Connection, how: How, parent: int) -> None:
     """Write a secondary capture with :func:`drawn` for each study."""
+    _changing(channel, lambda capture: capture.set_pixel_data(drawn(), "RGB", 8))
+
+
+def straying(channel: Connection, how: How, parent: int) -> None:
+    """Write a secondary capture that belongs to another study."""
+    _changing(channel, lambda capture: setattr(capture, "StudyInstanceUID", generate_uid()))
+
+
+def _changing(channel: Connection, change: Callable[[pydicom.FileDataset], None]) -> None:
     while True:
         try:
             source, target = channel.recv()
@@ -44,7 +54,7 @@ def drawing(channel: Connection, how: How, parent: int) -> None:
         outcome = _result(source, target)
         path = target / "sc" / "summary.dcm"
         capture = pydicom.dcmread(path)
-        capture.set_pixel_data(drawn(), "RGB", 8)
+        change(capture)
         capture.save_as(path)
         channel.send(outcome)
 

@@ -244,6 +244,14 @@ def test_a_report_that_nobody_asked_for_is_not_believed(site: Site, files: list[
     assert site.states() == [State.SENDING]
 
 
+def test_results_of_another_study_are_not_sent(site: Site, files: list[Path]) -> None:
+    site.start(stand_ins.straying, limits={"runs": 1})
+    send(site.port, files)
+    wait_until(lambda: site.states() == [State.FAILED])
+    assert site.jobs()[0].reason == "the results are of another study: the images name two"
+    assert site.pacs.received == []
+
+
 def test_what_is_said_of_earlier_results_is_not_said_of_those_of_the_same_uid(site: Site, files: list[Path]) -> None:
     site.pacs.silent = 1000
     gateway = site.start()
