@@ -19,8 +19,12 @@ from models.training.recipe import Item, Objective
 from models.training.settings import PatchSettings
 from models.training.volumes import HU, LESIONS, LUNGS, Volume
 
-KINDS = {**{f"lesion_{kind}": 0.67 / (CLASSES - 1) for kind in range(1, CLASSES + 1)}, "lung": 0.33}
-"""How often a patch lies at a lesion of each type, or of an unknown one, or anywhere in the lungs."""
+KINDS = {
+    **{f"lesion_{kind}": 0.67 / (CLASSES - 1) for kind in range(1, CLASSES)},
+    f"lesion_{UNKNOWN_TYPE}": 0.67,
+    "lung": 0.33,
+}
+"""How often a patch lies at a lesion of each type, or anywhere in the lungs: studies have lesions of known types or not."""
 JITTER_MM = 35.0
 """By how much the middle of a patch lies off its voxel at most, along each axis."""
 Row = tuple[float, float, float, float, float]
