@@ -1,5 +1,6 @@
 """Fixtures that all tests share."""
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -19,9 +20,11 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture(scope="session", autouse=True)
 def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """Keep what tests convert out of the cache of whoever runs them."""
+    """Keep what tests convert out of the cache of whoever runs them, in one for all processes that test together."""
+    own = tmp_path_factory.getbasetemp()
+    together = own.parent if "PYTEST_XDIST_WORKER" in os.environ else own
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
+        patch.setenv("XDG_CACHE_HOME", str(together / "cache"))
         yield
 
 

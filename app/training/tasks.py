@@ -118,7 +118,7 @@ _ALL = (
         InvolvementSettings,
         SHIPPED / "involvement" / "training.yaml",
         InvolvementNetwork,
-        lambda s: {"pixel_mm": s.pixel_mm},
+        lambda s: {"pixel_mm": s.pixel_mm, "patch": list(s.patch)},
         lambda network, s, *data: InvolvementRecipe(network, s, *map(_volumes, data)),
         lambda s: (None, s.pixel_mm, s.pixel_mm),
         (LUNGS, LESIONS),

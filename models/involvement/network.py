@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import ClassVar
 
 import torch
@@ -13,7 +13,7 @@ from models.unet import UNet
 
 WIDTHS = ((16, 16), (32, 32), (64, 64), (128, 128), (256, 256))
 PATCH = (192, 192)
-"""Rows and columns of a patch, in training and in use."""
+"""Usual rows and columns of a patch."""
 PIXEL_MM = 1.5
 """Usual working resolution in the axial plane."""
 
@@ -25,14 +25,18 @@ class InvolvementNetwork(UNet):
     ----------
     pixel_mm : float
         Working resolution in the axial plane.
+    patch : sequence of int
+        What it learns from and is used on, in pixels (rows, columns), multiples of 16.
     """
 
     exact: ClassVar[bool] = False
     heavy: ClassVar[Mapping[str, tuple[tuple[int, ...], ...]]] = {"forward": ((1, 1, 32, 32),)}
 
-    def __init__(self, pixel_mm: float = PIXEL_MM) -> None:
+    def __init__(self, pixel_mm: float = PIXEL_MM, patch: Sequence[int] = PATCH) -> None:
         super().__init__(2, WIDTHS, classes=1)
         self.pixel_mm = float(pixel_mm)
+        rows, columns = map(int, patch)
+        self.patch = (rows, columns)
 
 
 @torch.inference_mode()
@@ -52,7 +56,7 @@ def predict(network: InvolvementNetwork, image: Tensor, batch: int = 16) -> Tens
     -------
     Tensor of float32, shape (slices, rows, columns)
     """
-    inferer = SlidingWindowInferer(PATCH, sw_batch_size=batch, overlap=0.25, mode="gaussian")
+    inferer = SlidingWindowInferer(network.patch, sw_batch_size=batch, overlap=0.25, mode="gaussian")
     slices = [
         torch.sigmoid(torch.as_tensor(inferer(part[:, None], network)).float())[:, 0]
         for part in torch.split(image, batch)

@@ -6,11 +6,11 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 import torch
-from pydantic import PositiveFloat, PositiveInt
+from pydantic import PositiveFloat, PositiveInt, field_validator
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from models.involvement.network import PATCH, InvolvementNetwork
+from models.involvement.network import InvolvementNetwork
 from models.lung_region import lung_region, margins
 from models.training.patches import PatchRecipe, cut_patch, draw_centre
 from models.training.recipe import Item, Objective
@@ -30,12 +30,22 @@ class InvolvementSettings(PatchSettings):
     ----------
     pixel_mm : float
         Working resolution in the axial plane.
+    patch : tuple of int
+        Pixels (rows, columns), multiples of 16.
     patches : int
         Patches in an item.
     """
 
     pixel_mm: PositiveFloat
+    patch: tuple[PositiveInt, PositiveInt]
     patches: PositiveInt
+
+    @field_validator("patch")
+    @classmethod
+    def _multiples(cls, patch: tuple[int, int]) -> tuple[int, int]:
+        if any(size % 16 for size in patch) or max(patch) == 16:  # of one pixel there is no instance norm
+            raise ValueError("two multiples of 16 are needed, one of them larger than 16")
+        return patch
 
 
 class InvolvementObjective(Objective):
@@ -84,7 +94,7 @@ class InvolvementRecipe(PatchRecipe):
         pixel = self._settings.pixel_mm
         volume, centre = draw_centre(volumes, KINDS, (0.0, JITTER_MM / pixel, JITTER_MM / pixel), rng)
         margin, _ = margins((pixel, pixel))
-        rows, columns = (size + 2 * margin for size in PATCH)
+        rows, columns = (size + 2 * margin for size in self._settings.patch)
         patch = cut_patch(volume, centre, (1, rows, columns), (HU, LESIONS, LUNGS), rng if vary else None)
         lungs = patch[LUNGS] > 0
         image = lung_region(patch[HU][0], lungs[0].numpy(), (pixel, pixel))[None]

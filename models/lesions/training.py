@@ -24,7 +24,7 @@ KINDS = {
     f"lesion_{UNKNOWN_TYPE}": 0.67,
     "lung": 0.33,
 }
-"""How often a patch lies at a lesion of each type, or anywhere in the lungs: studies have lesions of known types or not."""
+"""How often a patch lies at a lesion of each type, or anywhere in the lungs; types are unknown of whole studies."""
 JITTER_MM = 35.0
 """By how much the middle of a patch lies off its voxel at most, along each axis."""
 Row = tuple[float, float, float, float, float]

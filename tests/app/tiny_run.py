@@ -22,8 +22,12 @@ from tests.builders import write_series
 
 ROOT = Path(__file__).resolve().parents[2]
 SPACING = (3.0, 6.0, 6.0)
-NETWORK_SETTINGS = {"lungs": {"spacing": list(SPACING)}, "lesions": {"spacing": list(SPACING)}}
-"""Coarser than the usual: a run takes half the time."""
+NETWORK_SETTINGS = {
+    "lungs": {"spacing": list(SPACING)},
+    "lesions": {"spacing": list(SPACING)},
+    "involvement": {"pixel_mm": SPACING[1], "patch": [32, 32]},
+}
+"""Coarser than the usual, with smaller patches: a run takes a third of the time."""
 _SETTINGS = ["in_plane=32", "precision=float32"]
 
 

@@ -13,6 +13,7 @@ import pytest
 import torch
 import yaml
 from monai.transforms.spatial.dictionary import RandAffined
+from pydantic import ValidationError
 from safetensors.numpy import save_file
 from scipy import stats
 from scipy.spatial.distance import cdist
@@ -57,6 +58,7 @@ from models.training.patches import (
     variation,
 )
 from models.training.recipe import Item
+from models.training.settings import PatchSettings
 from models.training.volumes import Volume
 
 MODELS = Path(__file__).resolve().parents[2] / "models"
@@ -113,6 +115,22 @@ def chest(path: Path, seed: int = 0) -> Volume:
 def settings_of(task: str, **changed: object) -> dict[str, object]:
     recommended: dict[str, object] = yaml.safe_load((MODELS / task / "training.yaml").read_text("utf-8"))
     return recommended | changed
+
+
+@pytest.mark.parametrize(
+    ("task", "settings", "patch", "message"),
+    [
+        ("lesions", LesionSettings, (12, 16, 16), "three multiples of 8"),
+        ("lesions", LesionSettings, (8, 8, 8), "three multiples of 8"),
+        ("involvement", InvolvementSettings, (24, 32), "two multiples of 16"),
+        ("involvement", InvolvementSettings, (16, 16), "two multiples of 16"),
+    ],
+)
+def test_a_patch_that_the_network_cannot_halve_or_normalise_is_refused(
+    task: str, settings: type[PatchSettings], patch: tuple[int, ...], message: str
+) -> None:
+    with pytest.raises(ValidationError, match=message):
+        settings.model_validate(settings_of(task, patch=patch))
 
 
 # --- Reading parts of volumes

@@ -59,6 +59,7 @@ class _Dense(nn.Module):
     """Logit of affected lung: above -650 HU."""
 
     pixel_mm = 1.5
+    patch = (192, 192)
 
     def forward(self, x: Tensor) -> Tensor:
         return (x * 1400 - 350) / 5

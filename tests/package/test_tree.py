@@ -69,7 +69,7 @@ def test_a_run_of_the_package_with_other_weights_mounted_over_ours(tree: Path, t
     write_models(root / _MODELS)
     write_lungs(root / "var" / "holoscan" / "input")
     settings = arguments(root, root, root)[6:]
-    done = _run(root, *settings)
+    done = _run(root, *settings, "--set", "runtime=torch")
     assert done.returncode == 0, done.stderr
     result = json.loads((root / "var" / "holoscan" / "output" / "result.json").read_text("utf-8"))
     assert result["models"]["lungs"]["name"] == "test lungs"

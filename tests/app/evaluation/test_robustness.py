@@ -16,7 +16,6 @@ from app.evaluation.overlap import outside_ml
 from app.evaluation.quality import AS_IS, QUALITIES
 from app.evaluation.robustness import MEASURES, Trial
 from app.evaluation.robustness_report import write_robustness
-from models.involvement import network as involvement
 from models.lungs.network import DeepMedic
 from models.morphology import Spacing
 from models.store import save_weights
@@ -117,10 +116,7 @@ def _cohort(folder: Path) -> Path:
     return folder
 
 
-def test_the_command_measures_what_the_models_folder_holds(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(involvement, "PATCH", (64, 64))  # as large as the slices, which would be filled up
+def test_the_command_measures_what_the_models_folder_holds(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     cohort = _cohort(tmp_path)
     write_segmentation(tmp_path / "all")
     shutil.copytree(tmp_path / "all" / "lungs", tmp_path / "lungs only" / "lungs")

@@ -22,13 +22,13 @@ _PATCHES = ["steps=1", "validation_patches=1", *_COMMON]
 SETTINGS = {
     "lungs": ["spacing=[10,10,10]", "interior=[6,12,12]", *_PATCHES],
     "lesions": ["spacing=[10,5,5]", "patch=[8,16,16]", *_PATCHES],
-    "involvement": ["pixel_mm=5", "patches=1", *_PATCHES],
+    "involvement": ["pixel_mm=5", "patch=[32,32]", "patches=1", *_PATCHES],
     "cvae": ["in_plane=32", "size=16", "slices_per_study=4", *_COMMON],
     "classifier": ["in_plane=32", "slices_per_study=4", *_COMMON],
 }
 
 
-def write_small_cohort(folder: Path, patients: int = 12) -> Path:
+def write_small_cohort(folder: Path, patients: int = 6) -> Path:
     """Write a cohort of as many positive as negative patients, with splits."""
     write_cohort(folder, patients, 1, SPACING)
     split_table(folder, read_cohort(folder), (1, 1, 1), seed=0)
@@ -43,7 +43,8 @@ def write_segmentation(folder: Path) -> Path:
     save_weights(folder / "lungs", threshold_network(), said, lungs)
     lesions = {"spacing": [20.0, 10.0, 10.0], "patch": [8, 16, 16]}
     save_weights(folder / "lesions", LesionNetwork(**lesions), said, lesions)  # type: ignore[arg-type]
-    save_weights(folder / "involvement", InvolvementNetwork(5.0), said, {"pixel_mm": 5.0})
+    involvement = {"pixel_mm": 10.0, "patch": [32, 32]}
+    save_weights(folder / "involvement", InvolvementNetwork(**involvement), said, involvement)  # type: ignore[arg-type]
     save_weights(folder / "classifier", Classifier(32), said, {"in_plane": 32})
     return folder
 

@@ -190,7 +190,7 @@ def test_a_model_is_not_judged_on_patients_that_it_learned_from(
     ]
     assert main(["evaluate", "classification", *paths]) == 64
     (line,) = capsys.readouterr().err.strip().splitlines()
-    assert "learned from 4 of the patients that it is to be judged on" in line
+    assert "learned from 2 of the patients that it is to be judged on" in line
     assert not (tmp_path / "out").exists()
 
 
@@ -204,7 +204,7 @@ def test_rows_are_not_judged_through_models_that_learned_from_the_same_patients(
     (tmp_path / "segmentation" / "lesions" / "training.json").write_text(record)
     assert main(ablation(cohort, tmp_path, tmp_path / "out")) == 64
     (line,) = capsys.readouterr().err.strip().splitlines()
-    assert "the model lesions learned from 4 of the patients" in line
+    assert "the model lesions learned from 2 of the patients" in line
     assert not (tmp_path / "cache").exists()
 
 

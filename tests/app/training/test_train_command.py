@@ -65,15 +65,15 @@ def test_a_model_folder_says_all_there_is_to_say(trained: Path, cohort: Path) ->
         studies = read_cohort(cohort)
         split = {name: [study for study in studies if study.split == name] for name in ("train", "validation")}
         assert record["patients"] == known_patients(split["train"], split["validation"])
-        assert [len(hashes) for hashes in record["patients"].values()] == [4, 4]
+        assert [len(hashes) for hashes in record["patients"].values()] == [2, 2]
         assert (record["segmentation"] is not None) == (model in ("cvae", "classifier"))
-        assert record["studies"]["training"] == {"patients": 4, "studies": 4, "positive": 2}
+        assert record["studies"]["training"] == {"patients": 2, "studies": 2, "positive": 1}
         assert len(record["history"]) == record["kept_epoch"] == 1
         card = (folder / "README.md").read_text("utf-8")
         assert "Not for diagnostic use" in card
         assert ("**Calibrated**" in card) == bool(record["calibration"])
         assert model in ("lesions", "classifier") or record["calibration"] == {}
-        assert "| training | 4 | 4 | 2 |" in card
+        assert "| training | 2 | 2 | 1 |" in card
         assert not any(study.patient in card for study in read_cohort(cohort))
 
 
@@ -161,9 +161,9 @@ def test_a_model_knows_of_whom_its_predecessors_learned(trained: Path, cohort: P
     assert main(arguments("involvement", other, tmp_path, "--start", str(trained / "models"))) == 0
     record = json.loads((tmp_path / "models" / "involvement" / "training.json").read_text("utf-8"))
     assert set(record["started_from"]) == {"involvement"}
-    assert len(record["patients"]["training"]) == 8
+    assert len(record["patients"]["training"]) == 4
     tests = [study for study in read_cohort(other) if study.split == "test"]
-    with pytest.raises(UsageError, match="learned from 4 of the patients"):
+    with pytest.raises(UsageError, match="learned from 2 of the patients"):
         refuse_known_patients(tmp_path / "models", ("involvement",), tests)
 
 
@@ -287,7 +287,7 @@ def test_an_image_with_nan_is_named_and_nothing_is_written(
     write_rows(copy, rows)
     assert main(arguments("lungs", copy, tmp_path)) == 64
     line = last_error(capsys)
-    assert "1 of 8 studies cannot be used" in line
+    assert "1 of 4 studies cannot be used" in line
     assert "study broken.nii.gz: hu must be finite" in line
     assert not (tmp_path / "models").exists()
     assert len(list((tmp_path / "cache").rglob("*.safetensors"))) == 7
