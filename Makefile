@@ -22,12 +22,13 @@ endef
 
 export OMP_NUM_THREADS ?= $(shell nproc 2>/dev/null || echo 2)
 
-.PHONY: help demo test test-all map-tools map map-test map-twice validate pacs-tools pacs web-tools web viewer fuzz bench lint clean
+.PHONY: help demo test test-whole test-all map-tools map map-test map-twice validate pacs-tools pacs web-tools web viewer fuzz bench lint clean
 
 help:
 	@echo "make demo      set up, make a synthetic chest CT, run on it and say where to look"
 	@echo "make test      set up, lint, check types, run the tests"
-	@echo "make test-all  the same with the tests that take minutes"
+	@echo "make test-whole  run the tests of whole runs, trainings and commands"
+	@echo "make test-all  all of both, with the tests that take minutes"
 	@echo "make map       build the image, a MONAI Application Package (Docker; VARIANT=gpu, IMAGE=name:tag, BASE=image)"
 	@echo "make map-test  run the image as those do who host it"
 	@echo "make map-twice build the image twice and compare"
@@ -66,7 +67,10 @@ lint: $(STAMP)
 	$(BIN)/mypy
 
 test: lint
-	$(PARALLEL) -m "not slow and not pacs and not image and not browser"
+	$(PARALLEL) -m "not whole and not slow and not pacs and not image and not browser"
+
+test-whole: $(STAMP)
+	$(PARALLEL) -m "whole and not slow"
 
 test-all: lint
 	$(PARALLEL) -m "not pacs and not image and not browser"

@@ -23,6 +23,8 @@ from tests.builders import write_series
 from tests.operators.test_series_loader import set_all
 from tests.validation.tools import dciodvfy, unexplained
 
+pytestmark = pytest.mark.whole
+
 SPACING = (4.0, 6.0, 6.0)
 SETTINGS = ["in_plane=32"]
 

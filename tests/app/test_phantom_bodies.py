@@ -20,6 +20,8 @@ from app.phantom.bodies import write_diseased
 from app.phantom.dicom import write_ct_series
 from operators.findings import LesionType
 
+pytestmark = pytest.mark.whole
+
 SPACING = (4.0, 2.4, 2.4)
 
 

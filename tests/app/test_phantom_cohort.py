@@ -19,6 +19,8 @@ from app.phantom.cohort import SITES, label_of, write_cohort
 from operators.findings import LesionType
 from operators.series_loader import load_ct_series
 
+pytestmark = pytest.mark.whole
+
 _PATIENTS = 8
 
 

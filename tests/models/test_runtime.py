@@ -329,6 +329,7 @@ print(convert_impl.tm.__name__)
 """
 
 
+@pytest.mark.whole
 def test_nothing_is_reported_to_the_maker_of_openvino(models: Path) -> None:
     command = [sys.executable, "-W", "ignore", "-c", _SILENT, str(models / "involvement")]
     done = subprocess.run(command, capture_output=True, text=True, check=True, cwd=Path(__file__).parents[2])

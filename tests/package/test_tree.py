@@ -20,6 +20,8 @@ from models.record import TASKS
 from tests.app.tiny_run import ROOT, arguments, write_lungs, write_models
 from tests.package import specification
 
+pytestmark = pytest.mark.whole
+
 _MODELS = "opt/holoscan/models"
 
 

@@ -37,6 +37,7 @@ def test_of_a_single_lesion_every_second_slice() -> None:
     assert not every_second(np.zeros((4, 5, 5), bool)).any()
 
 
+@pytest.mark.whole
 def test_a_phantom_comes_with_both_masks() -> None:
     complete, half = phantom_cases(1, 64)
     assert (complete.mask, half.mask) == ("complete", "half")

@@ -116,6 +116,7 @@ def _cohort(folder: Path) -> Path:
     return folder
 
 
+@pytest.mark.whole
 def test_the_command_measures_what_the_models_folder_holds(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     cohort = _cohort(tmp_path)
     write_segmentation(tmp_path / "all")

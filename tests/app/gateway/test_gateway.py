@@ -38,6 +38,7 @@ def test_a_study_comes_in_and_its_results_are_kept_by_the_pacs(site: Site, files
         assert pydicom.dcmread(path) == sent
 
 
+@pytest.mark.whole
 def test_the_application_itself_reports_on_what_came(site: Site, tmp_path: Path) -> None:
     write_models(tmp_path / "models")
     write_lungs(tmp_path / "lungs")

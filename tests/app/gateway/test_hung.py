@@ -9,6 +9,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
+from itertools import cycle
 from pathlib import Path
 
 import pydicom
@@ -24,6 +25,8 @@ from tests.app.gateway.site import Site
 
 PEERS = 64
 """As many as may be there at a time, by default."""
+PLACES = 8
+"""As many where they are few."""
 LONG = 600.0
 """Seconds of silence that no test lives to see: who is hung up on nevertheless is so for another reason."""
 
@@ -49,20 +52,15 @@ def peers() -> Iterator[Callable[[int], RawPeer]]:
         yield connect
 
 
-@pytest.mark.parametrize("hang", [_negotiates, _stops_within_a_message])
 def test_a_scanner_gets_in_again_when_those_who_hang_are_hung_up_on(
-    site: Site,
-    files: list[Path],
-    peers: Callable[[int], RawPeer],
-    monkeypatch: pytest.MonkeyPatch,
-    hang: Callable[[RawPeer], None],
+    site: Site, files: list[Path], peers: Callable[[int], RawPeer], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(receiver, "SILENCE", 6.0)
-    site.start()
-    hung = [peers(site.port) for _ in range(PEERS)]
-    for peer in hung:
+    monkeypatch.setattr(receiver, "SILENCE", 10.0)  # the last has to hang before the first is hung up on
+    site.start(limits={"associations": PLACES})
+    hung = [peers(site.port) for _ in range(PLACES)]
+    for peer, hang in zip(hung, cycle((_negotiates, _stops_within_a_message)), strict=False):
         hang(peer)
-    wait_until(lambda: _acceptors() >= PEERS)
+    wait_until(lambda: _acceptors() >= PLACES)
     with sending(site.port, files) as association:
         assert association.is_rejected
         assert association.acceptor.primitive.result == 0x02  # for now: it may try again
@@ -103,7 +101,7 @@ def test_who_has_gone_before_asking_keeps_no_place(site: Site, files: list[Path]
 def test_who_says_a_byte_now_and_then_is_hung_up_on(
     site: Site, peers: Callable[[int], RawPeer], monkeypatch: pytest.MonkeyPatch, where: str
 ) -> None:
-    monkeypatch.setattr(receiver, "SILENCE", 1.0)
+    monkeypatch.setattr(receiver, "SILENCE", 3.0)
     site.start()
     slow = peers(site.port)
     if where == "within a message":
@@ -178,7 +176,7 @@ def _blocking(peer: RawPeer) -> RawPeer:
 def test_who_does_not_read_the_answers_is_hung_up_on(
     site: Site, files: list[Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(receiver, "SILENCE", 1.0)
+    monkeypatch.setattr(receiver, "SILENCE", 3.0)
     site.start()
     deaf = RawPeer(site.port, window=1)
     deaf.negotiate()

@@ -94,7 +94,10 @@ def _kill_one(gateway: GatewayProcess, stream: Stream, rng: np.random.Generator)
     return f"gateway{running}"
 
 
-@pytest.mark.parametrize(("kills", "seconds"), [(6, 0.3), pytest.param(100, 1.5, marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    ("kills", "seconds"),
+    [pytest.param(6, 0.3, marks=pytest.mark.whole), pytest.param(100, 1.5, marks=pytest.mark.slow)],
+)
 def test_whatever_was_acknowledged_reaches_the_pacs(kills: int, seconds: float, tmp_path: Path) -> None:
     rng = np.random.default_rng(kills)
     pacs = Pacs(port=free_port())

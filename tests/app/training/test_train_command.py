@@ -30,6 +30,8 @@ from models.runtime import Runtime
 from models.store import load_network
 from tests.app.training.small import SPACING, arguments, output_of
 
+pytestmark = pytest.mark.whole
+
 
 def last_error(capsys: pytest.CaptureFixture[str]) -> str:
     lines = capsys.readouterr().err.strip().splitlines()
