@@ -34,6 +34,10 @@ BRIDGES_MM, BOWEL_ML = (4.0, 8.0), 2.0
 one is that of thick slices, the narrower one finds smaller pieces."""
 EMPTIER_HU, LOWEST = 60.0, 0.4
 """By how much bowel gas is lighter than the lungs, and the part of their height in which it lies."""
+RIM_MM, RIM_HU = 6.0, -400.0
+"""How thick a shell of lung may be that the network has left out, and below what it is aerated for sure."""
+RIM_MEDIASTINAL_MM = 4.0
+"""Up to here from what lies between the lungs no shell is taken in: the bronchi enter."""
 PLEURAL_MM, MEDIASTINAL_MM = 10.0, 4.0
 """Radius of the closing over dense disease at the pleura, and of that near the mediastinum, where vessels enter."""
 HILUM_MM = 8.0
@@ -49,8 +53,8 @@ def segment_lungs(volume: CTVolume, network: DeepMedic) -> Lungs:
 
     The network works at its own resolution; its probability is interpolated to the grid of the CT and cut at
     :data:`LUNG_PROBABILITY`. What lies outside the body is left out, and bowel. Kept are the largest component and,
-    where there is one of lung size, the second; holes are filled, and each lung is closed over dense disease at its
-    surface. Left and right are told apart in the patient coordinate system.
+    where there is one of lung size, the second; holes are filled, a thin shell of aerated lung is taken in, and each
+    lung is closed over dense disease at its surface. Left and right are told apart in the patient coordinate system.
 
     Parameters
     ----------
@@ -71,7 +75,8 @@ def segment_lungs(volume: CTVolume, network: DeepMedic) -> Lungs:
     likely = probability >= LUNG_PROBABILITY
     inside = without_bowel(within_body(likely, hu), hu, grid.spacing)
     probability[likely & ~inside] = 0.0
-    sides = close_sides(label_sides(lung_components(inside, grid), grid), grid.spacing)
+    sides = with_rim(label_sides(lung_components(inside, grid), grid), hu, grid.spacing)
+    sides = close_sides(sides, grid.spacing)
     return lungs_on(volume.grid, Lungs(_refine(probability, sides, upright.grid), upright.grid))
 
 
@@ -184,6 +189,31 @@ def label_sides(mask: BoolArray, grid: Grid) -> LabelArray:
     return (np.uint8(Lung.LEFT) * left + np.uint8(Lung.RIGHT) * right).astype(np.uint8)
 
 
+def with_rim(sides: LabelArray, hu: FloatArray, spacing: Spacing) -> LabelArray:
+    """Take in the aerated lung at the surface of each lung that is left out in CTs unlike those learned from.
+
+    It is denser than gas, hangs on the lung, is at most :data:`RIM_MM` thick, and lies on no side where bronchi enter
+    (docs/reference_weights.md, "An aerated rim").
+
+    Parameters
+    ----------
+    sides : ndarray of uint8, shape (z, y, x)
+        :class:`Lung` of each voxel, 0 elsewhere; slices are axial.
+    hu : ndarray of float32, shape (z, y, x)
+        Hounsfield units.
+    spacing : tuple of float
+        Voxel size in mm along z, y, x.
+    """
+    lungs = sides > 0
+    aerated = (hu < RIM_HU) & (hu > np.median(hu[lungs]) - EMPTIER_HU)
+    near = dilate(lungs, RIM_MM, spacing) & ~dilate(_between(sides), RIM_MEDIASTINAL_MM, spacing)
+    pieces, _ = ndimage.label(lungs | (aerated & near))
+    rim = np.isin(pieces, np.unique(pieces[lungs])) & ~lungs
+    result = sides.copy()
+    result[rim] = np.where(_nearer_left(sides, spacing)[rim], Lung.LEFT, Lung.RIGHT)
+    return result
+
+
 def close_sides(sides: LabelArray, spacing: Spacing) -> LabelArray:
     """Close each lung over what dents it: consolidation, nodules and mucus at the pleura belong to the lung.
 
@@ -197,14 +227,28 @@ def close_sides(sides: LabelArray, spacing: Spacing) -> LabelArray:
     spacing : tuple of float
         Voxel size in mm along z, y, x.
     """
-    before, after = _last_in_row(sides), _last_in_row(sides[..., ::-1])[..., ::-1]
-    medial = dilate((before > 0) & (after > 0) & (before != after), HILUM_MM, spacing)
+    medial = dilate(_between(sides), HILUM_MM, spacing)
     result = sides.copy()
     for side in Lung:
         lung = sides == side
         closed = np.where(medial, close(lung, MEDIASTINAL_MM, spacing), close(lung, PLEURAL_MM, spacing))
         result[ndimage.binary_fill_holes(closed) & (result == 0)] = side
     return result
+
+
+def _between(sides: LabelArray) -> BoolArray:
+    """Mark what lies between the two lungs of an axial row."""
+    before, after = _last_in_row(sides), _last_in_row(sides[..., ::-1])[..., ::-1]
+    return np.asarray((before > 0) & (after > 0) & (before != after))
+
+
+def _nearer_left(sides: LabelArray, spacing: Spacing) -> BoolArray:
+    """Say of each voxel whether the left lung is nearer to it than the right one."""
+    left, right = (
+        distance_to(sides == side, spacing) if (sides == side).any() else np.full(sides.shape, np.inf)
+        for side in (Lung.LEFT, Lung.RIGHT)
+    )
+    return np.asarray(left < right)
 
 
 def _last_in_row(sides: LabelArray) -> LabelArray:
@@ -218,10 +262,8 @@ def _refine(probability: FloatArray, sides: LabelArray, grid: Grid) -> LabelArra
     unit = (1.0, 1.0, 1.0)
     kept = ndimage.binary_dilation(sides > 0)  # the interpolated border may lie up to a voxel outside
     smooth = np.where(kept, np.where((sides > 0) & (probability < LUNG_PROBABILITY), 1.0, probability), 0.0)
-    left = distance_to(sides == Lung.LEFT, unit) if (sides == Lung.LEFT).any() else np.full(sides.shape, np.inf)
-    right = distance_to(sides == Lung.RIGHT, unit) if (sides == Lung.RIGHT).any() else np.full(sides.shape, np.inf)
     labels = np.zeros(grid.shape, np.uint8)
-    both = (resampled_parts(values, grid.shape) for values in (smooth, left < right))
+    both = (resampled_parts(values, grid.shape) for values in (smooth, _nearer_left(sides, unit)))
     for (part, fine), (_, nearer_left) in zip(*both, strict=True):
         labels[part] = np.where(nearer_left >= 0.5, Lung.LEFT, Lung.RIGHT) * (fine >= LUNG_PROBABILITY)
     return labels

@@ -16,11 +16,13 @@ from operators.lesion_segmentation import MIN_LESION_ML, around_lungs, remove_sp
 from operators.lung_segmentation import (
     MEDIASTINAL_MM,
     PLEURAL_MM,
+    RIM_MM,
     close_sides,
     label_sides,
     lung_components,
     near_body,
     segment_lungs,
+    with_rim,
     within_body,
     without_bowel,
 )
@@ -214,6 +216,52 @@ def test_a_lung_is_closed_over_disease_at_the_pleura_and_not_over_the_hilum(mirr
     assert (closed[lost & at_pleura] == Lung.RIGHT).mean() > 0.7
     assert (closed[lost & at_hilum] > 0).mean() < 0.3
     assert not (closed[whole == 0] > 0).any()
+
+
+def _left_out(radius: float, shell_hu: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Two lungs of -850 HU in tissue whose outermost shell has other HU; what was found of them, and the whole."""
+    whole = _two_lungs()
+    found = np.where(_ball((60, 60, 46), radius) | _ball((60, 60, 138), radius), whole, 0).astype(np.uint8)
+    hu = np.where(whole > 0, np.where(found > 0, -850.0, shell_hu), 40.0).astype(np.float32)
+    return whole, found, hu
+
+
+def test_a_thin_shell_of_aerated_lung_is_taken_in_on_its_side_but_not_where_bronchi_enter() -> None:
+    whole, found, hu = _left_out(30.0, -700.0)
+    got = with_rim(found, hu, CLOSING_STEP)
+    shell = (whole > 0) & (found == 0)
+    facing = shell.copy()
+    facing[..., :20], facing[..., 73:] = False, False
+    rows = np.arange(60) * CLOSING_STEP[1]
+    middle = facing & (np.abs(rows - 60.0) < 10.0)[None, :, None]
+    middle[:17], middle[24:] = False, False
+    assert middle.any()
+    assert not (got[middle] > 0).any(), "this faces the other lung"
+    assert (got[shell & ~facing] == whole[shell & ~facing]).all()
+    assert (got[found > 0] == found[found > 0]).all()
+    assert not (got[whole == 0] > 0).any()
+
+
+@pytest.mark.parametrize("shell_hu", [-1000.0, -300.0])
+def test_neither_gas_nor_what_is_dense_is_a_rim(shell_hu: float) -> None:
+    _, found, hu = _left_out(30.0, shell_hu)
+    np.testing.assert_array_equal(with_rim(found, hu, CLOSING_STEP), found)
+
+
+def test_a_rim_is_thin_and_hangs_on_the_lung() -> None:
+    _, found, hu = _left_out(20.0, -700.0)
+    hu[_ball((60, 60, 46), 24.0) & ~_ball((60, 60, 46), 20.0)] = 40.0  # a wall around the right one
+    got = with_rim(found, hu, CLOSING_STEP)
+    lateral = np.arange(90) > 70
+    assert (got[_ball((60, 60, 138), 20.0 + RIM_MM - 3.0) & lateral] == Lung.LEFT).all()
+    assert not got[~_ball((60, 60, 138), 20.0 + RIM_MM) & lateral].any()
+    np.testing.assert_array_equal(got == Lung.RIGHT, found == Lung.RIGHT)
+
+
+def test_one_lung_has_a_rim_all_around() -> None:
+    whole, found, hu = _left_out(30.0, -700.0)
+    alone = np.where(found == Lung.LEFT, found, 0).astype(np.uint8)
+    np.testing.assert_array_equal(with_rim(alone, hu, CLOSING_STEP), np.where(whole == Lung.LEFT, whole, 0))
 
 
 def test_convex_lungs_are_closed_already_and_stay_apart() -> None:
