@@ -22,7 +22,7 @@ endef
 
 export OMP_NUM_THREADS ?= $(shell nproc 2>/dev/null || echo 2)
 
-.PHONY: help demo test test-whole test-all map-tools map map-test map-twice validate pacs-tools pacs web-tools web viewer fuzz bench lint clean
+.PHONY: help demo test test-whole test-all map-tools map map-test map-twice validate pacs-tools pacs pacs-all web-tools web viewer fuzz bench lint clean
 
 help:
 	@echo "make demo      set up, make a synthetic chest CT, run on it and say where to look"
@@ -34,6 +34,7 @@ help:
 	@echo "make map-twice build the image twice and compare"
 	@echo "make validate  show results to validators (Debian, installs one; CT=FOLDER RESULTS=FOLDER)"
 	@echo "make pacs      send the results of a run to an Orthanc and read them back (Debian, installs it)"
+	@echo "make pacs-all  the same with the real CT by all ways, which takes long"
 	@echo "make viewer    look at results in OHIF and save pictures of it (Debian; CT=FOLDER RESULTS=FOLDER)"
 	@echo "make web       look at the pages of the gateway in a browser and save pictures of them (Debian, installs Chromium)"
 	@echo "make fuzz      feed the series loader 10 000 damaged folders"
@@ -98,6 +99,9 @@ pacs-tools:
 
 pacs: $(STAMP) pacs-tools
 	$(ALONE) $(BIN)/pytest -m "pacs and not slow" tests/pacs
+
+pacs-all: $(STAMP) pacs-tools
+	$(ALONE) $(BIN)/pytest -m pacs tests/pacs
 
 viewer: $(VENV)/.viewer $(OHIF)
 	$(call debian,orthanc orthanc-dicomweb chromium iproute2)

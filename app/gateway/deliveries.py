@@ -148,12 +148,12 @@ class Deliveries:
         with self._lock:
             self._asked = {key: each for key, each in self._asked.items() if now - each.since < self._give_up}
             asked = {
-                (delivery.revision, delivery.sop_instance)
+                (delivery.ran, delivery.sop_instance)
                 for question in self._asked.values()
                 for delivery in question.deliveries
                 if delivery.destination == destination.name and now - question.since < COMMITMENT_PAUSE
             }
-        left = [each for each in left if (each.revision, each.sop_instance) not in asked]
+        left = [each for each in left if (each.ran, each.sop_instance) not in asked]
         if not left:
             return []
 

@@ -82,8 +82,8 @@ class Delivery:
     ----------
     study : str
         Study Instance UID.
-    revision : int
-        Of the study that the run had: what is said of an older one's object, of the same UID even, is not of this one.
+    ran : float
+        When the run ended that made it: what is said of an earlier object of the same UID is not said of this one.
     destination, path : str
         ``path`` is relative to the results of the study.
     sop_class, sop_instance : str
@@ -95,7 +95,7 @@ class Delivery:
     """
 
     study: str
-    revision: int
+    ran: float
     destination: str
     path: str
     sop_class: str
@@ -125,14 +125,13 @@ _UPGRADES = (
         "CREATE INDEX by_change ON studies (since)",
     ),
     (
-        "ALTER TABLE deliveries ADD COLUMN revision INTEGER NOT NULL DEFAULT 0",
-        "UPDATE deliveries SET revision = studies.revision FROM studies WHERE studies.study = deliveries.study",
+        "ALTER TABLE deliveries ADD COLUMN ran REAL NOT NULL DEFAULT 0",
     ),
 )
 """What each version since the first has changed; ``user_version`` of the file counts those that it has."""
 COLUMNS = "study, state, revision, failures, due, since, caller, reason, arrived, ran, seconds"
 """Of a study, in the order of :class:`Job`."""
-_OF_DELIVERIES = "study, revision, destination, path, sop_class, sop_instance, stored, committed"
+_OF_DELIVERIES = "study, ran, destination, path, sop_class, sop_instance, stored, committed"
 """Columns, in the order of :class:`Delivery`."""
 
 
@@ -223,9 +222,13 @@ class Jobs:
     # --- runs ---
 
     def claim(self, now: float) -> Job | None:
-        """Take the study that has been ready for longest to run it; None where there is none."""
+        """Take the study that has been ready for longest to run it; None where there is none.
+
+        What an earlier run has found is not to be sent any more: this one takes its place.
+        """
         with self._transaction() as database:
             for job in _studies(database, "state = ? AND due <= ?", State.READY, now):
+                database.execute("DELETE FROM deliveries WHERE study = ?", (job.study,))
                 _enter(database, job.study, State.RUNNING, now)
                 return job
         return None
@@ -337,7 +340,7 @@ class Jobs:
             if not current or current[0].revision != job.revision:
                 return
             failures = current[0].failures + 1
-            if now - job.since >= give_up:
+            if now - current[0].since >= give_up:
                 _enter(database, job.study, State.FAILED, now, reason, failures)
                 return
             due = now + pause_after(failures, pause, longest)
@@ -404,8 +407,8 @@ class Jobs:
         with self._transaction() as database:
             database.execute(
                 f"UPDATE deliveries SET {what}"  # noqa: S608 - what is ours
-                " WHERE study = ? AND revision = ? AND destination = ? AND sop_instance = ?",
-                (delivery.study, delivery.revision, delivery.destination, delivery.sop_instance),
+                " WHERE study = ? AND ran = ? AND destination = ? AND sop_instance = ?",
+                (delivery.study, delivery.ran, delivery.destination, delivery.sop_instance),
             )
 
 

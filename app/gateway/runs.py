@@ -91,7 +91,7 @@ class Runs:
         self._jobs.took(job, seconds, now)
         if outcome.kind == "done":
             sync_folder(self._spool.results(job.study).parent)
-            current = self._jobs.ran(job, self._deliveries(job), now)
+            current = self._jobs.ran(job, self._deliveries(job.study, now), now)
             outdated = "" if current else "; more of it has come meanwhile: it will be run again"
             self._tell_of(job, Kind.RAN, f"{outcome.message} in {seconds:.1f} s{outdated}", seconds)
         elif outcome.kind == "refused":
@@ -104,16 +104,16 @@ class Runs:
         self._tell_of(job, Kind.FAILED, f"failed: {reason}", seconds)
         self._jobs.broke(job, reason, time.time(), self._configuration.limits.runs, RUN_PAUSE)
 
-    def _deliveries(self, job: Job) -> list[Delivery]:
-        folder = self._spool.results(job.study)
+    def _deliveries(self, study: str, ran: float) -> list[Delivery]:
+        folder = self._spool.results(study)
         made = []
         for path in objects_in(folder):
             header = pydicom.dcmread(path, specific_tags=_IDENTIFIERS, stop_before_pixels=True)
-            if header.StudyInstanceUID != job.study:
+            if header.StudyInstanceUID != study:
                 raise _OfAnotherStudy
             made.append((str(path.relative_to(folder)), str(header.SOPClassUID), str(header.SOPInstanceUID)))
         names = [each.name for each in self._configuration.destinations]
-        return [Delivery(job.study, job.revision, name, *one) for name in names for one in made]
+        return [Delivery(study, ran, name, *one) for name in names for one in made]
 
     def _tell_of(self, job: Job, kind: Kind, message: str, seconds: float | None = None) -> None:
         self._tell(Event(kind, message, job.study, seconds=seconds))

@@ -27,6 +27,11 @@ class InvolvementNetwork(UNet):
         Working resolution in the axial plane.
     patch : sequence of int
         What it learns from and is used on, in pixels (rows, columns), multiples of 16.
+
+    Raises
+    ------
+    ValueError
+        If it cannot be used on such patches.
     """
 
     exact: ClassVar[bool] = False
@@ -36,6 +41,8 @@ class InvolvementNetwork(UNet):
         super().__init__(2, WIDTHS, classes=1)
         self.pixel_mm = float(pixel_mm)
         rows, columns = map(int, patch)
+        if any(size < self.factor or size % self.factor for size in (rows, columns)) or rows == columns == self.factor:
+            raise ValueError(f"patches of {rows} x {columns} pixels: multiples of {self.factor} are needed, one larger")
         self.patch = (rows, columns)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import pickle
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -23,7 +23,7 @@ from models.hounsfield import AIR_HU
 from models.involvement.network import PATCH
 from models.involvement.training import InvolvementRecipe, InvolvementSettings
 from models.lesions import training as lesion_training
-from models.lesions.network import LesionNetwork
+from models.lesions.network import UNKNOWN_TYPE, LesionNetwork
 from models.lesions.training import LesionRecipe, LesionSettings
 from models.lungs import training as lung_training
 from models.lungs.training import (
@@ -115,6 +115,12 @@ def chest(path: Path, seed: int = 0) -> Volume:
 def settings_of(task: str, **changed: object) -> dict[str, object]:
     recommended: dict[str, object] = yaml.safe_load((MODELS / task / "training.yaml").read_text("utf-8"))
     return recommended | changed
+
+
+@pytest.mark.parametrize("types", [range(1, UNKNOWN_TYPE), [UNKNOWN_TYPE]])
+def test_two_in_three_patches_lie_at_lesions_of_known_or_unknown_types(types: Iterable[int]) -> None:
+    at_lesions = sum(lesion_training.KINDS[f"lesion_{kind}"] for kind in types)
+    assert at_lesions / (at_lesions + lesion_training.KINDS["lung"]) == pytest.approx(0.67)
 
 
 @pytest.mark.parametrize(

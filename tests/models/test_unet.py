@@ -134,6 +134,12 @@ def test_blocks_of_the_lesion_network_are_blended_into_one() -> None:
     torch.testing.assert_close(got, (image * _CLASSES).softmax(0), rtol=0, atol=1e-5)
 
 
+@pytest.mark.parametrize("patch", [(16, 16), (24, 32), (0, 0), (-16, 32)])
+def test_a_patch_that_involvement_cannot_be_used_on_is_refused(patch: tuple[int, int]) -> None:
+    with pytest.raises(ValueError, match="multiples of 16 are needed, one larger"):
+        InvolvementNetwork(patch=patch)
+
+
 def test_involvement_is_a_probability_for_any_size() -> None:
     torch.manual_seed(0)
     network = UNet(2, ((4, 4), (8, 8)), classes=1).eval().double()

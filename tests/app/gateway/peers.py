@@ -184,7 +184,12 @@ def send(port: int, files: Sequence[Path], title: str = CALLER) -> list[int]:
 def accepts(port: int, file: Path) -> bool:
     """Send a file; say whether it was accepted, which it is not where the association has been cut."""
     with sending(port, [file]) as association:
-        return bool(association.is_established) and association.send_c_store(pydicom.dcmread(file)).get("Status") == 0
+        if not association.is_established:
+            return False
+        try:
+            return bool(association.send_c_store(pydicom.dcmread(file)).get("Status") == 0)
+        except RuntimeError:  # cut since
+            return False
 
 
 def wait_until(condition: Callable[[], bool]) -> None:

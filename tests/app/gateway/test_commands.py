@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -124,13 +125,48 @@ def test_what_is_running_cannot_be_dropped(jobs: Jobs) -> None:
         assert jobs.receive(STUDY, "SCANNER", 14.0)
 
 
+def test_what_an_earlier_run_found_is_sent_no_more_once_another_has_begun(jobs: Jobs) -> None:
+    sent = Delivery(STUDY, 3.0, "pacs", "sr/report.dcm", "1.2", "1.3")
+    with closing(jobs):
+        jobs.receive(STUDY, "SCANNER", 0.0)
+        jobs.settle(0.0, [])
+        job = jobs.claim(1.0)
+        assert job is not None
+        assert jobs.ran(job, [sent], 3.0)
+        jobs.committed(replace(sent, ran=2.0))  # of a run before
+        assert jobs.deliveries(STUDY) == [sent]
+        jobs.postpone(job, "down", 4.0, pause=5.0, longest=15.0, give_up=0.0)
+        assert jobs.retry(STUDY, 5.0, results=False)  # they are gone, it is run again
+        again = jobs.claim(6.0)
+        assert again is not None
+        jobs.broke(again, "the results are of another study", 7.0, most=1, pause=1.0)
+        assert jobs.retry(STUDY, 8.0, results=True)  # of the run that failed
+        assert (jobs.all()[0].state, jobs.deliveries(STUDY)) == (State.READY, [])
+
+
+def test_whoever_is_retried_has_all_the_time_again(jobs: Jobs) -> None:
+    """Also where an answer to a question from before comes, which knows the study as it was."""
+    with closing(jobs):
+        jobs.receive(STUDY, "SCANNER", 0.0)
+        jobs.settle(0.0, [])
+        job = jobs.claim(0.0)
+        assert job is not None
+        assert jobs.ran(job, [Delivery(STUDY, 0.0, "pacs", "sr/report.dcm", "1.2", "1.3")], 0.0)
+        (before,) = jobs.outgoing(0.0)
+        jobs.postpone(before, "down", 100.0, pause=5.0, longest=15.0, give_up=100.0)
+        assert jobs.all()[0].state == State.FAILED
+        assert jobs.retry(STUDY, 200.0, results=True)
+        jobs.postpone(before, "lost", 210.0, pause=5.0, longest=15.0, give_up=100.0)
+        assert jobs.all()[0].state == State.SENDING
+
+
 def test_pauses_double_and_end_with_a_person(jobs: Jobs) -> None:
     with closing(jobs):
         jobs.receive(STUDY, "SCANNER", 0.0)
         jobs.settle(0.0, [])
         job = jobs.claim(0.0)
         assert job is not None
-        assert jobs.ran(job, [Delivery(STUDY, job.revision, "pacs", "sr/report.dcm", "1.2", "1.3")], 0.0)
+        assert jobs.ran(job, [Delivery(STUDY, 0.0, "pacs", "sr/report.dcm", "1.2", "1.3")], 0.0)
         due = []
         for _ in range(4):
             (waiting,) = jobs.outgoing(1e9)

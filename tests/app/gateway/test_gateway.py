@@ -253,7 +253,10 @@ def test_results_of_another_study_are_not_sent(site: Site, files: list[Path]) ->
     assert site.pacs.received == []
 
 
-def test_what_is_said_of_earlier_results_is_not_said_of_those_of_the_same_uid(site: Site, files: list[Path]) -> None:
+def test_what_is_said_of_earlier_results_is_not_said_of_those_of_the_same_uid(
+    site: Site, files: list[Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(deliveries, "COMMITMENT_PAUSE", 600.0)
     site.pacs.silent = 1000
     gateway = site.start()
     send(site.port, files[:1])
@@ -266,6 +269,18 @@ def test_what_is_said_of_earlier_results_is_not_said_of_those_of_the_same_uid(si
     (left,) = gateway._jobs.deliveries(site.jobs()[0].study)
     assert left.sop_instance in site.pacs.objects
     assert (left.stored, left.committed) == (False, False)
+
+
+def test_later_results_are_asked_about_though_the_earlier_are_not_answered(
+    site: Site, files: list[Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(deliveries, "COMMITMENT_PAUSE", 600.0)
+    site.pacs.silent = 1000
+    gateway = site.start()
+    for number, part in enumerate((files[:1], files[1:]), start=1):
+        send(site.port, part)
+        wait_until(lambda number=number: len(gateway._deliveries._asked) == number)
+    assert len(site.pacs.objects) == 1, "they have the same UID"
 
 
 def test_without_commitment_the_answer_to_the_store_is_enough(site: Site, files: list[Path]) -> None:

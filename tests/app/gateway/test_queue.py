@@ -48,7 +48,7 @@ def test_a_table_of_the_first_version_is_taken_over_without_loss(tmp_path: Path)
     for _ in range(2):  # the second time there is nothing to upgrade
         with closing(Jobs(path)) as jobs:
             assert jobs.all() == old
-            assert jobs.deliveries("1.1") == [Delivery("1.1", 3, "pacs", "sr/report.dcm", "1.3", "1.4", True, False)]
+            assert jobs.deliveries("1.1") == [Delivery("1.1", 0.0, "pacs", "sr/report.dcm", "1.3", "1.4", True, False)]
     with closing(Jobs(path)) as jobs:
         jobs.took(old[0], 12.5, 20.0)
         jobs.refused(old[0], "NO_CT", 20.0)
@@ -99,7 +99,7 @@ def test_pages_hold_every_study_once_the_latest_change_first(tmp_path: Path) -> 
 
 def test_a_study_is_found_with_its_deliveries(tmp_path: Path) -> None:
     _table(tmp_path / "jobs")
-    sent = Delivery("1.3", 1, "pacs", "sr/report.dcm", "1.4", "1.5")
+    sent = Delivery("1.3", 5.0, "pacs", "sr/report.dcm", "1.4", "1.5")
     with closing(Jobs(tmp_path / "jobs")) as jobs:
         job = jobs.claim(4.0)
         assert job is not None
