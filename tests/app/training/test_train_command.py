@@ -292,7 +292,7 @@ def test_an_image_with_nan_is_named_and_nothing_is_written(
     assert "1 of 4 studies cannot be used" in line
     assert "study broken.nii.gz: hu must be finite" in line
     assert not (tmp_path / "models").exists()
-    assert len(list((tmp_path / "cache").rglob("*.safetensors"))) == 7
+    assert len(list((tmp_path / "cache").rglob("*.safetensors"))) == 3
 
 
 def test_models_that_are_missing_are_named(cohort: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
