@@ -12,7 +12,7 @@ import yaml
 
 from app.cli import main
 from app.gateway.configuration import load_gateway
-from app.gateway.jobs import Delivery, Jobs, State
+from app.gateway.jobs import Delivery, Job, Jobs, State
 from app.gateway.service import TABLE
 from app.gateway.spool import Spool
 from app.outcome import ExitStatus, UsageError
@@ -125,16 +125,24 @@ def test_what_is_running_cannot_be_dropped(jobs: Jobs) -> None:
         assert jobs.receive(STUDY, "SCANNER", 14.0)
 
 
+SENT = Delivery(STUDY, 0.0, "pacs", "sr/report.dcm", "1.2", "1.3")
+
+
+def _ran(jobs: Jobs) -> Job:
+    """Have a study run that arrived, all at the time 0; its result is to be sent."""
+    jobs.receive(STUDY, "SCANNER", 0.0)
+    jobs.settle(0.0, [])
+    job = jobs.claim(0.0)
+    assert job is not None
+    assert jobs.ran(job, [SENT], 0.0)
+    return job
+
+
 def test_what_an_earlier_run_found_is_sent_no_more_once_another_has_begun(jobs: Jobs) -> None:
-    sent = Delivery(STUDY, 3.0, "pacs", "sr/report.dcm", "1.2", "1.3")
     with closing(jobs):
-        jobs.receive(STUDY, "SCANNER", 0.0)
-        jobs.settle(0.0, [])
-        job = jobs.claim(1.0)
-        assert job is not None
-        assert jobs.ran(job, [sent], 3.0)
-        jobs.committed(replace(sent, ran=2.0))  # of a run before
-        assert jobs.deliveries(STUDY) == [sent]
+        job = _ran(jobs)
+        jobs.committed(replace(SENT, ran=-1.0))  # of a run before
+        assert jobs.deliveries(STUDY) == [SENT]
         jobs.postpone(job, "down", 4.0, pause=5.0, longest=15.0, give_up=0.0)
         assert jobs.retry(STUDY, 5.0, results=False)  # they are gone, it is run again
         again = jobs.claim(6.0)
@@ -147,11 +155,7 @@ def test_what_an_earlier_run_found_is_sent_no_more_once_another_has_begun(jobs: 
 def test_whoever_is_retried_has_all_the_time_again(jobs: Jobs) -> None:
     """Also where an answer to a question from before comes, which knows the study as it was."""
     with closing(jobs):
-        jobs.receive(STUDY, "SCANNER", 0.0)
-        jobs.settle(0.0, [])
-        job = jobs.claim(0.0)
-        assert job is not None
-        assert jobs.ran(job, [Delivery(STUDY, 0.0, "pacs", "sr/report.dcm", "1.2", "1.3")], 0.0)
+        _ran(jobs)
         (before,) = jobs.outgoing(0.0)
         jobs.postpone(before, "down", 100.0, pause=5.0, longest=15.0, give_up=100.0)
         assert jobs.all()[0].state == State.FAILED
@@ -162,11 +166,7 @@ def test_whoever_is_retried_has_all_the_time_again(jobs: Jobs) -> None:
 
 def test_pauses_double_and_end_with_a_person(jobs: Jobs) -> None:
     with closing(jobs):
-        jobs.receive(STUDY, "SCANNER", 0.0)
-        jobs.settle(0.0, [])
-        job = jobs.claim(0.0)
-        assert job is not None
-        assert jobs.ran(job, [Delivery(STUDY, 0.0, "pacs", "sr/report.dcm", "1.2", "1.3")], 0.0)
+        _ran(jobs)
         due = []
         for _ in range(4):
             (waiting,) = jobs.outgoing(1e9)
