@@ -124,9 +124,7 @@ _UPGRADES = (
         "ALTER TABLE studies ADD COLUMN seconds REAL",
         "CREATE INDEX by_change ON studies (since)",
     ),
-    (
-        "ALTER TABLE deliveries ADD COLUMN ran REAL NOT NULL DEFAULT 0",
-    ),
+    ("ALTER TABLE deliveries ADD COLUMN ran REAL NOT NULL DEFAULT 0",),
 )
 """What each version since the first has changed; ``user_version`` of the file counts those that it has."""
 COLUMNS = "study, state, revision, failures, due, since, caller, reason, arrived, ran, seconds"
