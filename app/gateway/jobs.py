@@ -241,7 +241,6 @@ class Jobs:
         with self._transaction() as database:
             if _outdated(database, job, now):
                 return False
-            database.execute("DELETE FROM deliveries WHERE study = ?", (job.study,))
             database.executemany(
                 f"INSERT INTO deliveries ({_OF_DELIVERIES}) VALUES (?, ?, ?, ?, ?, ?, ?, ?)",  # noqa: S608
                 [astuple(each) for each in deliveries],
