@@ -1,4 +1,6 @@
-"""The whole job on a phantom CT: each node in the runtime of this machine and in plain PyTorch, and the limit.
+"""The whole job on a phantom CT: each node in the runtime of this machine, in plain PyTorch, and the limit.
+
+PyTorch computes in float32, once in our blocks and once in MONAI's sliding windows (:mod:`tests.bench.windows`).
 
 Every run is a process of its own, from imports to published results. The networks are those that ship. What a network
 costs in operations is counted for the shapes that it was called with; the limit is the rate of a large matrix product,
@@ -26,9 +28,11 @@ PIXEL_MM = 0.7
 GROWTH = (150, 300, 600, 1200)
 R231 = ((64, 64), (128, 128), (256, 256), (512, 512), (1024, 1024))
 RESULT = "RESULT "
+BLOCKS, WINDOWS = "--run", "--run-in-windows"
+PLAIN = ("runtime=torch", "precision=float32")
 
 
-def run_here(series: Path, output: Path, cache: Path, *settings: str) -> dict[str, Any]:
+def run_here(series: Path, output: Path, cache: Path, *settings: str, windows: bool = False) -> dict[str, Any]:
     """Run the job in this process; say what each call of a network took and was called with."""
     from models.cuda_runtime import load_cuda_runtime
 
@@ -38,6 +42,10 @@ def run_here(series: Path, output: Path, cache: Path, *settings: str) -> dict[st
     from models.record import SHIPPED
     from operators.selection_rules import ANY_SERIES
 
+    if windows:
+        from tests.bench.windows import use_sliding_windows
+
+        use_sliding_windows()
     chosen = load_settings(settings)
     runtime = _runtime(chosen, cache)
     models = _models(SHIPPED, runtime)
@@ -100,11 +108,12 @@ def _gflop(task: str, calls: Counter[tuple[str, str, tuple[tuple[int, ...], ...]
     return total
 
 
-def run_apart(series: Path, cache: Path, *settings: str) -> dict[str, Any]:
+def run_apart(series: Path, cache: Path, *settings: str, windows: bool = False) -> dict[str, Any]:
     """Run the job in a process of its own; adds its seconds."""
+    how = WINDOWS if windows else BLOCKS
     with tempfile.TemporaryDirectory() as temporary:
         start = time.perf_counter()
-        measured: dict[str, Any] = result_of("tests.bench.job", "--run", str(series), temporary, str(cache), *settings)
+        measured: dict[str, Any] = result_of("tests.bench.job", how, str(series), temporary, str(cache), *settings)
         return measured | {"seconds": time.perf_counter() - start}
 
 
@@ -169,10 +178,11 @@ def run(slices: int = 150, growth: Sequence[int] = GROWTH) -> dict[str, Any]:
         use_granted_cores()
         uncached = run_apart(first, cache)
         here = run_apart(first, cache)
-        plain = run_apart(first, cache, "runtime=torch", "precision=float32")
+        plain = run_apart(first, cache, *PLAIN)
+        windows = run_apart(first, cache, *PLAIN, windows=True)
         rate = matrix_gflops(here["precision"])
         r231 = r231_seconds(slices)
-        _print(slices, here, plain, rate, r231)
+        _print(slices, here, plain, windows, rate, r231)
         print(f"Without a cache of converted networks: {uncached['seconds'] - here['seconds']:+.1f} s")
         sizes = {count: here if count == slices else run_apart(series(count), cache) for count in growth}
         print(f"{'slices':>8}{'seconds':>9}{'peak GB':>9}")
@@ -182,6 +192,7 @@ def run(slices: int = 150, growth: Sequence[int] = GROWTH) -> dict[str, Any]:
         "slices": slices,
         "here": here,
         "plain": plain,
+        "windows": windows,
         "uncached": uncached,
         "matrix_gflops": rate,
         "r231_seconds": r231,
@@ -189,16 +200,20 @@ def run(slices: int = 150, growth: Sequence[int] = GROWTH) -> dict[str, Any]:
     }
 
 
-def _print(slices: int, here: dict[str, Any], plain: dict[str, Any], rate: float, r231: float) -> None:
-    print(f"The whole job on {slices} slices, {here['runtime']} in {here['precision']} beside PyTorch in float32;")
-    print(f"a matrix product runs at {rate:.0f} GFLOP/s here")
-    print(f"{'':24}{'seconds':>9}{'PyTorch':>9}{'ratio':>7}")
+def _print(
+    slices: int, here: dict[str, Any], plain: dict[str, Any], windows: dict[str, Any], rate: float, r231: float
+) -> None:
+    def row(name: str, seconds: float, *others: float) -> None:
+        ratios = "".join(f"{other:9.1f}{other / max(seconds, 1e-3):7.2f}" for other in others)
+        print(f"{name:24}{seconds:9.1f}{ratios}")
+
+    print(f"The whole job on {slices} slices, {here['runtime']} in {here['precision']} beside PyTorch in float32,")
+    print(f"in our blocks and in MONAI's sliding windows; a matrix product runs at {rate:.0f} GFLOP/s here")
+    print(f"{'':24}{'seconds':>9}{'PyTorch':>9}{'ratio':>7}{'windows':>9}{'ratio':>7}")
     for node, seconds in here["nodes"].items():
-        other = plain["nodes"][node]
-        print(f"{node:24}{seconds:9.1f}{other:9.1f}{other / max(seconds, 1e-3):7.2f}")
-    total, other = here["seconds"], plain["seconds"]
-    print(f"{'process':24}{total:9.1f}{other:9.1f}{other / total:7.2f}")
-    print(f"{'peak memory, GB':24}{here['peak_gb']:9.2f}{plain['peak_gb']:9.2f}")
+        row(node, seconds, plain["nodes"][node], windows["nodes"][node])
+    row("process", here["seconds"], plain["seconds"], windows["seconds"])
+    print(f"{'peak memory, GB':24}{here['peak_gb']:9.2f}{plain['peak_gb']:9.2f}{'':7}{windows['peak_gb']:9.2f}")
     print(f"{'networks alone':24}{'seconds':>9}{'GFLOP':>9}{'times the limit':>17}")
     for task in NETWORKS:
         seconds, gflop = here["network_seconds"][task], here["gflop"][task]
@@ -208,9 +223,10 @@ def _print(slices: int, here: dict[str, Any], plain: dict[str, Any], rate: float
 
 
 if __name__ == "__main__":
-    if sys.argv[1:2] == ["--run"]:
+    if sys.argv[1:2] in ([BLOCKS], [WINDOWS]):
         given = [Path(each) for each in sys.argv[2:5]]
-        print(RESULT + json.dumps(run_here(given[0], given[1], given[2], *sys.argv[5:])))
+        found = run_here(given[0], given[1], given[2], *sys.argv[5:], windows=sys.argv[1] == WINDOWS)
+        print(RESULT + json.dumps(found))
     else:
         counts = [int(each) for each in sys.argv[1:]] or list(GROWTH)
         target = Path("build", "bench-job.json")
