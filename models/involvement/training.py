@@ -12,12 +12,12 @@ from torch.nn import functional as F
 
 from models.involvement.network import InvolvementNetwork
 from models.lung_region import lung_region, margins
-from models.training.patches import PatchRecipe, cut_patch, draw_centre
+from models.training.patches import Kinds, PatchRecipe, cut_patch, draw_centre
 from models.training.recipe import Item, Objective
 from models.training.settings import PatchSettings
 from models.training.volumes import HU, LESIONS, LUNGS, Volume
 
-KINDS = {"lesion": 0.6, "lung": 0.4}
+KINDS: Kinds = {("lesion",): 0.6, ("lung",): 0.4}
 """How often a patch lies at a lesion, or anywhere in the lungs."""
 JITTER_MM = 45.0
 """By how much the middle of a patch lies off its voxel at most, in the plane."""

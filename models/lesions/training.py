@@ -14,19 +14,17 @@ from torch.nn import functional as F
 from models.lesions.calibration import best_shift, lesion_odds, shift_background
 from models.lesions.network import CLASSES, UNKNOWN_TYPE, LesionNetwork
 from models.lung_region import lung_region, margins
-from models.training.patches import PatchRecipe, cut_patch, draw_centre
+from models.training.patches import Kinds, PatchRecipe, cut_patch, draw_centre
 from models.training.recipe import Item, Objective
 from models.training.settings import PatchSettings
 from models.training.volumes import HU, LESIONS, LUNGS, Volume
 
-KINDS = {
-    **{f"lesion_{kind}": 0.67 / (CLASSES - 1) for kind in range(1, CLASSES)},
-    f"lesion_{UNKNOWN_TYPE}": 0.67,
-    "lung": 0.33,
-}
-"""How often a patch lies at a lesion of each type, or anywhere in the lungs; types are unknown of whole studies."""
+KINDS: Kinds = {tuple(f"lesion_{kind}" for kind in range(1, UNKNOWN_TYPE + 1)): 0.67, ("lung",): 0.33}
+"""How often a patch lies at a lesion, of any type that its study has, or anywhere in the lungs."""
 JITTER_MM = 35.0
-"""By how much the middle of a patch lies off its voxel at most, along each axis."""
+"""By how much the middle of a patch lies off its voxel at most, along each axis; never so far that it is outside."""
+SMOOTH = 100.0
+"""Voxels added to both sides of the Dice: so that patches without lesion teach, too."""
 Row = tuple[float, float, float, float, float]
 
 
@@ -72,14 +70,19 @@ class LesionObjective(Objective):
     """Generalised Wasserstein Dice inside the lungs (beyond, the lung mask decides), with or without cross-entropy.
 
     The second cross-entropy, among the lesion types alone, keeps rare types from drowning in ground glass. Where the
-    type is unknown, any is right: the cross-entropy takes the lesion classes together, and the Wasserstein Dice that
-    which the network finds likeliest.
+    type is unknown, any is right: the cross-entropy takes the lesion classes together, and in the Wasserstein Dice
+    none of them is at a distance.
     """
 
     def __init__(self, network: nn.Module, settings: LesionSettings) -> None:
         super().__init__(network)
         self._entropy = settings.entropy
-        self._wasserstein = GeneralizedWassersteinDiceLoss(np.array(settings.distances), weighting_mode="default")
+        distances = np.zeros((CLASSES + 1, CLASSES + 1))
+        distances[:CLASSES, :CLASSES] = settings.distances
+        distances[UNKNOWN_TYPE, 0] = distances.max()
+        self._wasserstein = GeneralizedWassersteinDiceLoss(
+            distances, weighting_mode="default", smooth_nr=SMOOTH, smooth_dr=SMOOTH
+        )
 
     def forward(self, *item: Tensor) -> Tensor:
         """Loss of intensities (1, 1, z, y, x) for labels and lungs of the same shape."""
@@ -90,14 +93,12 @@ class LesionObjective(Objective):
         target = labels.reshape(-1)[inside]
         if len(target) == 0:
             return logits.sum() * 0.0
-        unknown = target == UNKNOWN_TYPE
-        filled = torch.where(unknown, flat[:, 1:].argmax(1) + 1, target)
-        loss = torch.as_tensor(self._wasserstein(flat.T[None], filled[None, None])).float()
+        never = F.pad(flat, (0, 1), value=-torch.inf)  # the unknown type is in the truth alone
+        loss = torch.as_tensor(self._wasserstein(never.T[None], target[None, None])).float()
         if self._entropy:
-            either = torch.where(
-                unknown, F.softplus(-lesion_odds(flat)), F.cross_entropy(flat, filled, reduction="none")
-            )
-            loss = loss + either.mean()
+            unknown = target == UNKNOWN_TYPE
+            known = F.cross_entropy(flat, target.where(~unknown, 0), reduction="none")
+            loss = loss + torch.where(unknown, F.softplus(-lesion_odds(flat)), known).mean()
             typed = (target > 0) & ~unknown
             loss = loss + (F.cross_entropy(flat[typed, 1:], target[typed] - 1) if typed.any() else 0.0)
         return loss
@@ -124,11 +125,10 @@ class LesionRecipe(PatchRecipe):
         """Return intensities, labels and lungs, each (1, 1, z, y, x)."""
         return self._patch(volumes, KINDS, rng, vary)
 
-    def _patch(
-        self, volumes: Sequence[Volume], kinds: Mapping[str, float], rng: np.random.Generator, vary: bool
-    ) -> Item:
+    def _patch(self, volumes: Sequence[Volume], kinds: Kinds, rng: np.random.Generator, vary: bool) -> Item:
         spacing, (depth, rows, columns) = self._settings.spacing, self._settings.patch
-        volume, centre = draw_centre(volumes, kinds, [JITTER_MM / step for step in spacing], rng)
+        jitter = [min(JITTER_MM / step, size / 2 - 1) for step, size in zip(spacing, self._settings.patch, strict=True)]
+        volume, centre = draw_centre(volumes, kinds, jitter, rng)
         y, x = margins(spacing[1:])
         room = depth, rows + 2 * y, columns + 2 * x
         patch = cut_patch(volume, centre, room, (HU, LESIONS, LUNGS), rng if vary else None)
@@ -145,7 +145,7 @@ class LesionRecipe(PatchRecipe):
         odds, lesion = [], []
         for index in range(self.validation):
             rng = np.random.default_rng((index, 1))
-            image, labels, lungs = self._patch(self._validation, {"lung": 1.0}, rng, vary=False)
+            image, labels, lungs = self._patch(self._validation, {("lung",): 1.0}, rng, vary=False)
             inside = lungs[0, 0]
             logits = network(image.to(device)).float().cpu()[0]
             odds.append(lesion_odds(logits[:, inside].T))

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from models.hounsfield import AIR_HU
 from models.lungs.network import HALO, DeepMedic, normalise
-from models.training.patches import PatchRecipe, cut_patch, draw_centre
+from models.training.patches import Kinds, PatchRecipe, cut_patch, draw_centre
 from models.training.recipe import Item, Objective
 from models.training.settings import PatchSettings
 from models.training.volumes import COVERAGE, HU, Volume
@@ -21,7 +21,7 @@ AERATED = 0.6
 """Normalised intensity below which a threshold would say lung: about -400 HU."""
 OTHER_AIR_WEIGHT = 0.5
 """Additional weight of air that is not lung."""
-KINDS = {"surface": 0.4, "other_air": 0.35, "body": 0.1, "beside": 0.15}
+KINDS: Kinds = {("surface",): 0.4, ("other_air",): 0.35, ("body",): 0.1, ("beside",): 0.15}
 """How often a patch lies at the border of a lung, at other air in the body, anywhere in it, or at what lies beside
 it: the foam of tables is as dense as lung."""
 WIDE_AIR_HU, LITTER_HU = -880.0, (-960.0, -500.0)

@@ -31,8 +31,9 @@ NOISE_HU, OFFSET_HU, CONTRAST = 40.0, 40.0, 0.06
 """How far their intensities vary."""
 INFLATION, INFLATED = (0.35, 2.0), 0.7
 """Least and greatest factor of the tissue in aerated lung, and how often it varies: as patients breathe in, and age."""
-DENSE_HU, AERATED_HU = -500.0, -700.0
-"""What is denser does not change with the air of the lungs; what is lighter changes fully."""
+DENSE_HU, AERATED_HU = -200.0, -700.0
+"""What is denser does not change with the air of the lungs; what is lighter changes fully. They lie so far apart that
+what is denser stays so."""
 THICK = (0.4, 1.3)
 """Standard deviation in slices of the blur between them where slices are thick."""
 CUT, SHORTEST = 0.3, 6
@@ -74,8 +75,12 @@ class PatchRecipe(Recipe):
         return self.patch(self._validation, np.random.default_rng(index), False)
 
 
+Kinds = Mapping[tuple[str, ...], float]
+"""How often each group of kinds of voxels is drawn; those of a group are equally likely."""
+
+
 def draw_centre(
-    volumes: Sequence[Volume], kinds: Mapping[str, float], jitter: Sequence[float], rng: np.random.Generator
+    volumes: Sequence[Volume], kinds: Kinds, jitter: Sequence[float], rng: np.random.Generator
 ) -> tuple[Volume, npt.NDArray[np.intp]]:
     """Draw a volume, and in it a voxel of a kind, moved by up to ``jitter`` voxels along each axis.
 
@@ -84,7 +89,7 @@ def draw_centre(
     volumes : sequence of Volume
         Each as likely as the others.
     kinds : mapping
-        How often each kind is drawn; a kind without voxels in the volume leaves its share to the others.
+        A kind without voxels in the volume leaves its share to the others of its group, a group to the other groups.
     jitter : sequence of float
         Along z, y, x.
     rng : numpy Generator
@@ -95,12 +100,13 @@ def draw_centre(
         If the volume has no voxel of any kind.
     """
     volume = volumes[int(rng.integers(len(volumes)))]
-    points = {kind: found for kind in kinds if len(found := volume.points(kind))}
-    if not points:
+    groups = [[points for kind in group if len(points := volume.points(kind))] for group in kinds]
+    shares = np.array([share if group else 0.0 for group, share in zip(groups, kinds.values(), strict=True)])
+    if not shares.any():
         raise ValueError("a prepared volume has no voxels to learn from")
-    shares = np.array([kinds[kind] for kind in points])
-    kind = str(rng.choice(list(points), p=shares / shares.sum()))
-    centre = points[kind][int(rng.integers(len(points[kind])))]
+    group = groups[int(rng.choice(len(groups), p=shares / shares.sum()))]
+    points = group[int(rng.integers(len(group)))]
+    centre = points[int(rng.integers(len(points)))]
     moved = centre + rng.uniform(-1.0, 1.0, 3) * np.asarray(jitter)
     return volume, np.rint(moved).astype(np.intp)
 
@@ -154,10 +160,12 @@ def inflate(hu: Tensor, lung: Tensor, factor: float) -> Tensor:
     hu, lung : Tensor, any shape
         Hounsfield units, and the share of lung in each voxel.
     factor : float
-        Of the share of tissue, (HU + 1000) / 1000, in aerated lung; vessels and dense disease stay.
+        Of the share of tissue, (HU + 1000) / 1000, in aerated lung; vessels and dense disease stay. Below
+        (:data:`DENSE_HU` + 1000) / (:data:`AERATED_HU` + 1000), so that the order of densities stays.
     """
-    aerated = ((DENSE_HU - hu) / (DENSE_HU - AERATED_HU)).clamp(0.0, 1.0) * lung
-    return hu + aerated * (factor - 1.0) * (hu + 1000.0)
+    change = (factor - 1.0) * (AERATED_HU + 1000.0)
+    between = (DENSE_HU - hu) / (DENSE_HU - AERATED_HU) * change
+    return hu + torch.where(hu < AERATED_HU, (factor - 1.0) * (hu + 1000.0), between.where(hu < DENSE_HU, 0.0)) * lung
 
 
 def cut_short(patch: Mapping[str, Tensor], rng: np.random.Generator) -> dict[str, Tensor]:
