@@ -9,7 +9,6 @@ import signal
 import sys
 import tempfile
 import threading
-import traceback
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -17,20 +16,18 @@ from types import FrameType
 from typing import NoReturn
 
 from app.arguments import add_assignments, count
-from app.console import quieten_unless_debugging, tell
+from app.console import quieten_unless_debugging, tell, trace
 from app.evaluation.commands import add_evaluate_arguments
 from app.gateway.commands import add_fetch_arguments, add_gateway_arguments
-from app.outcome import ExitStatus, Interrupted, RunFailed, UsageError
+from app.outcome import ExitStatus, Interrupted, UsageError, verdict
 from app.package.commands import add_package_commands
 from app.publish import tidier
 from app.supervision import STOPPING, leave, supervised
 from app.training.commands import add_ablation_arguments, add_train_arguments, need_training_packages
 from models.record import SHIPPED
-from operators.refusal import InputRefused
 from operators.software import NAME, RESEARCH_NOTICE, VERSION
 
 _ROOT = Path(__file__).resolve().parent.parent
-_DEBUG = os.environ.get("COVID_CT_DEBUG") == "1"
 
 
 def entry() -> int:
@@ -41,7 +38,7 @@ def entry() -> int:
     try:
         return supervised(lambda: _execute(arguments), tidier(Path(arguments.output)))
     except OSError as error:  # no further process can be had
-        tell(_verdict(error)[1])
+        tell(verdict(error)[1])
         return ExitStatus.FAILED
 
 
@@ -68,9 +65,8 @@ def _execute(arguments: argparse.Namespace) -> int:
         tell("interrupted")
         leave(interrupt.exit_status)  # the threads of the graph cannot be stopped
     except Exception as error:  # the last resort: one line instead of a traceback, which may quote headers
-        if _DEBUG:
-            traceback.print_exc()
-        status, line = _verdict(error)
+        trace(error)
+        status, line = verdict(error)
         tell(line)
         return status
     return ExitStatus.OK
@@ -361,35 +357,6 @@ def _folder(path: str, what: str, mode: int) -> Path:
     if not os.access(folder, mode):
         raise UsageError(f"no permission to use the {what} {path}")
     return folder
-
-
-def _verdict(error: Exception) -> tuple[ExitStatus, str]:
-    """Exit status and the one line that explains an error."""
-    match error:
-        case UsageError():
-            return ExitStatus.USAGE, f"error: {error}"
-        case InputRefused():
-            return ExitStatus.REFUSED, f"refused: {error.code}: {error.message}"
-        case RunFailed():
-            return ExitStatus.FAILED, f"error: {error}"
-        case MemoryError():
-            return ExitStatus.FAILED, "error: not enough memory"
-        case OSError() if error.strerror:
-            return ExitStatus.FAILED, f"error: {error.strerror} ({_place(error)})"
-    return (
-        ExitStatus.FAILED,
-        f"error: unexpected {type(error).__name__} at {_place(error)}; COVID_CT_DEBUG=1 tells more",
-    )
-
-
-def _place(error: Exception) -> str:
-    """File and line in this software where the error came through last; its text may quote patient data."""
-    packages = [_ROOT / name for name in ("app", "operators", "models")]
-    frames = [(Path(frame.filename), frame.lineno) for frame in traceback.extract_tb(error.__traceback__)]
-    ours = [
-        f"{path.relative_to(_ROOT)}:{line}" for path, line in frames if any(path.is_relative_to(p) for p in packages)
-    ]
-    return ours[-1] if ours else "an unknown place"
 
 
 @contextmanager

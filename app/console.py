@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import sys
+import traceback
 import warnings
 from contextlib import suppress
 
@@ -15,9 +16,19 @@ def tell(line: str) -> None:
         print(line, file=sys.stderr, flush=True)
 
 
+def _debugging() -> bool:
+    return os.environ.get("COVID_CT_DEBUG") == "1"
+
+
+def trace(error: Exception) -> None:
+    """Show the traceback of an error, which may quote headers, where ``COVID_CT_DEBUG`` is 1."""
+    if _debugging():
+        traceback.print_exception(error)
+
+
 def quieten_unless_debugging() -> None:
     """Silence the libraries, unless ``COVID_CT_DEBUG`` is 1."""
-    if os.environ.get("COVID_CT_DEBUG") != "1":
+    if not _debugging():
         quieten()
 
 

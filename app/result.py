@@ -116,17 +116,23 @@ class RefusedResult(_Result):
 
 
 class StudyOutcome(_Part):
-    """What became of one study of a folder; ``folder`` is relative to the output folder."""
+    """What became of one study of a folder; ``folder`` is relative to the output folder.
+
+    Of a study that failed, or was not begun, it holds what an earlier run has left, if anything.
+    """
 
     folder: str
-    status: Literal["completed", "refused"]
+    status: Literal["completed", "refused", "failed"]
     reason_codes: list[ReasonCode] = []
 
 
 class FolderResult(_Result):
-    """A folder of several studies was processed; each study has its own results."""
+    """A folder of several studies was processed; each study has its own results.
 
-    status: Literal["completed", "partly_refused", "refused"]
+    ``failed`` says that one of them, at least, has none for a reason that does not lie in it.
+    """
+
+    status: Literal["completed", "partly_refused", "refused", "failed"]
     studies: list[StudyOutcome]
 
     @classmethod
@@ -134,15 +140,16 @@ class FolderResult(_Result):
         """List what became of the studies."""
         refused = [study for study in studies if study.status == "refused"]
         codes = dict.fromkeys(code for study in refused for code in study.reason_codes)
-        done = len(studies) - len(refused)
+        done = sum(study.status == "completed" for study in studies)
+        failed = done + len(refused) < len(studies)
         message = f"{done} of {len(studies)} studies were processed"
         return cls(
-            status="completed" if not refused else "partly_refused" if done else "refused",
+            status="failed" if failed else "completed" if not refused else "partly_refused" if done else "refused",
             message=message,
             reason_codes=list(codes),
             studies=list(studies),
             settings=settings.model_dump(),
-            notification=Notification(text=message, requested=bool(refused)),
+            notification=Notification(text=message, requested=failed or bool(refused)),
         )
 
 

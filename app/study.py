@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING
 
 from pydicom.uid import UID
 
-from app.outcome import UsageError
+from app.console import trace
+from app.outcome import RunFailed, UsageError, verdict
 from app.publish import RESULT_FOLDERS, Staging, flatten
 from app.settings import Settings
 from operators.journal import Journal
@@ -85,7 +86,8 @@ def run_folder(request: Request, tell: Callable[[str], None]) -> list[CompletedR
     InputRefused
         If the folder or any of its studies cannot be processed; ``result.json`` says why.
     RunFailed
-        If a model is missing or altered, or a promised output was not written; nothing is written for that study.
+        If a model is missing or altered, and nothing is written; or one of several studies failed, of which nothing is
+        written, and ``result.json`` says which.
     """
     with Staging(request.output) as staging:
         tell(f"{NAME} {VERSION}. {RESEARCH_NOTICE}")
@@ -141,21 +143,29 @@ def _run_each(
     from app.result import FolderResult, StudyOutcome
 
     results: list[CompletedResult] = []
-    outcomes: list[StudyOutcome] = []
-    for number, study in enumerate(studies, start=1):
-        name = study.uid if UID(study.uid).is_valid else f"study-{number}"
-        tell(f"Study {number} of {len(studies)} ...")
-        try:
-            with Staging(request.output / name) as own, _refusal_published(own, request.settings):
-                results.append(_publish(own, request, study, tell))
-            tell(f"{results[-1].message}; in {name}")
-        except InputRefused as refusal:
-            tell(f"refused: {refusal.code}: {refusal.message}")
-            outcomes.append(StudyOutcome(folder=name, status="refused", reason_codes=[refusal.code]))
-        else:
-            outcomes.append(StudyOutcome(folder=name, status="completed"))
-    FolderResult.of(outcomes, request.settings).write(staging.folder)
-    staging.publish()
+    names = [study.uid if UID(study.uid).is_valid else f"study-{k}" for k, study in enumerate(studies, start=1)]
+    outcomes = [StudyOutcome(folder=name, status="failed") for name in names]
+    _models(request.models, _runtime(request.settings, request.cache))  # without what all need, nothing is begun
+    try:
+        for index, (study, name) in enumerate(zip(studies, names, strict=True)):
+            tell(f"Study {index + 1} of {len(studies)} ...")
+            try:
+                with Staging(request.output / name) as own, _refusal_published(own, request.settings):
+                    results.append(_publish(own, request, study, tell))
+                tell(f"{results[-1].message}; in {name}")
+                outcomes[index] = StudyOutcome(folder=name, status="completed")
+            except InputRefused as refusal:
+                tell(f"refused: {refusal.code}: {refusal.message}")
+                outcomes[index] = StudyOutcome(folder=name, status="refused", reason_codes=[refusal.code])
+            except Exception as error:  # the others may not have what this one has
+                trace(error)
+                tell(verdict(error)[1])
+    finally:  # also where a signal ends it: an earlier list would not be true of what has been replaced
+        FolderResult.of(outcomes, request.settings).write(staging.folder)
+        staging.publish()
+    failed = sum(outcome.status == "failed" for outcome in outcomes)
+    if failed:
+        raise RunFailed(f"{failed} of {len(studies)} studies failed; the lines above say why.")
     refused = [outcome for outcome in outcomes if outcome.status == "refused"]
     if refused:
         message = f"{len(refused)} of {len(studies)} studies were refused; the folder of each says why."

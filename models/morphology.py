@@ -15,6 +15,8 @@ Spacing = tuple[float, float, float]
 """Voxel size in mm along z, y, x."""
 SLAB = 64
 """Slices that distances are computed for at a time, where that is possible: bounds the memory alone."""
+SECOND_LUNG = 0.08
+"""What is smaller beside a lung, as a share of it, is not the other one."""
 
 
 def distance_to(mask: BoolArray, spacing: Spacing) -> FloatArray:
@@ -102,22 +104,28 @@ def body_region(dense: BoolArray, opening: int) -> BoolArray:
 def split_sides(lungs: BoolArray, spacing: Spacing) -> tuple[BoolArray, BoolArray]:
     """Split a lung mask into the halves at low and at high x (for LPS axes: right and left lung).
 
-    Lungs that touch are parted by eroding until two large parts remain, and giving each voxel to the nearer.
+    Lungs that touch are parted by eroding until two large parts remain, and giving each voxel to the nearer. What
+    cannot be parted is cut in the middle of the image; where hardly anything is on one side of it, there is one lung.
     """
     depth = distance_to(~lungs, spacing)
-    total = lungs.sum()
+    total = int(lungs.sum())
     for radius in (0.0, 1.5, 3.0, 5.0, 8.0, 12.0):
         labels, count = ndimage.label(depth > radius)
         if count < 2:
             continue
         sizes = ndimage.sum_labels(lungs, labels, range(1, count + 1))
         first, second = (np.argsort(sizes)[::-1][:2] + 1).tolist()
-        if sizes[second - 1] < 0.1 * total:
+        if sizes[second - 1] < (SECOND_LUNG * sizes[first - 1] if radius == 0.0 else 0.1 * total):
             continue
         centres = [float(ndimage.center_of_mass(labels == label)[2]) for label in (first, second)]
         low, high = (first, second) if centres[0] < centres[1] else (second, first)
         to_low, to_high = distance_to(labels == low, spacing), distance_to(labels == high, spacing)
         return lungs & (to_low <= to_high), lungs & (to_low > to_high)
-    middle = np.zeros(lungs.shape, bool)
-    middle[..., : lungs.shape[2] // 2] = True
-    return lungs & middle, lungs & ~middle
+    low = lungs.copy()
+    low[..., lungs.shape[2] // 2 :] = False
+    beside = int(low.sum())
+    if beside < SECOND_LUNG * (total - beside):
+        return np.zeros_like(lungs), lungs.copy()
+    if total - beside < SECOND_LUNG * beside:
+        return lungs.copy(), np.zeros_like(lungs)
+    return low, lungs & ~low

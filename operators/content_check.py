@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 from monai.deploy.core import ExecutionContext, Fragment, InputContext, Operator, OperatorSpec, OutputContext
 
+from models.morphology import SECOND_LUNG
 from operators.findings import Lung, Lungs
 from operators.journal import Journal
 from operators.orientation import standard_lungs, standard_volume
@@ -84,7 +85,7 @@ def _check_volume(lungs: Lungs) -> list[Remark]:
         message = f"{total:.0f} ml of lung were found, no adult has that; send a CT of the whole chest."
         raise InputRefused(ReasonCode.NOT_CHEST_CT, message)
     remarks = []
-    if min(ml) == 0.0:
+    if min(ml) < SECOND_LUNG * max(ml):
         remarks.append(Remark(RemarkCode.ONE_LUNG, "Only one lung was found."))
     if not USUAL_LUNG_ML[0] <= total <= USUAL_LUNG_ML[1]:
         message = f"The lungs hold {total / 1000:.1f} L, which is unusual for an adult."

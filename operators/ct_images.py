@@ -26,7 +26,10 @@ _MACROS = {
     },
     "CTReconstructionSequence": {"ConvolutionKernel": "ConvolutionKernel"},
     "CTAcquisitionDetailsSequence": {"GantryDetectorTilt": "GantryDetectorTilt"},
-    "CTImageFrameTypeSequence": {"ImageType": "FrameType"},
+    "CTImageFrameTypeSequence": {
+        "ImageType": "FrameType",
+        "VolumeBasedCalculationTechnique": "VolumeBasedCalculationTechnique",
+    },
     "FrameContentSequence": {
         "AcquisitionNumber": "FrameAcquisitionNumber",
         "TemporalPositionIdentifier": "TemporalPositionIndex",

@@ -15,7 +15,7 @@ from scipy import ndimage
 
 from models.lungs.network import DeepMedic, predict
 from models.lungs.reference import AERATED_HU
-from models.morphology import Spacing, body_region, close, dilate, distance_to, split_sides
+from models.morphology import SECOND_LUNG, Spacing, body_region, close, dilate, distance_to, split_sides
 from operators.findings import Lung, Lungs
 from operators.journal import Journal
 from operators.orientation import lungs_on, standard_volume
@@ -44,8 +44,6 @@ HILUM_MM = 8.0
 """How far from what lies between the lungs the second radius holds."""
 MIN_LUNG_ML = 100.0
 """Smaller components are not a lung."""
-MIN_SHARE = 0.08
-"""A second component below this share of the largest is not the other lung."""
 
 
 def segment_lungs(volume: CTVolume, network: DeepMedic) -> Lungs:
@@ -173,7 +171,7 @@ def lung_components(mask: BoolArray, grid: Grid) -> BoolArray:
     labels, count = ndimage.label(mask)
     volumes = ndimage.sum_labels(mask, labels, range(1, count + 1)) * grid.voxel_ml
     order = np.argsort(volumes)[::-1][:2]
-    lungs = [k for k in order if volumes[k] >= max(MIN_LUNG_ML, MIN_SHARE * volumes[order[0]])]
+    lungs = [k for k in order if volumes[k] >= max(MIN_LUNG_ML, SECOND_LUNG * volumes[order[0]])]
     if not lungs:
         raise InputRefused(
             ReasonCode.NO_LUNGS, "no lungs were found: send an axial CT series that covers the whole chest"

@@ -92,13 +92,14 @@ def _read(stream: BinaryIO, part: _Part) -> bytes:
 @contextmanager
 def _pixel_data(file: DicomFile) -> Iterator[tuple[BinaryIO, int]]:
     """Open the value of Pixel Data; yield the stream, standing at the value, and its length."""
-    if transfer_syntax(file.header) == DeflatedExplicitVRLittleEndian:
-        pixels = read_object(file.path).get("PixelData") or b""
-        yield io.BytesIO(pixels), len(pixels)
-        return
+    deflated = transfer_syntax(file.header) == DeflatedExplicitVRLittleEndian
+    pixels = (read_object(file.path).get("PixelData") or b"") if deflated else b""
     with open_object(file.path) as stream:
         if stamp_of(os.fstat(stream.fileno())) != file.stamp:
             raise PixelDataError("have changed since the header was read")
+        if deflated:
+            yield io.BytesIO(pixels), len(pixels)
+            return
         stream.seek(file.pixels_at)
         yield stream, _value_length(stream, "little" if file.header.original_encoding[1] is not False else "big")
 

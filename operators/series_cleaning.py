@@ -17,7 +17,7 @@ from operators.dicom_folder import DicomFile, read_object
 from operators.pixel_data import transfer_syntax
 from operators.refusal import InputRefused, ReasonCode
 from operators.remarks import Remark, RemarkCode
-from operators.series_selection import MIN_SLICES
+from operators.series_selection import MIN_SLICES, kernel_of
 
 MAX_STRAYS = 3
 """More images of another plane than this are no strays."""
@@ -38,7 +38,9 @@ class CleanSeries:
     remarks: tuple[Remark, ...]
 
 
-def clean_series(slices: Sequence[SliceImage], strays: int = 0) -> CleanSeries:
+def clean_series(
+    slices: Sequence[SliceImage], strays: int = 0, kernel_rank: Callable[[str], int] = lambda kernel: 0
+) -> CleanSeries:
     """Drop what is there twice or does not belong, choose one acquisition, complete the frame of reference.
 
     Parameters
@@ -47,6 +49,8 @@ def clean_series(slices: Sequence[SliceImage], strays: int = 0) -> CleanSeries:
         Slices of one series.
     strays : int
         Localizers and pictures of the series that were passed over before.
+    kernel_rank : callable
+        Lowest for the kernel to take where a series holds reconstructions with several that are as long.
 
     Raises
     ------
@@ -63,7 +67,7 @@ def clean_series(slices: Sequence[SliceImage], strays: int = 0) -> CleanSeries:
     if strays + others:
         message = f"{strays + others} image(s) of the series that are no slices of it were left out."
         remarks.append(Remark(RemarkCode.STRAY_IMAGES_DROPPED, message))
-    kept, chosen = _one_acquisition(kept)
+    kept, chosen = _one_acquisition(kept, kernel_rank)
     kept, named = _with_frame_of_reference(kept)
     return CleanSeries(tuple(kept), (*remarks, *chosen, *named))
 
@@ -175,7 +179,9 @@ def _in_one_plane(slices: Sequence[SliceImage]) -> tuple[list[SliceImage], int]:
 # --- several acquisitions of one place ---
 
 
-def _one_acquisition(slices: list[SliceImage]) -> tuple[list[SliceImage], list[Remark]]:
+def _one_acquisition(
+    slices: list[SliceImage], kernel_rank: Callable[[str], int]
+) -> tuple[list[SliceImage], list[Remark]]:
     """Take one of several acquisitions that overlap; acquisitions one after the other make one volume."""
     try:
         places = _along_normal(slices)
@@ -191,7 +197,9 @@ def _one_acquisition(slices: list[SliceImage]) -> tuple[list[SliceImage], list[R
         complete = [part for part in parts if len(part) >= MIN_SLICES and not _has_doubles(places[part])]
         if not complete:
             continue
-        best = min(complete, key=lambda part: (-len(part), *_in_order(str(values[part[0]]))))
+        ranks = [kernel_rank(kernel_of(slices[part[0]].header)) for part in complete]
+        in_order = [(-len(part), rank, *_in_order(values[part[0]])) for part, rank in zip(complete, ranks, strict=True)]
+        best = complete[min(range(len(complete)), key=in_order.__getitem__)]
         message = f"The series holds {len(parts)} overlapping acquisitions; the first of the longest was taken."
         return [slices[k] for k in best], [Remark(RemarkCode.ACQUISITION_CHOSEN, message)]
     return slices, []

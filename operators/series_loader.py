@@ -84,7 +84,7 @@ def plan_volume(study: Study, choice: Choice, max_gap_mm: float = MAX_GAP_MM) ->
     """
     check_study(study)
     chosen = chosen_series(choice)
-    clean = clean_series(chosen.slices, chosen.strays)
+    clean = clean_series(chosen.slices, chosen.strays, choice.rules.kernel_rank)
     check_patient(image.file for image in clean.slices)
     if len(clean.slices) < MIN_SLICES:  # the others were the same once more
         message = f"The series has {len(clean.slices)} different slice(s), too few for a chest; send all slices."

@@ -25,7 +25,12 @@ MIN_EXTENT_MM = 100.0
 THICK_MM = 3.5
 """Thinner gaps all give the networks what they need; thicker ones do not."""
 CHEST_WORDS = ("CHEST", "THORAX", "LUNG", "TORSO", "WHOLEBODY")
-_PROJECTIONS = {"MIP", "MINIP", "MIN_IP", "MAX_IP", "PROJECTION IMAGE", "VOLREN", "3D", "SSD", "VRT"}
+_PROJECTIONS = {"PROJECTION IMAGE", "3D", "MAX_IP", "MIN_IP", "VOLUME_RENDER", "SURFACE_RENDER", "CURVED_MPR"}
+"""Values of Image Type, and of Volume Based Calculation Technique (PS3.3, C.8.16.2.1.4), of what is no slice."""
+_PROJECTING = {"MIP", "MINIP", "MIN_IP", "MAX_IP", "VOLREN", "SSD", "VRT"}
+"""Words in a value of Image Type that say so: scanners write CT_SOM5 MIP."""
+_COMPUTED = {"MAXIMUM", "MINIMUM", "STD_DEVIATION", "SUBTRACTION", "DIVISION", "MULTIPLICATION"}
+"""Fourth values of Image Type of what was computed from slices and is none (PS3.3, C.8.16.1.4)."""
 _COLOURS = 3
 
 
@@ -101,10 +106,11 @@ class Verdict:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Choice:
-    """The series of a study, each with its verdict, and the one that is read, if any."""
+    """The series of a study, each with its verdict, the one that is read, if any, and by which rules."""
 
     verdicts: tuple[Verdict, ...]
     chosen: Verdict | None
+    rules: SelectionRules
 
 
 def choose_series(study: Study, rules: SelectionRules) -> Choice:
@@ -129,7 +135,7 @@ def choose_series(study: Study, rules: SelectionRules) -> Choice:
         verdict if verdict.reason or verdict is chosen else _left_out(verdict, chosen, verdict in wanted, rules)
         for verdict in verdicts
     )
-    return Choice(final, chosen)
+    return Choice(final, chosen, rules)
 
 
 def chosen_series(choice: Choice) -> Verdict:
@@ -140,9 +146,9 @@ def chosen_series(choice: Choice) -> Verdict:
     InputRefused
         ``NO_CT_SERIES``, with what was found instead; or why the only candidates cannot be read.
     """
-    refusals = [verdict.refusal for verdict in choice.verdicts if verdict.refusal is not None]
     if choice.chosen is not None and choice.chosen.refusal is None:
         return choice.chosen
+    refusals = [verdict.refusal for verdict in choice.verdicts if verdict.refusal is not None]
     if choice.chosen is not None or refusals:
         raise (choice.chosen and choice.chosen.refusal) or refusals[0]
     reasons = Counter(verdict.reason for verdict in choice.verdicts)
@@ -226,8 +232,10 @@ def _criteria(verdict: Verdict, rules: SelectionRules) -> list[tuple[str, float]
 
 def _left_out(verdict: Verdict, chosen: Verdict | None, wanted: bool, rules: SelectionRules) -> Verdict:
     """Say why a series that could be read is not."""
-    reason = "not what the selection rules ask for"
-    if wanted and chosen is not None:
+    if not wanted:  # nor is it why there is none
+        return replace(verdict, reason="not what the selection rules ask for", refusal=None)
+    reason = ""
+    if chosen is not None:
         pairs = zip(_criteria(verdict, rules), _criteria(chosen, rules), strict=True)
         reason = next((name for (name, ours), (_, best) in pairs if ours != best), "another series of the same kind")
     return replace(verdict, reason=reason)
@@ -236,7 +244,14 @@ def _left_out(verdict: Verdict, chosen: Verdict | None, wanted: bool, rules: Sel
 def _is_extra(header: Dataset) -> bool:
     """Tell whether a CT image is no slice: a localizer, a projection, or a colour picture such as a dose summary."""
     kinds = [word.upper() for word in _words(header.get("ImageType"))]
-    return "LOCALIZER" in kinds[2:3] or bool(_PROJECTIONS & {*kinds}) or header.get("SamplesPerPixel") == _COLOURS
+    technique = _words(header.get("VolumeBasedCalculationTechnique"))
+    return (
+        "LOCALIZER" in kinds[2:3]
+        or bool(_PROJECTIONS & {*kinds, *technique})
+        or bool(_PROJECTING & {word for kind in kinds for word in kind.split()})
+        or bool(_COMPUTED & {*kinds[3:4]})
+        or header.get("SamplesPerPixel") == _COLOURS
+    )
 
 
 def _words(value: Any) -> list[str]:
@@ -249,6 +264,11 @@ def _words(value: Any) -> list[str]:
 def _printable(value: Any) -> str:
     """Return text of a header as one line that does nothing to a terminal."""
     return "".join(character if character.isprintable() else "?" for character in " ".join(_words(value)))
+
+
+def kernel_of(header: Dataset) -> str:
+    """Return the convolution kernel of a slice as one line; empty where none is named."""
+    return _printable(header.get("ConvolutionKernel"))
 
 
 def _verdict(series: Series, slices: tuple[SliceImage, ...], reason: str) -> Verdict:
@@ -265,7 +285,7 @@ def _verdict(series: Series, slices: tuple[SliceImage, ...], reason: str) -> Ver
         spacing=_spacing(slices),
         plane=_plane(slices),
         original=types[:1] != ["DERIVED"],
-        kernel=_printable(header.get("ConvolutionKernel")),
+        kernel=kernel_of(header),
         body_part=_printable(header.get("BodyPartExamined")),
     )
     return Verdict(series, summary, slices, reason)

@@ -14,6 +14,7 @@ import pytest
 from highdicom.legacy import LegacyConvertedEnhancedCTImage
 from pydicom.uid import EnhancedCTImageStorage, generate_uid
 
+from app.outcome import RunFailed
 from app.settings import load_settings
 from app.study import Request, SomeRefused, run_folder
 from operators.refusal import InputRefused, ReasonCode
@@ -206,6 +207,37 @@ def test_a_refused_study_does_not_keep_the_others_from_their_results(models: Pat
     assert listed["reason_codes"] == [refused.value.code]
     assert _result(tmp_path / "out" / "1.2.3")["status"] == "refused"
     assert _result(tmp_path / "out" / "1.2.4")["status"] == "completed"
+
+
+def test_a_study_that_fails_does_not_keep_the_others_from_their_results(models: Path, tmp_path: Path) -> None:  # noqa: F811
+    """And no list of an earlier run says that it is completed."""
+    _two_studies(tmp_path / "in")
+    foreign = tmp_path / "out" / "1.2.3" / "sr"
+    foreign.mkdir(parents=True)
+    (foreign / "letter.txt").write_text("of another")
+    (tmp_path / "out" / "result.json").write_text(json.dumps({"software": {"name": "covid-ct-map"}, "files": []}))
+    said: list[str] = []
+    settings = load_settings(SETTINGS)
+    with pytest.raises(RunFailed, match="1 of 2 studies failed"):
+        run_folder(Request(tmp_path / "in", tmp_path / "out", models, settings, ANY_SERIES), said.append)
+    assert any(line.startswith("error: ") and "1.2.3" in line for line in said)
+    listed = _result(tmp_path / "out")
+    assert listed["status"] == "failed"
+    assert listed["message"] == "1 of 2 studies were processed"
+    assert [(each["folder"], each["status"]) for each in listed["studies"]] == [
+        ("1.2.3", "failed"),
+        ("1.2.4", "completed"),
+    ]
+    assert _result(tmp_path / "out" / "1.2.4")["status"] == "completed"
+    assert [path.name for path in foreign.parent.rglob("*")] == ["sr", "letter.txt"]
+
+
+def test_without_models_nothing_of_several_studies_is_begun(tmp_path: Path) -> None:
+    _two_studies(tmp_path / "in")
+    (tmp_path / "none").mkdir()
+    with pytest.raises(RunFailed):
+        _run(tmp_path / "in", tmp_path / "out", tmp_path / "none")
+    assert not (tmp_path / "out").exists()
 
 
 def _one(folder: Path, output: Path, models_: Path) -> Any:

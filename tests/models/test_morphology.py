@@ -98,3 +98,24 @@ def test_lungs_are_split_also_where_they_touch(bridge: bool) -> None:
     assert high[:, 5:35, 45:75].all()
     np.testing.assert_array_equal(low | high, lungs)
     assert not (low & high).any()
+
+
+@pytest.mark.parametrize("shrunken", [False, True])
+def test_two_lungs_are_what_they_are_also_where_one_is_much_smaller(shrunken: bool) -> None:
+    """Of 8.6 % of the other one: the other keeps all of its own."""
+    lungs = np.zeros((10, 40, 80), bool)
+    lungs[:, 5:35, 5:40] = True
+    lungs[:, 5 : 8 if shrunken else 35, 45:75] = True
+    low, high = split_sides(lungs, (1.0, 1.0, 1.0))
+    np.testing.assert_array_equal(low, lungs & (np.arange(80) < 42))
+    np.testing.assert_array_equal(high, lungs & ~low)
+
+
+@pytest.mark.parametrize("mirrored", [False, True])
+def test_one_lung_that_reaches_over_the_middle_is_not_made_two(mirrored: bool) -> None:
+    lung = np.zeros((10, 40, 80), bool)
+    lung[:, 5:35, 8:42] = True
+    lung = lung[..., ::-1] if mirrored else lung
+    low, high = split_sides(lung, (1.0, 1.0, 1.0))
+    np.testing.assert_array_equal(high if mirrored else low, lung)
+    assert not (low if mirrored else high).any()

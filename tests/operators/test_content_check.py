@@ -75,6 +75,11 @@ def test_one_lung_is_remarked_on() -> None:
     volume, lungs = _chest()
     one = np.where(lungs.labels == Lung.LEFT, Lung.LEFT, 0).astype(np.uint8)
     assert _codes(volume, Lungs(one, volume.grid)) == [RemarkCode.ONE_LUNG]
+    right = np.argwhere(lungs.labels == Lung.RIGHT)
+    crumb = right[len(right) // 2 :][:50]
+    with_crumb = one.copy()
+    with_crumb[tuple(crumb.T)] = Lung.RIGHT
+    assert _codes(volume, Lungs(with_crumb, volume.grid)) == [RemarkCode.ONE_LUNG]
 
 
 @pytest.mark.parametrize("hu", [-980.0, -400.0])

@@ -33,7 +33,7 @@ from operators.dicom_folder import scan_folder
 from operators.journal import Journal
 from operators.refusal import InputRefused, ReasonCode
 from operators.remarks import RemarkCode
-from operators.selection_rules import ANY_SERIES
+from operators.selection_rules import ANY_SERIES, SelectionRules
 from operators.series_loader import SeriesLoaderOperator, describe, load_ct_series, load_study
 from operators.studies import group_studies
 from operators.volume import CTVolume
@@ -928,7 +928,10 @@ def test_damaged_bytes_never_crash(files: Files) -> None:
     assert refused > 20
 
 
-def test_a_file_that_changes_after_its_header_was_read_is_refused(files: Files) -> None:
+@pytest.mark.parametrize("deflated", [False, True])
+def test_a_file_that_changes_after_its_header_was_read_is_refused(files: Files, deflated: bool) -> None:
+    if deflated:
+        _rewritten(files, DeflatedExplicitVRLittleEndian)
     (study,) = group_studies(scan_folder(files[0].parent))
     set_all(files[2:3], RescaleIntercept=0, StudyDescription="longer than before")
     with pytest.raises(InputRefused, match="have changed") as refused:
@@ -940,6 +943,18 @@ def test_a_name_written_in_two_ways_is_one_name(files: Files) -> None:
     set_all(files[:3], PatientName="Doe^Jane")
     set_all(files[3:], PatientName="DOE^JANE^^")
     assert load_ct_series(files[0].parent).hu.shape == HU.shape
+
+
+@pytest.mark.parametrize("preferred", ["^STANDARD", "^LUNG"])
+def test_of_two_kernels_in_one_series_the_preferred_is_taken(files: Files, preferred: str) -> None:
+    set_all(files, ConvolutionKernel="STANDARD")
+    for k, path in enumerate(files):
+        other = {"ConvolutionKernel": ["LUNG", "2"], "RescaleIntercept": 3}
+        copy(path, f"sharp{k}.dcm", SOPInstanceUID=generate_uid(), **other)
+    (study,) = group_studies(scan_folder(files[0].parent))
+    volume = load_study(study, SelectionRules.model_validate({"preferred-kernels": [preferred]}))
+    assert [remark.code for remark in volume.remarks] == [RemarkCode.ACQUISITION_CHOSEN]
+    assert np.array_equal(volume.hu, HU) == (preferred == "^STANDARD")
 
 
 def test_of_two_acquisitions_the_same_is_taken_whatever_the_names(files: Files) -> None:

@@ -179,6 +179,9 @@ def test_each_preference_decides_and_is_named(
         ({"ImageType": ["ORIGINAL", "PRIMARY", "LOCALIZER"]}, "localizers, projections or pictures only"),
         ({"SamplesPerPixel": 3}, "localizers, projections or pictures only"),
         ({"ImageType": ["DERIVED", "SECONDARY", "MIP"]}, "localizers, projections or pictures only"),
+        ({"ImageType": ["DERIVED", "PRIMARY", "AXIAL", "CT_SOM5 MIP"]}, "localizers, projections or pictures only"),
+        ({"ImageType": ["DERIVED", "SECONDARY", "VOLUME", "MAXIMUM"]}, "localizers, projections or pictures only"),
+        ({"VolumeBasedCalculationTechnique": "MIN_IP"}, "localizers, projections or pictures only"),
         ({"RescaleType": "MGML"}, "values other than Hounsfield units"),
         ({"slices": 2}, "fewer than 3 slices"),
         ({"ImageOrientationPatient": [1, 0, 0, 0, 0.70710678, 0.70710678]}, "slices oblique to the patient"),
@@ -244,6 +247,12 @@ def test_rules_that_nothing_meets_leave_nothing(tmp_path: Path) -> None:
     _series(tmp_path, "one", SeriesNumber=1)
     rules = SelectionRules.model_validate({"selections": [{"name": "MR", "conditions": {"Modality": "MR"}}]})
     assert _choice(tmp_path, rules).chosen is None
+    _series(tmp_path, "bad", SeriesNumber=2, RescaleSlope=-1)
+    choice = _choice(tmp_path, rules)
+    assert set(_reasons(choice).values()) == {"not what the selection rules ask for"}
+    with pytest.raises(InputRefused) as refused:
+        chosen_series(choice)
+    assert refused.value.code is ReasonCode.NO_CT_SERIES, "it is not the rescale that is to be repaired"
 
 
 # --- studies ---
