@@ -38,8 +38,9 @@ _LONG_VALUE = 1 << 16
 UNDEFINED_LENGTH = 0xFFFFFFFF
 _INFLATED = 64 << 20
 """A deflated data set may grow to this many bytes, which a CT image of any size does not exceed,"""
-_GROWTH = 50
-"""or to this many times its size, which a long multi-frame image may need; anything more is a bomb."""
+_GROWTH = 100
+"""or to this many times its size, as long multi-frame images and segmentations of large ones may (70 was measured);
+anything more is a bomb."""
 
 
 class Stamp(NamedTuple):

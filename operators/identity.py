@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import copy
 import hashlib
+import re
 import uuid
 from dataclasses import astuple, dataclass, fields
-from datetime import datetime
+from datetime import datetime, tzinfo
 from typing import Any
 
 from highdicom import AlgorithmIdentificationSequence, ContributingEquipment
 from pydicom import Dataset
 from pydicom.uid import UID
-from pydicom.valuerep import DA, DT, TM
+from pydicom.valuerep import DA, DT, TM, PersonName
 
 from models.record import ModelRecord
 from operators.codes import ARTIFICIAL_INTELLIGENCE, PROCESSING_EQUIPMENT
@@ -122,13 +123,16 @@ def source_headers(volume: CTVolume) -> list[Dataset]:
     """Header of each source image, the first completed so that outputs can take patient and study from it.
 
     De-identified images often lack attributes that an output must have, even if empty. What is no valid sex, date or
-    time is left out too.
+    time is left out too. A name with a backslash, which parts values, is one name all the same.
     """
     first = copy.deepcopy(volume.headers[0])
     for keyword in _PATIENT_AND_STUDY:
         if keyword not in first:
             setattr(first, keyword, "")
-    if first.PatientSex not in {"M", "F", "O"}:
+    for element in first:
+        if element.VR == "PN" and element.VM > 1:
+            element.value = PersonName("\\".join(str(name) for name in element.value))
+    if str(first.PatientSex) not in {"M", "F", "O"}:
         first.PatientSex = ""
     for keyword, kind in _DATES_AND_TIMES.items():
         if not _valid(first[keyword].value, kind):
@@ -151,15 +155,27 @@ def _without_empty(header: Dataset) -> Dataset:
     return with_values(header, LossyImageCompression=None)
 
 
-def equipment(provenance: Provenance) -> dict[str, Any]:
+def produced_at(volume: CTVolume, provenance: Provenance) -> datetime:
+    """Return when the outputs are made, in the time zone of the source where it names one (PS3.3, C.12.1.1.8)."""
+    zone = _zone(volume)
+    return provenance.produced if zone is None else provenance.produced.astimezone(zone)
+
+
+def _zone(volume: CTVolume) -> tzinfo | None:
+    stated = str(volume.headers[0].get("TimezoneOffsetFromUTC") or "")
+    return datetime.strptime(stated, "%z").tzinfo if re.fullmatch(r"[+-](0\d|1[0-4])[0-5]\d", stated) else None
+
+
+def equipment(volume: CTVolume, provenance: Provenance) -> dict[str, Any]:
     """Arguments by which every highdicom object names this software, the time and the purpose."""
+    produced = produced_at(volume, provenance)
     return {
         "manufacturer": MANUFACTURER,
         "manufacturer_model_name": NAME,
         "software_versions": VERSION,
         "device_serial_number": provenance.serial_number,
-        "content_date": provenance.produced.date(),
-        "content_time": provenance.produced.time(),
+        "content_date": produced.date(),
+        "content_time": produced.time(),
         "content_qualification": "RESEARCH",
         "specific_character_set": None,  # highdicom refuses some that pydicom writes: set by :func:`sign`
     }
@@ -194,14 +210,16 @@ def algorithm(model: ModelRecord) -> AlgorithmIdentificationSequence:
 
 def sign(dataset: Dataset, volume: CTVolume, provenance: Provenance) -> None:
     """Say in which characters, when and by which implementation ``dataset`` is written (PS3.3 C.12.1; PS3.10, 7.1)."""
+    produced = produced_at(volume, provenance)
     characters = volume.headers[0].get("SpecificCharacterSet")
     if characters:
         dataset.SpecificCharacterSet = characters
-    dataset.InstanceCreationDate = DA(provenance.produced.date())
-    dataset.InstanceCreationTime = TM(provenance.produced.time())
+    if _zone(volume) is not None:  # of all times in the data set, those of the study too
+        dataset.TimezoneOffsetFromUTC = volume.headers[0].TimezoneOffsetFromUTC
+    dataset.InstanceCreationDate, dataset.InstanceCreationTime = DA(produced.date()), TM(produced.time())
     dataset.InstanceCreatorUID = provenance.device_uid
     for item in dataset.ContributingEquipmentSequence:
-        if "ContributionDateTime" in item:  # highdicom's own item
-            item.ContributionDateTime = DT(provenance.produced)
+        if item.get("ManufacturerModelName") == "highdicom":  # which states the time by a clock of its own
+            item.ContributionDateTime = DT(produced)
     dataset.file_meta.ImplementationClassUID = IMPLEMENTATION_UID
     dataset.file_meta.ImplementationVersionName = f"COVIDCTMAP {VERSION}"[:16]

@@ -51,7 +51,7 @@ def make_document(summary: Summary, provenance: Provenance) -> SOPClass:
         modality="DOC",
         transfer_syntax_uid=ExplicitVRLittleEndian,
         **dict(zip(patient, (first[keyword].value for keyword in keywords), strict=True)),
-        **equipment(provenance),
+        **equipment(volume, provenance),
     )
     document.copy_patient_and_study_information(first)
     content = render_document(summary)

@@ -17,7 +17,7 @@ from operators.identity import Provenance, contributing_equipment, derived_uid, 
 from operators.journal import Journal
 from operators.orientation import explanation_like
 from operators.saving import save
-from operators.seg_writer import as_single_frames, refer_to_object
+from operators.seg_writer import as_single_frames, refer_to_sources
 from operators.volume import CTVolume, FloatArray, Grid
 
 SERIES_NUMBERS = {"ct": 9004, "lesions": 9005}
@@ -110,9 +110,9 @@ def make_parametric_map(
         content_label="RELEVANCE",
         content_description=f"Relevance of the {CHANNELS[channel]}, near the lungs",
         contributing_equipment=contributing_equipment(provenance),
-        **equipment(provenance),
+        **equipment(volume, provenance),
     )
-    refer_to_object(made, volume)
+    refer_to_sources(made, volume)
     made.BodyPartExamined = "CHEST"
     dimensions = derived_uid(volume, provenance, "relevance dimensions")
     for item in (*made.DimensionOrganizationSequence, *made.DimensionIndexSequence):

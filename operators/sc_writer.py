@@ -15,7 +15,6 @@ from monai.deploy.core import ExecutionContext, Fragment, InputContext, Operator
 from pydicom import Dataset
 from pydicom.encaps import encapsulate
 from pydicom.uid import JPEG2000Lossless
-from pydicom.valuerep import DA, TM
 
 from operators.findings import Explanation, Lesions, Lungs
 from operators.identity import (
@@ -188,7 +187,7 @@ def _picture(volume: CTVolume, page: _Page, codestream: bytes, number: int, prov
         sop_instance_uid=derived_uid(volume, provenance, page.kind),
         instance_number=number,
         contributing_equipment=contributing_equipment(provenance),
-        **equipment(provenance),
+        **equipment(volume, provenance),
     )
     image.copy_patient_and_study_information(first)
     image.ImageType = ["DERIVED", "SECONDARY"]
@@ -196,8 +195,7 @@ def _picture(volume: CTVolume, page: _Page, codestream: bytes, number: int, prov
     image.Modality = first.get("Modality") or "CT"
     image.BodyPartExamined = "CHEST"
     image.BurnedInAnnotation = "YES"
-    image.DateOfSecondaryCapture = DA(provenance.produced.date())
-    image.TimeOfSecondaryCapture = TM(provenance.produced.time())
+    image.DateOfSecondaryCapture, image.TimeOfSecondaryCapture = image.ContentDate, image.ContentTime
     image.SourceImageSequence = [_source_image(volume, index) for index in page.sources]
     for keyword in _LOSSY:
         if first.get(keyword):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -54,6 +54,7 @@ LEFT_LUNG_SEGMENT = 1
 RIGHT_LUNG_SEGMENT = 2
 LESION_SEGMENTS = {kind: RIGHT_LUNG_SEGMENT + kind for kind in LesionType}
 LUNGS_SEGMENT = 7
+_STAND_IN = "1."
 _LUNG_OF_SEGMENT = {LEFT_LUNG_SEGMENT: Lung.LEFT, RIGHT_LUNG_SEGMENT: Lung.RIGHT}
 _LESION_OF_SEGMENT = {number: kind for kind, number in LESION_SEGMENTS.items()}
 
@@ -118,11 +119,15 @@ def _frame(lungs: Lungs, lesions: Lesions, segment: int, place: int) -> BoolArra
 
 
 def as_single_frames(volume: CTVolume) -> list[Dataset]:
-    """Return the source headers; frames of a multi-frame image as if each were an image of its own."""
+    """Return the source headers; frames of multi-frame images as if each were an image of its own.
+
+    These have stand-ins for UIDs: :func:`refer_to_sources` is to put things right in what is made from them.
+    """
     headers = source_headers(volume)
     if not any(volume.frames):
         return headers
-    return [with_values(header, SOPClassUID=CTImageStorage, NumberOfFrames=None) for header in headers]
+    frame = {"SOPClassUID": CTImageStorage, "NumberOfFrames": None}
+    return [with_values(header, **frame, SOPInstanceUID=_STAND_IN + str(k)) for k, header in enumerate(headers)]
 
 
 _Position = tuple[float, ...]
@@ -132,15 +137,10 @@ def _position(frame: Dataset) -> _Position:
     return tuple(float(value) for value in frame.PlanePositionSequence[0].ImagePositionPatient)
 
 
-def _by_position(volume: CTVolume, values: Sequence[int]) -> dict[_Position, int]:
-    """Values of the source images by their position."""
-    positions = (tuple(float(value) for value in header.ImagePositionPatient) for header in volume.headers)
-    return dict(zip(positions, values, strict=True))
-
-
 def _pack_frames(segmentation: Segmentation, volume: CTVolume, lungs: Lungs, lesions: Lesions) -> None:
     """Give the frames their pixels, one bit each, without a gap between frames (PS3.5, 8.1.1)."""
-    places = _by_position(volume, volume.places)
+    positions = (tuple(float(value) for value in header.ImagePositionPatient) for header in volume.headers)
+    places: dict[_Position, int] = dict(zip(positions, volume.places, strict=True))
     masks = (
         _frame(lungs, lesions, item.SegmentIdentificationSequence[0].ReferencedSegmentNumber, places[_position(item)])
         for item in segmentation.PerFrameFunctionalGroupsSequence
@@ -152,26 +152,35 @@ def _pack_frames(segmentation: Segmentation, volume: CTVolume, lungs: Lungs, les
     _, segmentation.Rows, segmentation.Columns = volume.grid.shape
 
 
-def _refer_to_frames(segmentation: Segmentation, volume: CTVolume) -> None:
-    """Correct the references to a multi-frame source, which was described to the writer as single frames."""
+def refer_to_sources(dataset: Dataset, volume: CTVolume) -> None:
+    """Correct the references to multi-frame sources, whose frames were described by :func:`as_single_frames`.
+
+    Each object is referred to once, as what it is, and its frames by their numbers.
+    """
     if not any(volume.frames):
         return
-    frames = _by_position(volume, volume.frames)
-    for item in segmentation.PerFrameFunctionalGroupsSequence:
-        for derivation in item.DerivationImageSequence:
-            for source in derivation.SourceImageSequence:
-                source.ReferencedSOPClassUID = volume.headers[0].SOPClassUID
-                source.ReferencedFrameNumber = frames[_position(item)]
-    refer_to_object(segmentation, volume)
-
-
-def refer_to_object(dataset: Dataset, volume: CTVolume) -> None:
-    """Refer to a multi-frame source once, as what it is, in the series that ``dataset`` refers to."""
-    if not any(volume.frames):
-        return
+    objects = {str(header.SOPInstanceUID): header.SOPClassUID for header in volume.headers}
+    dataset.SourceImageSequence = _references(objects)
     for series in dataset.ReferencedSeriesSequence:
-        series.ReferencedInstanceSequence = series.ReferencedInstanceSequence[:1]
-        series.ReferencedInstanceSequence[0].ReferencedSOPClassUID = volume.headers[0].SOPClassUID
+        series.ReferencedInstanceSequence = _references(objects)
+    derivations = (each for item in dataset.PerFrameFunctionalGroupsSequence for each in item.DerivationImageSequence)
+    sources = {id(source): source for each in derivations for source in each.SourceImageSequence}  # frames share them
+    for source in sources.values():
+        index = int(source.ReferencedSOPInstanceUID.removeprefix(_STAND_IN))
+        source.ReferencedSOPInstanceUID = volume.headers[index].SOPInstanceUID
+        source.ReferencedSOPClassUID = volume.headers[index].SOPClassUID
+        if volume.frames[index]:
+            source.ReferencedFrameNumber = volume.frames[index]
+
+
+def _references(objects: Mapping[str, str]) -> list[Dataset]:
+    """Refer to objects, whose SOP classes are given by their UIDs."""
+    items = []
+    for instance, sop_class in objects.items():
+        item = Dataset()
+        item.ReferencedSOPClassUID, item.ReferencedSOPInstanceUID = sop_class, instance
+        items.append(item)
+    return items
 
 
 def make_segmentation(volume: CTVolume, lungs: Lungs, lesions: Lesions, provenance: Provenance) -> Segmentation:
@@ -227,10 +236,10 @@ def make_segmentation(volume: CTVolume, lungs: Lungs, lesions: Lesions, provenan
         content_label="COVID_CT",
         content_description="Lungs and lesions by type",
         contributing_equipment=contributing_equipment(provenance),
-        **equipment(provenance),
+        **equipment(volume, provenance),
     )
     _pack_frames(segmentation, volume, lungs, lesions)
-    _refer_to_frames(segmentation, volume)
+    refer_to_sources(segmentation, volume)
     segmentation.BodyPartExamined = "CHEST"
     dimensions = derived_uid(volume, provenance, "segmentation dimensions")
     for item in (*segmentation.DimensionOrganizationSequence, *segmentation.DimensionIndexSequence):

@@ -124,6 +124,13 @@ def _lung_measurements(lung: LungMeasurements, provenance: Provenance) -> list[M
     return measurements
 
 
+def _side(left: Amount | LungMeasurements, right: Amount | LungMeasurements) -> Code:
+    """Return the laterality of what there is that much of in each lung."""
+    if left.volume_ml == 0.0:
+        return codes.RIGHT
+    return codes.LEFT if right.volume_ml == 0.0 else codes.BOTH_SIDES
+
+
 @dataclass(frozen=True, slots=True)
 class _Writer:
     """What all groups of one report share."""
@@ -157,9 +164,11 @@ class _Writer:
             measurements=_lung_measurements(lung, self.provenance),
         )
 
-    def lesion(self, kind: LesionType, amount: Amount) -> Group:
-        """Group of one type of lesion (TID 1411)."""
+    def lesion(self, kind: LesionType, measurements: Measurements) -> Group:
+        """Group of one type of lesion (TID 1411), whose site is the lung that has it, or both."""
         term = codes.LESION_TERMS[kind]
+        amount = measurements.total.lesion(kind)
+        side = _side(measurements.left.lesion(kind), measurements.right.lesion(kind))
         label, uid = segment_tracking(self.volume, self.provenance, LESION_SEGMENTS[kind])
         volume = Measurement(codes.VOLUME, amount.volume_ml, codes.MILLILITRE)
         return Group(
@@ -167,20 +176,20 @@ class _Writer:
             referenced_segment=self._reference(LESION_SEGMENTS[kind]),
             finding_category=codes.ABNORMAL_STRUCTURE,
             finding_type=term.code,
-            finding_sites=[FindingSite(codes.LUNG, laterality=codes.BOTH_SIDES)],
+            finding_sites=[FindingSite(codes.LUNG, laterality=side)],
             algorithm_id=_algorithm(self.provenance.models.lesions),
             measurements=[volume, *_percent(term.amount, amount)],
         )
 
-    def classification(self, result: Classification) -> Group:
-        """Group of the classification, whose region are both lungs (TID 1411)."""
+    def classification(self, result: Classification, side: Code) -> Group:
+        """Group of the classification, whose region are the lungs that there are (TID 1411)."""
         return Group(
             tracking_identifier=self._tracking(
                 "COVID-19 classification", derived_uid(self.volume, self.provenance, "track classification")
             ),
             referenced_segment=self._reference(LUNGS_SEGMENT),
             finding_type=codes.COVID_19,
-            finding_sites=[FindingSite(codes.LUNG, laterality=codes.BOTH_SIDES)],
+            finding_sites=[FindingSite(codes.LUNG, laterality=side)],
             algorithm_id=_algorithm(
                 self.provenance.models.classifier, f"positive at a probability of {result.threshold:g} or more"
             ),
@@ -196,15 +205,16 @@ class _Writer:
         An empty segment has no region that a group could refer to: it gets none.
         """
         measurements, filled = findings.measurements, _filled_segments(self.segmentation)
-        yield self.classification(findings.classification)
-        yield self.lung(LUNGS_SEGMENT, codes.BOTH_SIDES, measurements.total)
+        side = _side(measurements.left, measurements.right)
+        yield self.classification(findings.classification, side)
+        yield self.lung(LUNGS_SEGMENT, side, measurements.total)
         if LEFT_LUNG_SEGMENT in filled:
             yield self.lung(LEFT_LUNG_SEGMENT, codes.LEFT, measurements.left)
         if RIGHT_LUNG_SEGMENT in filled:
             yield self.lung(RIGHT_LUNG_SEGMENT, codes.RIGHT, measurements.right)
         for kind in LesionType:
             if LESION_SEGMENTS[kind] in filled:
-                yield self.lesion(kind, measurements.total.lesion(kind))
+                yield self.lesion(kind, measurements)
 
 
 def _filled_segments(segmentation: Segmentation) -> set[int]:
@@ -327,7 +337,7 @@ def make_report(
         requested_procedures=[_referenced_request(headers[0])],
         contributing_equipment=contributing_equipment(provenance),
         coding_schemes=[codes.private_scheme()],
-        **equipment(provenance),
+        **equipment(volume, provenance),
     )
     sign(report, volume, provenance)
     return report

@@ -28,7 +28,7 @@ from operators.page import (
     hex_color,
     points,
 )
-from operators.remarks import Remark
+from operators.remarks import Remark, RemarkCode
 from operators.rendering import Study
 from operators.volume import FloatArray, Grid, plane_areas
 
@@ -40,6 +40,8 @@ _LINE = 24
 _MOST_LINES = 6
 _LINE_LETTERS = 48
 _NOTES = _HEADER + 440
+_DOUBTS = (RemarkCode.EXPLANATION_UNRELIABLE, RemarkCode.INVOLVEMENT_DISAGREES)
+"""Remarks on what the page shows, before those on the input: where there are too many, the last are left out."""
 _NOTE_LINES = _MOST_LINES + 5
 """From the first of the notes to the line before the first model, with as many remarks as there can be."""
 View = Literal["axial", "coronal"]
@@ -166,6 +168,7 @@ class _SummaryPage(Page):
 
     def views(self) -> None:
         """Draw the most affected axial and coronal plane, with lesions and, below, with relevance."""
+        reliable = self.study.explanation.reliable(self.study.explanation.ct)
         for column, (view, plane) in enumerate(self.planes.items()):
             left = _GAP + column * (self.wide + _GAP)
             above, below = (
@@ -176,7 +179,8 @@ class _SummaryPage(Page):
             self.outline(above, plane.lungs, LUNG_OUTLINE, 1.2)
             for kind, term in LESION_TERMS.items():
                 self.outline(above, plane.lesions == kind, hex_color(term.color), 1.6)
-            self.plane(below, plane, f"{view}, relevance")
+            title = f"{view}, relevance"
+            self.plane(below, plane, title if reliable else f"{title}\nunreliable, see the remarks")
             self.relevance(below, self._relevance(view), self.study.ct_limit)
             self.outline(below, plane.lungs, LUNG_OUTLINE, 1.2)
 
@@ -237,7 +241,8 @@ class _SummaryPage(Page):
         """Write repairs and doubts, and which models were used."""
         left, y = _VIEWS_WIDTH + 3 * _GAP, float(_NOTES)
         self.text(left, y, "Remarks", 20, fontweight="bold")
-        lines = [line for remark in self.summary.remarks for line in textwrap.wrap(remark.message, _LINE_LETTERS)]
+        remarks = sorted(self.summary.remarks, key=lambda remark: remark.code not in _DOUBTS)
+        lines = [line for remark in remarks for line in textwrap.wrap(remark.message, _LINE_LETTERS)]
         if len(lines) > _MOST_LINES:
             lines = [*lines[: _MOST_LINES - 1], "... all remarks are in the report"]
         for line in lines or ["nothing to remark on"]:

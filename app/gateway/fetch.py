@@ -5,7 +5,7 @@ from __future__ import annotations
 import fcntl
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing, contextmanager
 from typing import Any
 
@@ -90,12 +90,12 @@ def _by_move(configuration: GatewayConfiguration, source: DicomNode, study: str,
     if not _running(configuration):
         raise UsageError("the gateway does not run, and has to receive what comes: start it first")
     with _associated(configuration, source) as association:
-        series = [each for each in _found(association, source, study) if each.get("Modality") == "CT"]
+        series = _ct_series(association, source, study)
         if not series:
             raise _none(source)
         came = 0
         for each in series:
-            came += _move(association, configuration.ae_title, source, study, str(each.SeriesInstanceUID))
+            came += _move(association, configuration.ae_title, source, study, each)
             tell(Event(Kind.PROGRESS, f"{source.name} has sent {came} instances", study))
 
 
@@ -126,13 +126,36 @@ def _associated(configuration: GatewayConfiguration, source: DicomNode) -> Itera
         association.release()
 
 
-def _found(association: Association, source: DicomNode, study: str) -> list[Dataset]:
-    """Return the series of a study (PS3.4, C.6.2.1.3)."""
-    query = Dataset()
-    query.QueryRetrieveLevel, query.StudyInstanceUID = "SERIES", study
-    query.SeriesInstanceUID = query.Modality = None
+def _ct_series(association: Association, source: DicomNode, study: str) -> list[str]:
+    """Return the series of a study that hold CT images.
+
+    Of modality CT there are pictures, too, such as our own: the gateway does not take them. Where the source does not
+    say of which class its images are, they may be any.
+    """
+    within = {"StudyInstanceUID": study}
+    found = _found(association, source, {"QueryRetrieveLevel": "SERIES"} | within, ("SeriesInstanceUID", "Modality"))
+    series = [str(each.SeriesInstanceUID) for each in found if each.get("Modality") == "CT"]
+    return [each for each in series if _may_hold_ct(association, source, within | {"SeriesInstanceUID": each})]
+
+
+def _may_hold_ct(association: Association, source: DicomNode, within: Mapping[str, str]) -> bool:
+    try:
+        images = _found(
+            association, source, {"QueryRetrieveLevel": "IMAGE", **within}, ("SOPInstanceUID", "SOPClassUID")
+        )
+    except Unreachable:  # not everybody can be searched for images
+        return True
+    classes = {str(image.get("SOPClassUID") or "") for image in images}
+    return "" in classes or not classes.isdisjoint(ACCEPTED_CLASSES)
+
+
+def _found(association: Association, source: DicomNode, query: Mapping[str, str], keys: Sequence[str]) -> list[Dataset]:
+    """Return what a source knows that meets a query, each with its values of the keys (PS3.4, C.6.2.1)."""
+    identifier = Dataset()
+    for keyword, value in (dict.fromkeys(keys) | dict(query)).items():
+        setattr(identifier, keyword, value)
     found = []
-    for status, match in association.send_c_find(query, StudyRootQueryRetrieveInformationModelFind):
+    for status, match in association.send_c_find(identifier, StudyRootQueryRetrieveInformationModelFind):
         if status.get("Status") in _PENDING and match is not None:
             found.append(match)
         elif status.get("Status") != 0x0000:

@@ -103,13 +103,15 @@ def no_lesions() -> Case:
     return case(lesions=np.zeros(SHAPE, dtype=np.uint8), probability=0.125)
 
 
-def multi_frame() -> CTVolume:
-    """The same CT as one Enhanced CT object."""
+def multi_frame(objects: int = 1) -> CTVolume:
+    """The same CT as one Enhanced CT object, or as several of which each has as many slices as the others."""
     volume = case().volume
+    each = len(volume.headers) // objects
     headers = [
-        with_values(header, SOPClassUID=EnhancedCTImageStorage, SOPInstanceUID="1.2.3") for header in volume.headers
+        with_values(header, SOPClassUID=EnhancedCTImageStorage, SOPInstanceUID=f"1.2.{3 + k // each}")
+        for k, header in enumerate(volume.headers)
     ]
-    return CTVolume(volume.hu, volume.grid, headers, frames=tuple(range(1, len(headers) + 1)))
+    return CTVolume(volume.hu, volume.grid, headers, frames=tuple(1 + k % each for k in range(len(headers))))
 
 
 CASES = {"all types": case, "no lesions": no_lesions, "one lung": one_lung}

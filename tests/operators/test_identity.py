@@ -1,12 +1,21 @@
 from dataclasses import replace
-from datetime import datetime
+from datetime import UTC, datetime
+from pathlib import Path
 
+import pydicom
 import pytest
+from pydicom import Dataset
 from pydicom.uid import UID
 
 from operators import identity
-from operators.identity import contributing_equipment, derived_uid, model_uid, source_headers
-from tests.operators.dicom_results import case, provenance, record
+from operators.identity import Provenance, contributing_equipment, derived_uid, model_uid, source_headers
+from operators.pdf_writer import make_document
+from operators.pm_writer import make_parametric_map
+from operators.sc_writer import make_pictures
+from operators.seg_writer import make_segmentation
+from operators.sr_writer import Findings, make_report
+from operators.summary_page import Summary
+from tests.operators.dicom_results import Case, case, provenance, record, written
 
 KIND = "report"
 
@@ -65,6 +74,66 @@ def test_each_model_is_contributing_equipment() -> None:
 def test_the_serial_number_follows_weights_and_settings() -> None:
     serials = {provenance().serial_number, provenance("other").serial_number, provenance(lungs="9").serial_number}
     assert len(serials) == 3
+
+
+def test_a_name_with_a_backslash_is_one_name_as_the_source_has_it(tmp_path: Path) -> None:
+    """As of Shift JIS whose character set nobody has declared."""
+    names = {"PatientName": "DOE\\JANE^X", "ReferringPhysicianName": "Miller^A\\Smith^B"}
+    found = case(PatientSex=["M", "F"], **names)
+    for made in every_object(found):
+        for keyword, name in names.items():
+            assert str(made[keyword].value) == name
+            read = pydicom.dcmread(written(made, tmp_path / "object.dcm"))
+            assert [*read[keyword].value] == [*found.volume.headers[0][keyword].value]
+        assert made.PatientSex == ""
+
+
+@pytest.mark.parametrize("keyword", ["PatientID", "StudyID", "AccessionNumber", "StudyDescription"])
+def test_values_that_a_backslash_parts_stop_nothing(keyword: str) -> None:
+    for made in every_object(case(**{keyword: ["A", "B"]})):
+        assert list(made[keyword].value) == ["A", "B"]
+
+
+def test_times_are_those_of_the_zone_that_the_source_names() -> None:
+    produced = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
+    for made in every_object(case(TimezoneOffsetFromUTC="-0530"), replace(provenance(), produced=produced)):
+        assert made.TimezoneOffsetFromUTC == "-0530"
+        assert _stated(made, "ContentDate", "ContentTime") == ("20260101", "213405")
+        assert _stated(made, "InstanceCreationDate", "InstanceCreationTime") == ("20260101", "213405")
+        if "TimeOfSecondaryCapture" in made:
+            assert _stated(made, "DateOfSecondaryCapture", "TimeOfSecondaryCapture") == ("20260101", "213405")
+    for made in every_object(case(TimezoneOffsetFromUTC="Berlin"), replace(provenance(), produced=produced)):
+        assert "TimezoneOffsetFromUTC" not in made
+        assert _stated(made, "ContentDate", "ContentTime") == ("20260102", "030405")
+
+
+def test_the_scanner_acquired_when_it_did() -> None:
+    found = case(Manufacturer="Scanners", ManufacturerModelName="One", AcquisitionDateTime="20200102030405")
+    for made in every_object(found)[:-1]:
+        items = made.ContributingEquipmentSequence
+        stated = {item.ManufacturerModelName: str(item.get("ContributionDateTime")) for item in items}
+        assert stated["One"] == "20200102030405"
+        assert stated["highdicom"].startswith("20260102030405")
+
+
+def _stated(made: Dataset, *keywords: str) -> tuple[str, ...]:
+    return tuple(str(made[keyword].value) for keyword in keywords)
+
+
+def every_object(found: Case, by: Provenance | None = None) -> list[Dataset]:
+    """Make every object; the document comes last."""
+    by = by or provenance()
+    summary = Summary(found.study, found.measurements, (), by.models.records)
+    segmentation = make_segmentation(found.volume, found.lungs, found.lesions, by)
+    return [
+        segmentation,
+        make_report(
+            found.volume, Findings(found.measurements, found.classification, found.relevance), segmentation, by
+        ),
+        make_parametric_map(found.volume, found.explanation, "ct", by),
+        *make_pictures(summary, by)[:2],
+        make_document(summary, by),
+    ]
 
 
 def test_missing_attributes_are_completed_without_touching_the_source() -> None:

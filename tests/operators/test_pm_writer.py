@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -9,6 +10,7 @@ import highdicom as hd
 import numpy as np
 import pydicom
 import pytest
+from pydicom import Dataset
 from pydicom.uid import EnhancedCTImageStorage
 
 from operators.pm_writer import CHANNELS, cropped_to_lungs, make_parametric_map
@@ -89,9 +91,25 @@ def test_a_heatmap_of_hardly_any_relevance_is_valid(scale: float, tmp_path: Path
     assert not pydicom.dcmread(tmp_path / "object.dcm").get("PixelData")
 
 
-def test_a_multi_frame_source_is_referred_to_once_as_what_it_is() -> None:
+@pytest.mark.parametrize("objects", [1, 3])
+def test_multi_frame_sources_are_referred_to_once_as_what_they_are(objects: int) -> None:
+    """And their frames, whose planes are those of the map here, by number."""
     found = case()
-    made = make_parametric_map(multi_frame(), found.explanation, "ct", provenance())
+    volume = multi_frame(objects)
+    made = make_parametric_map(volume, found.explanation, "ct", provenance())
     (series,) = made.ReferencedSeriesSequence
-    (item,) = series.ReferencedInstanceSequence
-    assert item.ReferencedSOPClassUID == EnhancedCTImageStorage
+    enhanced = [(EnhancedCTImageStorage, f"1.2.{3 + k}") for k in range(objects)]
+    assert references(series.ReferencedInstanceSequence) == references(made.SourceImageSequence) == enhanced
+    places = {
+        float(header.ImagePositionPatient[2]): (header.SOPInstanceUID, frame)
+        for header, frame in zip(volume.headers, volume.frames, strict=True)
+    }
+    for frame in made.PerFrameFunctionalGroupsSequence:
+        ((source,),) = [each.SourceImageSequence for each in frame.DerivationImageSequence]
+        assert source.ReferencedSOPClassUID == EnhancedCTImageStorage
+        place = float(frame.PlanePositionSequence[0].ImagePositionPatient[2])
+        assert (source.ReferencedSOPInstanceUID, int(source.ReferencedFrameNumber)) == places[place]
+
+
+def references(items: Sequence[Dataset]) -> list[tuple[str, str]]:
+    return [(item.ReferencedSOPClassUID, item.ReferencedSOPInstanceUID) for item in items]

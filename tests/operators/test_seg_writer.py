@@ -7,6 +7,7 @@ import pydicom
 import pytest
 import SimpleITK as sitk
 from pydicom.sr.coding import Code
+from pydicom.uid import EnhancedCTImageStorage
 
 from operators.findings import Lesions, LesionType, Lung, Lungs
 from operators.seg_writer import LESION_SEGMENTS, LUNGS_SEGMENT, make_segmentation
@@ -17,6 +18,7 @@ from tests.operators.dicom_results import (
     Case,
     assert_valid,
     case,
+    multi_frame,
     no_lesions,
     provenance,
     written,
@@ -81,6 +83,24 @@ def test_dcmqi_reads_the_same_voxels(name: str, tmp_path: Path) -> None:
             index = np.append(np.argwhere(mask)[0], 1)
             expected = (found.volume.grid.affine @ index)[:3]
             np.testing.assert_allclose(image.TransformIndexToPhysicalPoint(first), expected, atol=1e-4)
+
+
+def test_each_of_several_multi_frame_sources_is_referred_to() -> None:
+    found, volume = case(), multi_frame(3)
+    made = make_segmentation(volume, found.lungs, found.lesions, provenance())
+    (series,) = made.ReferencedSeriesSequence
+    for items in (series.ReferencedInstanceSequence, made.SourceImageSequence):
+        listed = [(item.ReferencedSOPClassUID, item.ReferencedSOPInstanceUID) for item in items]
+        assert listed == [(EnhancedCTImageStorage, f"1.2.{3 + k}") for k in range(3)]
+    places = {
+        tuple(map(float, header.ImagePositionPatient)): (header.SOPInstanceUID, frame)
+        for header, frame in zip(volume.headers, volume.frames, strict=True)
+    }
+    for item in made.PerFrameFunctionalGroupsSequence:
+        (source,) = item.DerivationImageSequence[0].SourceImageSequence
+        place = tuple(map(float, item.PlanePositionSequence[0].ImagePositionPatient))
+        assert (source.ReferencedSOPInstanceUID, int(source.ReferencedFrameNumber)) == places[place]
+        assert source.ReferencedSOPClassUID == EnhancedCTImageStorage
 
 
 def test_only_frames_with_something_in_them_are_stored() -> None:

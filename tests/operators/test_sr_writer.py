@@ -11,7 +11,7 @@ from pydicom import Dataset
 from pydicom.sr.coding import Code
 
 from operators import codes
-from operators.findings import LesionType
+from operators.findings import LesionType, Lung
 from operators.identity import model_uid
 from operators.measurements import LungMeasurements
 from operators.relevance_summary import ChannelRelevance, RelevanceSummary
@@ -23,7 +23,9 @@ from tests.operators.dicom_results import (
     CASES,
     SHAPE,
     Case,
+    all_types,
     assert_valid,
+    both_lungs,
     case,
     no_lesions,
     one_lung,
@@ -96,6 +98,26 @@ def test_each_lesion_that_was_found_has_a_group_on_its_segment(tmp_path: Path) -
             ("SCT", "118565006"): (pytest.approx(amount.volume_ml), "ml"),
             ("99COVIDCT", term.amount.percent.value): (pytest.approx(amount.percent_of_lung), "%"),
         }
+
+
+def sides(found: Case, folder: Path) -> dict[str, Code]:
+    """Laterality of the finding site of each group."""
+    return {label: site.laterality for label, group in groups(found, folder).items() for site in group.finding_sites}
+
+
+@pytest.mark.parametrize(("lung", "side"), [(Lung.LEFT, codes.LEFT), (Lung.RIGHT, codes.RIGHT)])
+def test_a_lesion_lies_in_the_lung_that_has_it(lung: Lung, side: Code, tmp_path: Path) -> None:
+    lesions = np.where(both_lungs() == lung, all_types(), 0).astype(np.uint8)
+    lesions[5, 20:23, 30:33] = lesions[5, 20:23, 9:12] = LesionType.CONSOLIDATION
+    found = sides(case(lesions=lesions), tmp_path)
+    assert found.pop("Consolidation") == found.pop("Lungs") == found.pop("COVID-19 classification") == codes.BOTH_SIDES
+    assert (found.pop("Left lung"), found.pop("Right lung")) == (codes.LEFT, codes.RIGHT)
+    assert len(found) == 1 + (lung is Lung.RIGHT)
+    assert set(found.values()) == {side}
+
+
+def test_where_there_is_one_lung_nothing_lies_in_the_other(tmp_path: Path) -> None:
+    assert set(sides(one_lung(), tmp_path).values()) == {codes.RIGHT}
 
 
 def test_an_empty_segment_is_not_referenced(tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ from scipy.ndimage import binary_dilation
 
 from operators.codes import LESION_TERMS
 from operators.findings import Lesions, LesionType, Lungs
-from operators.page import DPI, RGBImage
+from operators.page import DPI, Page, RGBImage
 from operators.remarks import Remark, RemarkCode
 from operators.rendering import Study
 from operators.summary_page import Summary, most_affected, relevance_on_plane, render_document, render_summary
@@ -51,6 +51,37 @@ def test_notice_and_remarks_are_on_the_page() -> None:
     assert _share(_page(case(), remark)[:-60], NOTICE) > _share(plain[:-60], NOTICE)
     many = [remark] * 40
     assert _page(case(), *many).shape == plain.shape
+
+
+def _words(found: Case, *remarks: Remark) -> str:
+    document = render_document(Summary(found.study, found.measurements, remarks, provenance().models.records))
+    (sheet,) = pypdfium2.PdfDocument(document)
+    return " ".join(str(sheet.get_textpage().get_text_range()).split())
+
+
+def test_doubts_about_what_the_page_shows_come_before_all_that_is_said_of_the_input() -> None:
+    many = [Remark(RemarkCode.ONE_LUNG, "Only one lung was found.")] * 40
+    doubts = [
+        Remark(
+            RemarkCode.INVOLVEMENT_DISAGREES, "Check how much of the lungs is affected: 9.1 % by one, 3.0 % by two."
+        ),
+        Remark(RemarkCode.EXPLANATION_UNRELIABLE, f"Do not rely on the relevance: {'and so on ' * 8}end."),
+    ]
+    words = _words(case(), *many, *doubts)
+    for doubt in doubts:
+        assert doubt.message in words
+
+
+@pytest.mark.parametrize("reliable", [True, False])
+def test_relevance_is_called_unreliable_where_it_is(monkeypatch: pytest.MonkeyPatch, reliable: bool) -> None:
+    titles: list[str] = []
+    monkeypatch.setattr(Page, "plane", lambda page, box, plane, title: titles.append(title))
+    found = case()
+    explanation = found.explanation
+    ct = np.full_like(explanation.ct, explanation.logit / explanation.ct.size * (1 if reliable else 9))
+    _page(replace(found, explanation=replace(explanation, ct=ct)))
+    shown = [title.partition("\n")[2] for title in titles if "relevance" in title]
+    assert shown == ["" if reliable else "unreliable, see the remarks"] * 2
 
 
 def test_the_last_model_is_above_the_notice_however_many_remarks_there_are() -> None:

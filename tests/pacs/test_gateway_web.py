@@ -91,9 +91,15 @@ def test_a_study_is_fetched_and_its_results_are_stored_by_stow_rs(site: Site, fi
 
 
 _SCRIPT = """
+CT = { '1.2.840.10008.5.1.4.1.1.2', '1.2.840.10008.5.1.4.1.1.2.1', '1.2.840.10008.5.1.4.1.1.2.2' }
+
 function OnStableSeries(series, tags, metadata)
-  if tags['Modality'] == 'CT' then
-    RestApiPost('/modalities/covidct/store', DumpJson({ Resources = { series }, Asynchronous = true }, true))
+  local image = ParseJson(RestApiGet('/series/' .. series))['Instances'][1]
+  local class = RestApiGet('/instances/' .. image .. '/metadata/SopClassUid')
+  for _, each in ipairs(CT) do
+    if class == each then
+      RestApiPost('/modalities/covidct/store', DumpJson({ Resources = { series }, Asynchronous = true }, true))
+    end
   end
 end
 """
@@ -116,6 +122,9 @@ def test_orthanc_sends_series_by_itself_and_results_start_nothing(tmp_path: Path
         (job,) = site.jobs()
         assert (job.study, job.state, job.revision) == (study, State.COMMITTED, 1)
         assert len(series) > 3
+        assert [each["State"] for each in orthanc.rest("/jobs?expand") if each["Type"] == "DicomModalityStore"] == [
+            "Success"
+        ]
 
 
 def test_orthanc_is_told_that_the_gateway_keeps_what_it_has_sent(site: Site, files: list[Path]) -> None:

@@ -29,22 +29,33 @@ class Archive:
         Where other AE titles listen on loopback.
     port : int
         Where it listens itself.
+    images_too : bool
+        Whether it can be searched for images, not for series alone.
     """
 
     title: str
     images: list[Dataset] = field(default_factory=list)
     ports: dict[str, int] = field(default_factory=dict)
     port: int = 0
+    images_too: bool = True
 
     def find(self, event: Any) -> Iterator[tuple[int, Dataset | None]]:
-        series = {}
+        asked = event.identifier
+        if asked.QueryRetrieveLevel == "IMAGE" and not self.images_too:
+            yield 0xA900, None
+            return
+        matches = {}
         for image in self.images:
-            if image.StudyInstanceUID == event.identifier.StudyInstanceUID:
+            within = [
+                image[element.tag] == element for element in asked if element.keyword.startswith("S") and element.value
+            ]
+            if all(within):
                 match = Dataset()
-                match.QueryRetrieveLevel = "SERIES"
-                match.SeriesInstanceUID, match.Modality = image.SeriesInstanceUID, image.Modality
-                series[image.SeriesInstanceUID] = match
-        yield from ((0xFF00, match) for match in series.values())
+                for element in asked:
+                    match[element.tag] = image.get(element.tag, element)
+                key = "SeriesInstanceUID" if asked.QueryRetrieveLevel == "SERIES" else "SOPInstanceUID"
+                matches[image[key].value] = match
+        yield from ((0xFF00, match) for match in matches.values())
 
     def move(self, event: Any) -> Iterator[Any]:
         port = self.ports.get(event.move_destination)

@@ -12,7 +12,7 @@ import numpy as np
 import pydicom
 import pytest
 import yaml
-from pydicom.uid import generate_uid
+from pydicom.uid import SecondaryCaptureImageStorage, generate_uid
 
 from app.cli import main
 from app.gateway.configuration import GatewayConfiguration
@@ -56,15 +56,15 @@ def _study(files: list[Path]) -> str:
 
 
 def _others(files: list[Path]) -> list[pydicom.Dataset]:
-    """Return images of the same study that are no CT, and a CT of another study."""
+    """Return images of the same study that are no CT, among them a picture of CT, and a CT of another study."""
     images = []
-    for number, modality in enumerate(("MR", "CT")):
+    for modality in ("MR", "CT", "CT"):
         image = pydicom.dcmread(files[0])
         image.Modality, image.SeriesInstanceUID = modality, generate_uid()
         image.SOPInstanceUID = image.file_meta.MediaStorageSOPInstanceUID = generate_uid()
-        if number:
-            image.StudyInstanceUID = generate_uid()
         images.append(image)
+    images[1].SOPClassUID = images[1].file_meta.MediaStorageSOPClassUID = SecondaryCaptureImageStorage
+    images[2].StudyInstanceUID = generate_uid()
     return images
 
 
@@ -81,6 +81,17 @@ def _by_move(archive: Archive) -> dict[str, object]:
 def test_a_study_comes_by_c_move(site: Site, archive: Archive, files: list[Path]) -> None:
     site.start()
     archive.ports["COVIDCT"] = site.port
+    assert _fetch(site, _by_move(archive), _study(files)) == ExitStatus.OK
+    wait_until(lambda: site.states() == [State.COMMITTED])
+    assert site.summary() == "3 instances"
+
+
+def test_a_source_that_tells_nothing_of_images_moves_all_series_of_ct(
+    site: Site, archive: Archive, files: list[Path]
+) -> None:
+    site.start()
+    archive.images_too, archive.ports["COVIDCT"] = False, site.port
+    archive.images = [image for image in archive.images if image.SOPClassUID != SecondaryCaptureImageStorage]
     assert _fetch(site, _by_move(archive), _study(files)) == ExitStatus.OK
     wait_until(lambda: site.states() == [State.COMMITTED])
     assert site.summary() == "3 instances"
