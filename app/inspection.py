@@ -8,7 +8,7 @@ from app.settings import Settings
 from operators.dicom_folder import scan_folder
 from operators.refusal import InputRefused
 from operators.selection_rules import SelectionRules
-from operators.series_loader import PlannedVolume, plan_volume
+from operators.series_loader import describe, plan_volume
 from operators.series_selection import Choice, SeriesSummary, choose_series
 from operators.studies import Study, group_studies
 
@@ -70,11 +70,4 @@ def _outcome(study: Study, choice: Choice, settings: Settings) -> str:
         plan = plan_volume(study, choice, settings.max_gap_mm)
     except InputRefused as refusal:
         return f"Would be refused: {refusal.code}: {refusal.message}"
-    return " ".join([f"Would be read: {_size(plan)}.", *(f"{r.code}: {r.message}" for r in plan.remarks)])
-
-
-def _size(plan: PlannedVolume) -> str:
-    grid = plan.stack.grid
-    slices, rows, columns = grid.shape
-    z, y, x = grid.spacing
-    return f"{slices} slices {columns} x {rows}, {x:.2f} x {y:.2f} x {z:.2f} mm"
+    return " ".join([f"Would be read: {describe(plan.stack.grid)}.", *(f"{r.code}: {r.message}" for r in plan.remarks)])

@@ -184,7 +184,7 @@ class CompletedResult(_Result):
     seconds : dict
         Wall-clock seconds of each node.
     files : list of OutputFile
-        Everything written beside ``result.json``.
+        Everything written but ``result.json`` and ``metadata.json``.
     """
 
     status: Literal["completed"] = "completed"

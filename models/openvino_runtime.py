@@ -21,7 +21,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from models.record import SHIPPED, ModelRecord
+from models.record import ModelRecord, code_digest
 
 sys.modules["openvino_telemetry"] = None  # type: ignore[assignment]  # "not there", for whoever imports it
 
@@ -131,17 +131,8 @@ def _key(record: ModelRecord, method: str) -> str:
     digest = hashlib.sha256()
     for part in (record.sha256, record.settings, method, ov.__version__, torch.__version__):
         digest.update(part.encode() + b"\0")
-    digest.update(_code(SHIPPED))
+    digest.update(code_digest("models").encode())
     return digest.hexdigest()
-
-
-@cache
-def _code(folder: Path) -> bytes:
-    """Hash the code under a folder, once in a process."""
-    digest = hashlib.sha256()
-    for source in sorted(folder.rglob("*.py")):
-        digest.update(source.read_bytes())
-    return digest.digest()
 
 
 def _read(core: Any, entry: Path) -> Any | None:

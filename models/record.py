@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 SHIPPED = Path(__file__).resolve().parent
@@ -74,3 +75,13 @@ def read_model(folder: Path) -> tuple[ModelRecord, bytes]:
     if hashlib.sha256(content).hexdigest() != record.sha256:
         raise ModelUnavailable(f"model {folder.name}: {WEIGHTS} is not the file that {METADATA} describes")
     return record, content
+
+
+@cache
+def code_digest(*packages: str) -> str:
+    """Hash the code of packages, given by their folders: what they have made is to be made anew when it changes."""
+    digest = hashlib.sha256()
+    for package in packages:
+        for source in sorted((SHIPPED.parent / package).rglob("*.py")):
+            digest.update(source.read_bytes())
+    return digest.hexdigest()

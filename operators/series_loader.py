@@ -186,11 +186,11 @@ def _check_coverage(grid: Grid) -> None:
         raise InputRefused(ReasonCode.PARTIAL_COVERAGE, message)
 
 
-def describe(volume: CTVolume) -> str:
+def describe(grid: Grid) -> str:
     """Return number, size and spacing (x, y, z) of the slices for a person."""
-    slices, rows, columns = volume.grid.shape
-    z, y, x = volume.grid.spacing
-    return f"{slices} slices {columns} x {rows}, {x:.2f} x {y:.2f} x {z:.1f} mm"
+    slices, rows, columns = grid.shape
+    z, y, x = grid.spacing
+    return f"{slices} slices {columns} x {rows}, {x:.2f} x {y:.2f} x {z:.2f} mm"
 
 
 class SeriesLoaderOperator(Operator):
@@ -223,7 +223,7 @@ class SeriesLoaderOperator(Operator):
         """Load the series, emit it."""
         with self._journal.node("Series loader") as found:
             volume = load_study(self._study, self._rules, self._max_gap_mm)
-            found(describe(volume))
+            found(describe(volume.grid))
             for remark in volume.remarks:
                 found(remark.message)
         op_output.emit(volume, "volume")

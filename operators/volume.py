@@ -137,10 +137,6 @@ class CTVolume:
         """Series Instance UID of the source images."""
         return str(self.headers[0].SeriesInstanceUID)
 
-    def header_at(self, index: int) -> Dataset | None:
-        """Header of the source image at a slice of ``hu``; None where the slice was interpolated."""
-        return self.headers[self.places.index(index)] if index in self.places else None
-
 
 def plane_areas(mask: BoolArray | LabelArray, axis: int = 0) -> npt.NDArray[np.int64]:
     """Count the voxels that are not zero in each plane across ``axis``.

@@ -30,8 +30,6 @@ from app.supervision import STOPPING, die_with
 from models.threads import granted_cores, use_granted_cores
 
 Array = npt.NDArray[Any]
-VERSION = 3
-"""Of the preparation: another one, other files."""
 _HEADER = "prepared"
 _LONGEST = 80
 """Characters of a study's name that its file is named after."""
@@ -109,7 +107,7 @@ def prepare(
         If the cache cannot be written, or a process died.
     """
     folder = cache / f"{preparation.name}-{_digest(preparation.made_with)[:8]}"
-    jobs = [_Job(study, folder / _file_name(study), _key(study, preparation)) for study in studies]
+    jobs = [_Job(study, folder / f"{unique_name(study)}.safetensors", _key(study, preparation)) for study in studies]
     missing = [job for job in jobs if made_from(job.target) != job.key]
     if missing:
         there = len(jobs) - len(missing)
@@ -154,7 +152,6 @@ def fingerprint(path: Path) -> str:
 
 def _key(study: CohortStudy, preparation: Preparation) -> str:
     made_from = {
-        "version": VERSION,
         "with": dict(preparation.made_with),
         "study": fingerprint(study.path),
         "lungs": None if study.lungs is None else fingerprint(study.lungs),
@@ -167,10 +164,10 @@ def _digest(part: Mapping[str, object]) -> str:
     return hashlib.sha256(json.dumps(dict(part), sort_keys=True).encode()).hexdigest()
 
 
-def _file_name(study: CohortStudy) -> str:
+def unique_name(study: CohortStudy) -> str:
     """Name a study: readable, and different for studies of one name in different places."""
     place = hashlib.sha256(os.fsencode(f"{study.patient}\n{study.path.absolute()}")).hexdigest()[:8]
-    return f"{study.name[:_LONGEST]}-{place}.safetensors"
+    return f"{study.name[:_LONGEST]}-{place}"
 
 
 def _make(folder: Path) -> None:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 
+from app.cohort.cache import unique_name
 from app.cohort.images import load_study, write_image
 from app.cohort.table import CohortStudy, write_table
 from app.outcome import UsageError
@@ -55,16 +57,17 @@ def add_lung_masks(
     UsageError
         If a study cannot be read or has no lungs, or something cannot be written. What was made until then is kept.
     """
-    result = list(studies)
+    result, names = list(studies), Counter(study.name for study in studies)
     for place, study in enumerate(studies):
         if study.lungs is not None:
             continue
+        name = study.name if names[study.name] == 1 else unique_name(study)
+        path = folder / "masks" / f"{name}_lungs.nii.gz"
+        if path.exists():
+            raise UsageError(f"{path} is there already, but not in the table")
         volume = load_study(study)
         upright = standard_volume(volume)
         labels = draw_lungs(upright, study.path.name)
-        path = folder / "masks" / f"{study.name}_lungs.nii.gz"
-        if path.exists():
-            raise UsageError(f"{path} is there already, but not in the table")
         try:
             write_image(path, lungs_on(volume.grid, Lungs(labels, upright.grid)).labels, volume.grid)
             result[place] = replace(study, lungs=path)

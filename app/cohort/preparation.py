@@ -23,10 +23,11 @@ from models.lesions.network import UNKNOWN_TYPE, LesionNetwork
 from models.lungs.network import DeepMedic
 from models.lungs.reference import AERATED_HU, air_in_body
 from models.morphology import body_region
-from models.record import ModelUnavailable, read_model
+from models.record import ModelUnavailable, code_digest, read_model
 from models.runtime import Engine, choose
 from models.training.volumes import COVERAGE, HU, LESIONS, LUNGS, POINTS
 from operators.classification import classifier_input
+from operators.content_check import check_tissue
 from operators.findings import Lesions, Lung
 from operators.involvement import segment_involvement
 from operators.lesion_segmentation import segment_lesions
@@ -34,13 +35,16 @@ from operators.lung_segmentation import segment_lungs
 from operators.orientation import standard_arrangement, standard_volume
 from operators.refusal import InputRefused
 from operators.resampling import resample, shape_at
-from operators.software import VERSION
 from operators.volume import BoolArray, CTVolume, LabelArray
 
 POINTS_KEPT = 2000
 """Voxels of each kind to centre patches on that are kept of a study, evenly over all."""
+LUNG_HU = (-1000.0, -100.0)
+"""Range of the median over both lungs, however diseased."""
 BESIDE_HU = -950
 """Outside the body, what is denser is no air: table, clothes, cables."""
+_CODE = ("app/cohort", "models", "operators")
+"""What a prepared study depends on: with any other code it may be another one."""
 SEGMENTING = ("lungs", "lesions", "involvement")
 """The models whose findings the classifier learns from, or is judged beside."""
 
@@ -63,7 +67,7 @@ class VolumePreparation:
     @property
     def made_with(self) -> Mapping[str, object]:
         """Resolution and masks."""
-        return {"software": VERSION, "spacing": list(self.spacing), "masks": list(self.masks), "form": 2}
+        return {"code": code_digest(*_CODE), "spacing": list(self.spacing), "masks": list(self.masks)}
 
     @property
     def name(self) -> str:
@@ -80,6 +84,7 @@ class VolumePreparation:
         """
         volume = load_study(study)
         masks = {name: _mask(study, name, volume) for name in self.masks}
+        _check_hu(study, volume, masks[LUNGS])
         upright = standard_volume(volume)
         z, y, x = self.spacing
         grid = upright.grid.resampled(shape_at(upright.grid, (upright.grid.spacing[0] if z is None else z, y, x)))
@@ -122,7 +127,7 @@ class SlicePreparation:
         """Models and size."""
         runtime = choose(_ENGINE)
         return {
-            "software": VERSION,
+            "code": code_digest(*_CODE),
             "models": list(self.hashes),
             "in_plane": self.in_plane,
             "runtime": runtime.name,
@@ -140,7 +145,7 @@ class SlicePreparation:
         Raises
         ------
         UsageError
-            If it cannot be read, or no lungs are found.
+            If it cannot be read, its values are no Hounsfield units, or no lungs are found.
         RunFailed
             If a model is missing or altered.
         """
@@ -150,6 +155,7 @@ class SlicePreparation:
             raise UsageError(f"study {study.path.name}: {refusal.code}: {refusal.message}") from refusal
 
     def _make(self, volume: CTVolume) -> tuple[dict[str, Array], dict[str, str]]:
+        check_tissue(volume.hu)
         lungs_network, lesions_network, involvement_network = _networks(self.models, self.hashes)
         lungs = segment_lungs(volume, lungs_network)
         lesions = segment_lesions(volume, lungs, lesions_network)
@@ -205,6 +211,14 @@ def _networks(models: Path, hashes: tuple[str, ...]) -> tuple[DeepMedic, LesionN
         )
     except ModelUnavailable as error:
         raise RunFailed(str(error)) from error
+
+
+def _check_hu(study: CohortStudy, volume: CTVolume, lungs: LabelArray) -> None:
+    """Refuse what cannot be Hounsfield units: some public data sets are windowed or scaled to 0 to 255."""
+    middle = float(np.median(volume.hu[lungs > 0])) if lungs.any() else float("nan")
+    if not LUNG_HU[0] <= middle <= LUNG_HU[1]:
+        said = f"its lungs lie at {middle:.0f} HU in the median, which cannot be: are its values Hounsfield units?"
+        raise UsageError(f"study {study.path.name}: {said}")
 
 
 def _mask(study: CohortStudy, name: str, volume: CTVolume) -> LabelArray:

@@ -23,6 +23,9 @@ PIXEL_MM, GAP_MM = 1.5, 1.25
 """What pixels and gaps between slices are taken for where an archive does not say."""
 LUNG_HU, TISSUE_HU = -860.0, 40.0
 """What the medians of healthy lung and of chest wall are taken for."""
+HEALTHY_MEDIAN = 0.45
+"""Quantile of the intensities of all lung that is nearest to the median of healthy lung in the annotated slices of Ma
+et al. (Zenodo 3757476): by 22 HU in the median over slices."""
 _DAMAGED = (
     *(OSError, EOFError, KeyError, TypeError, ValueError, NotImplementedError),
     *(zipfile.BadZipFile, zlib.error, tokenize.TokenError),
@@ -108,7 +111,7 @@ def write_slices_cohort(folder: Path, slices: AnnotatedSlices, tell: Callable[[s
 
 def _write_study(folder: Path, name: str, slices: AnnotatedSlices, own: npt.NDArray[np.bool_]) -> CohortStudy:
     lungs, infection = slices.lungs[own], slices.infection[own]
-    parts = [to_hounsfield(*each) for each in zip(slices.ct[own], lungs, infection, strict=True)]
+    parts = [to_hounsfield(*each) for each in zip(slices.ct[own], lungs, strict=True)]
     hu = whole(np.stack(parts))
     grid = axial_grid(hu.shape, (GAP_MM, PIXEL_MM, PIXEL_MM))
     path = folder / "studies" / f"{name}.nii.gz"
@@ -123,13 +126,15 @@ def _unpacked(packed: npt.NDArray[np.uint8], ct: npt.NDArray[np.uint8]) -> npt.N
     return np.unpackbits(packed)[: ct.size].reshape(ct.shape).astype(bool)
 
 
-def to_hounsfield(
-    ct: npt.NDArray[np.uint8], lungs: npt.NDArray[np.bool_], infection: npt.NDArray[np.bool_]
-) -> npt.NDArray[np.float32]:
-    """Bring one equalised slice to a scale like HU: healthy lung and chest wall keep their usual medians."""
-    healthy = ct[lungs & ~infection]
+def to_hounsfield(ct: npt.NDArray[np.uint8], lungs: npt.NDArray[np.bool_]) -> npt.NDArray[np.float32]:
+    """Bring one equalised slice to a scale like HU: healthy lung and chest wall keep their usual medians.
+
+    What is infected is not known to whoever is to find it: the median of healthy lung is taken for
+    :data:`HEALTHY_MEDIAN` of all lung.
+    """
+    lung = ct[lungs]
     wall = ct[(ct > 0) & ~lungs]
-    low = float(np.median(healthy)) if healthy.size else 60.0
+    low = float(np.quantile(lung, HEALTHY_MEDIAN)) if lung.size else 60.0
     high = float(np.median(wall)) if wall.size else 200.0
     scale = (TISSUE_HU - LUNG_HU) / max(high - low, 30.0)
     return (LUNG_HU + (ct.astype(np.float32) - low) * scale).astype(np.float32)

@@ -91,7 +91,7 @@ class Difference:
     second: str
     auc: Estimate
     fpr_at_95: Estimate
-    delong_p_value: float
+    delong_p_value: float | None
 
 
 def evaluate_model(
@@ -158,7 +158,8 @@ def compare(first: Classification, second: Classification, *, replicates: int = 
         value = float(measure(wholes[1]) - measure(wholes[0]))
         return percentile_interval(value, measure(curves[1]) - measure(curves[0]))
 
-    p_value = delong_p_value(labels, cohorts[0].probabilities, cohorts[1].probabilities)
+    alone = len(set(patients.tolist())) == len(patients)
+    p_value = delong_p_value(labels, cohorts[0].probabilities, cohorts[1].probabilities) if alone else None
     return Difference(first.model, second.model, gain(area), gain(fpr_at_tpr), p_value)
 
 

@@ -6,6 +6,7 @@ import argparse
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -218,7 +219,7 @@ def evaluate_segmentation(arguments: argparse.Namespace) -> None:
     if arguments.predictions is not None:
         if arguments.in_given_lungs:
             raise UsageError("--in-given-lungs is for models: masks are judged as they are")
-        segment = from_folder(arguments.predictions)
+        segment = from_folder(arguments.predictions, studies)
     else:
         from app.cohort.known_patients import refuse_known_patients
         from app.evaluation.networks import Networks
@@ -234,13 +235,18 @@ def evaluate_segmentation(arguments: argparse.Namespace) -> None:
 
 
 def _judged(arguments: argparse.Namespace) -> Sequence[CohortStudy]:
-    """Return the studies of a cohort that models are judged on."""
+    """Return the studies of a cohort that models are judged on.
+
+    None of them counts as one for validation: nothing is chosen on them here, as the threshold of a classifier is.
+    """
     from app.cohort.table import part, read_cohort
 
     studies = read_cohort(arguments.cohort, classes=False)
     if arguments.only:
-        return part(studies, arguments.only)[0]
-    return [study for study in studies if study.split in (None, "test")]
+        studies = part(studies, arguments.only)[0]
+    else:
+        studies = tuple(study for study in studies if study.split in (None, "test"))
+    return [replace(study, split=None) for study in studies]
 
 
 def evaluate_robustness(arguments: argparse.Namespace) -> None:

@@ -80,7 +80,7 @@ def slice_cases(slices: AnnotatedSlices, count: int) -> Iterator[Case]:
         places = np.flatnonzero(slices.study == name)
         places = places[:: -(-places.size // MOST_SLICES)]
         ct, lungs, lesions = slices.ct[places], slices.lungs[places], slices.infection[places]
-        hu = np.stack([to_hounsfield(*each) for each in zip(ct, lungs, lesions, strict=True)])
+        hu = np.stack([to_hounsfield(*each) for each in zip(ct, lungs, strict=True)])
         seen = np.where(lungs, (np.clip(hu, low, high) - low) / (high - low), 0.0).astype(np.float32)
         yield from _both_masks(f"slices {number + 1}", seen, lungs, lesions)
 

@@ -84,11 +84,14 @@ def patient_weights(
 
 
 def percentile_interval(value: float, replicates: FloatArray, confidence: float = CONFIDENCE) -> Estimate:
-    """Return a value with the percentile interval of its bootstrap replicates; NaN stands for undefined."""
+    """Return a value with the percentile interval of its bootstrap replicates; NaN stands for undefined.
+
+    Where all replicates are the same, as of a single patient, they say nothing of how certain the value is.
+    """
     if np.isnan(value):
         return Estimate(None)
     defined = replicates[~np.isnan(replicates)]
-    if not len(defined):
+    if not len(defined) or np.ptp(defined) < 1e-12:
         return Estimate(value)
     low, high = np.quantile(defined, [0.5 - confidence / 2.0, 0.5 + confidence / 2.0])
     return Estimate(value, float(low), float(high))

@@ -61,7 +61,8 @@ CLASSIFICATION = (
 <tr><th>from</th><th>to</th><th>AUC</th><th>false positives at 95 %</th><th>DeLong's p</th></tr>
 {% for each in differences %}
 <tr><td>{{ each.first }}</td><td>{{ each.second }}</td><td>{{ each.auc.text }}</td><td>{{ each.fpr_at_95.text }}</td>
-<td class="n">{{ "%.3f" | format(each.delong_p_value) }}</td></tr>
+<td class="n">{{ "several studies of a patient" if each.delong_p_value is none else
+"%.3f" | format(each.delong_p_value) }}</td></tr>
 {% endfor %}
 </table>
 {% endif %}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from math import nan
@@ -142,8 +143,18 @@ def _mean(values: FloatArray, weights: FloatArray) -> Estimate:
     return bootstrap(mean, weights)
 
 
-def from_folder(folder: Path) -> Segment:
-    """Take masks from ``STUDY_lungs.nii.gz`` and ``STUDY_lesions.nii.gz`` in a folder."""
+def from_folder(folder: Path, studies: Sequence[CohortStudy]) -> Segment:
+    """Take the masks of studies from ``STUDY_lungs.nii.gz`` and ``STUDY_lesions.nii.gz`` in a folder.
+
+    Raises
+    ------
+    UsageError
+        If two studies have the same name.
+    """
+    names = Counter(study.name for study in studies)
+    if names and names.most_common(1)[0][1] > 1:
+        several = names.most_common(1)[0][0]
+        raise UsageError(f"several studies are named {several}, whose masks cannot be told apart: rename them")
 
     def segment(study: CohortStudy, volume: CTVolume) -> Masks:
         paths = [folder / f"{study.name}_{part}.nii.gz" for part in ("lungs", "lesions")]

@@ -137,10 +137,12 @@ class Ablation:
             return
         if not self.settings.is_dir():
             raise UsageError(f"the settings {self.settings} are no folder")
-        unknown = sorted(path.stem for path in self.settings.glob("*.y*ml") if path.stem not in TASKS)
-        if unknown or not any(self.settings.glob("*.yaml")):
-            said = f"holds {unknown[0]}.yaml" if unknown else "holds no settings"
-            raise UsageError(f"the folder {self.settings} {said}; known: {', '.join(f'{name}.yaml' for name in TASKS)}")
+        known = [f"{name}.yaml" for name in TASKS]
+        there = sorted(path.name for path in self.settings.glob("*.y*ml"))
+        unknown = [name for name in there if name not in known]
+        if unknown or not there:
+            said = f"holds {unknown[0]}" if unknown else "holds no settings"
+            raise UsageError(f"the folder {self.settings} {said}; known: {', '.join(known)}")
 
     def predict(self, name: str, tell: Tell) -> list[Prediction]:
         """Train a row and predict the validation and test studies with it.

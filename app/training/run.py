@@ -31,13 +31,12 @@ from models.classifier.cvae import CVAE
 from models.classifier.network import Classifier
 from models.classifier.training import start_from_cvae
 from models.precision import Device, resolve
-from models.record import ModelUnavailable, read_model
+from models.record import ModelUnavailable, code_digest, read_model
 from models.store import load_network
 from models.threads import granted_cores, use_granted_cores
 from models.training.checkpoint import Checkpoint, CheckpointUnusable
 from models.training.loop import Progress, Trained, fit
 from models.training.settings import TrainingSettings
-from operators.software import VERSION
 
 _OURS = re.compile(r"app\.outcome\.(UsageError|RunFailed): (.+)")
 logging.getLogger("lightning.fabric").setLevel(logging.ERROR)  # here, for processes tell of themselves as they start
@@ -92,7 +91,7 @@ class Training:
         parts = {
             "settings": self.settings.model_dump(exclude={"workers"}, mode="json"),
             "data": hashlib.sha256(json.dumps(data).encode()).hexdigest(),
-            "software": VERSION,
+            "code": code_digest("models"),
             "start": _hash(self.start),
             "cvae": _hash(self.cvae),
         }

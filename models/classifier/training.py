@@ -158,7 +158,8 @@ class StudyRecipe(Recipe):
         slices, label = self._read(self._training[index])
         count = self._settings.slices_per_study
         if count is not None and len(slices) > count:
-            slices = slices[np.random.default_rng((seed, number)).permutation(len(slices))[:count]]
+            drawn = np.random.default_rng((seed, number)).permutation(len(slices))[:count]
+            slices = slices[np.sort(drawn)]  # some networks take them for a volume
         return slices, label
 
     def validation_item(self, index: int) -> Item:

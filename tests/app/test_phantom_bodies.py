@@ -161,6 +161,17 @@ def test_lungs_are_drawn_where_masks_are_missing(
     assert (tmp_path / "cohort.csv").read_bytes() == before
 
 
+def test_lungs_of_studies_of_one_name_are_drawn_apart(bodies: list[Path], tmp_path: Path) -> None:
+    paths = [tmp_path / patient / bodies[0].name for patient in ("a", "b")]
+    for path in paths:
+        path.parent.mkdir()
+        path.write_bytes(bodies[0].read_bytes())
+    drawn = add_lung_masks(tmp_path, [CohortStudy("a", paths[0], 1), CohortStudy("b", paths[1], 0)])
+    masks = {study.lungs for study in drawn}
+    assert len(masks) == 2
+    assert all(mask is not None and mask.name.startswith("anna-") for mask in masks)
+
+
 def test_what_is_there_is_not_written_over(bodies: list[Path], tmp_path: Path) -> None:
     (tmp_path / "masks").mkdir()
     (tmp_path / "masks" / "anna_lungs.nii.gz").write_text("by hand")

@@ -125,8 +125,8 @@ def test_a_subset_of_slices_is_drawn_without_repetition(tmp_path: Path) -> None:
     training = [PreparedStudy(path, 1)]
     chosen = settings("classifier", batch=1, slices_per_study=4)
     recipe = ClassifierRecipe(Classifier(), chosen, training, training)
-    drawn = [sorted((recipe[number][0][:, 0, 0, 0] * 16).tolist()) for number in range(8)]
-    assert all(len(set(each)) == 4 for each in drawn)
+    drawn = [(recipe[number][0][:, 0, 0, 0] * 16).tolist() for number in range(8)]
+    assert all(each == sorted(set(each)) and len(each) == 4 for each in drawn), "in the order in which they lie"
     assert len(set(map(tuple, drawn))) > 3
     assert len(recipe.validation_item(0)[0]) == 10
 

@@ -633,7 +633,7 @@ def test_folder_is_read_as_expected(files: Files, case: Accepted) -> None:
 def test_description_and_places_are_those_of_the_slices(files: Files) -> None:
     volume = load_ct_series(files[0].parent)
     assert [header.ImagePositionPatient[2] for header in volume.headers] == [100.0 + 30.0 * k for k in range(6)]
-    assert describe(volume) == "6 slices 10 x 8, 0.75 x 1.50 x 30.0 mm"
+    assert describe(volume.grid) == "6 slices 10 x 8, 0.75 x 1.50 x 30.00 mm"
 
 
 def test_headers_keep_everything_but_the_pixels(files: Files) -> None:
@@ -1036,7 +1036,7 @@ def test_operator_emits_the_volume_and_tells_what_it_found(files: Files) -> None
     graph.run()
     (volume,) = graph.received
     np.testing.assert_array_equal(volume.hu, HU)
-    assert lines[-1].startswith("Series loader: 6 slices 10 x 8, 0.75 x 1.50 x 30.0 mm, Slices of 1 mm lie 30.0 mm")
+    assert lines[-1].startswith("Series loader: 6 slices 10 x 8, 0.75 x 1.50 x 30.00 mm, Slices of 1 mm lie 30.0 mm")
 
 
 # --- real data ---
@@ -1136,7 +1136,7 @@ def test_lost_real_slice_is_interpolated_and_remarked_on(real_data: Path, tmp_pa
     assert [remark.code for remark in volume.remarks] == [RemarkCode.SLICES_INTERPOLATED]
     np.testing.assert_array_equal(np.delete(volume.hu, 70, axis=0), np.delete(whole.hu, 70, axis=0))
     np.testing.assert_allclose(volume.hu[70], (whole.hu[69] + whole.hu[71]) / 2, atol=1e-2)
-    assert volume.header_at(70) is None
+    assert 70 not in volume.places
 
 
 def _assert_equals_simple_itk(folder: Path) -> None:

@@ -204,16 +204,6 @@ def test_other_settings_have_their_own_files(studies: list[CohortStudy], copying
     assert copying.begun() == []
 
 
-def test_another_version_of_the_preparation_makes_all_again(
-    studies: list[CohortStudy], copying: Copying, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    prepare(studies, copying, tmp_path / "cache", workers=1)
-    copying.begun()
-    monkeypatch.setattr(cache, "VERSION", cache.VERSION + 1)
-    prepare(studies, copying, tmp_path / "cache", workers=1)
-    assert copying.begun() == ["p0", "p1", "p2"]
-
-
 def test_several_processes_make_the_same_in_the_order_of_the_studies(copying: Copying, tmp_path: Path) -> None:
     """The first study is ready last: it waits for one that comes later."""
     last = tmp_path / "parallel"

@@ -16,6 +16,7 @@ import SimpleITK as sitk
 import torch
 from safetensors.numpy import save_file
 
+from app.cohort import preparation
 from app.cohort.cache import Array, prepare
 from app.cohort.images import load_study
 from app.cohort.preparation import POINTS_KEPT, SlicePreparation, VolumePreparation, slice_preparation
@@ -290,11 +291,14 @@ def test_a_mask_without_lung_cannot_be_used(tmp_path: Path) -> None:
         NATIVE.make(study)
 
 
-def test_settings_tell_preparations_apart() -> None:
+def test_settings_and_code_tell_preparations_apart(monkeypatch: pytest.MonkeyPatch) -> None:
     finer, other = VolumePreparation((None, 1.5, 1.5), ("lungs",)), VolumePreparation(SPACING, ("lungs",))
     assert (NATIVE.name, finer.name, other.name) == ("volumes-3x2x2", "volumes-zx1.5x1.5", "volumes-3x2x2")
     made = [json.dumps(dict(each.made_with)) for each in (NATIVE, finer, other)]
-    assert len(set(made)) == 3
+    monkeypatch.setattr(preparation, "code_digest", lambda *packages: " ".join(packages))
+    made.append(json.dumps(dict(NATIVE.made_with)))
+    assert len(set(made)) == 4
+    assert "app/cohort models operators" in made[-1]
     assert pickle.loads(pickle.dumps(NATIVE)) == NATIVE  # noqa: S301 - our own
 
 
@@ -376,6 +380,7 @@ _SPOILS: dict[str, Callable[[CohortStudy], CohortStudy]] = {
     "no number": _on("path", _with(np.nan)),
     "infinite": _on("path", _with(np.inf)),
     "half a file": _cut,
+    "no Hounsfield units": _on("path", lambda hu: np.interp(hu, (-1250, 250), (0, 255)).astype(np.int16)),
     "no dicom": _no_dicom,
 }
 
@@ -407,6 +412,7 @@ def _problem(kind: str, folder: Path) -> str:
         ("no number", "study ct.nii.gz: hu must be finite"),
         ("infinite", "study ct.nii.gz: hu must be finite"),
         ("half a file", "ct.nii.gz"),
+        ("no Hounsfield units", "study ct.nii.gz: its lungs lie at 67 HU in the median, which cannot be"),
         ("no dicom", "study series: NO_DICOM: "),
     ],
 )
@@ -518,6 +524,13 @@ def test_a_study_without_lungs_cannot_be_used(models: Path, tmp_path: Path) -> N
     write_series(tmp_path / "legs", np.full((36, 24, 30), 40.0), TINY_MM)
     with pytest.raises(UsageError, match=r"^study legs: NO_LUNGS: no lungs were found: .*$"):
         slice_preparation(models, 30).make(CohortStudy("p", tmp_path / "legs", 0))
+
+
+def test_slices_without_hounsfield_units_cannot_be_used(models: Path, tmp_path: Path) -> None:
+    hu, *_ = _thorax()
+    write_series(tmp_path / "windowed", np.interp(hu, (-1250, 250), (0, 255)), TINY_MM)
+    with pytest.raises(UsageError, match=r"^study windowed: IMPLAUSIBLE_HU: "):
+        slice_preparation(models, 30).make(CohortStudy("p", tmp_path / "windowed", 0))
 
 
 def test_lungs_that_vanish_in_large_pixels_cannot_be_used(series: CohortStudy, models: Path) -> None:

@@ -146,6 +146,17 @@ def test_differences_are_paired() -> None:
     assert back.auc.value == pytest.approx(-found.auc.value)
 
 
+def test_studies_of_one_patient_have_no_p_value_that_takes_them_for_independent() -> None:
+    once = _cohort(4, n=40)
+    again = [_prediction(k, e.label, e.probability / 2, study="again") for k, e in enumerate(once[:1])]
+    alone, repeated = (
+        [evaluate_model(name, Cohort.of(each), Cohort.of([]), replicates=100) for name in ("first", "second")]
+        for each in (once, once + again)
+    )
+    assert compare(*alone, replicates=100).delong_p_value == pytest.approx(1.0)
+    assert compare(*repeated, replicates=100).delong_p_value is None
+
+
 def test_only_the_same_studies_are_compared() -> None:
     first, second = (
         evaluate_model("m", Cohort.of(_cohort(seed, n)), Cohort.of([]), replicates=_REPLICATES)

@@ -67,8 +67,20 @@ def test_undefined_replicates_are_left_out() -> None:
         with np.errstate(invalid="ignore"):
             return np.asarray(counts[:, 0] * 3.0 / counts[:, 0])
 
-    assert bootstrap(measure, weights) == Estimate(3.0, 3.0, 3.0)
+    assert bootstrap(measure, weights) == Estimate(3.0), "and those that are the same give no interval"
     assert bootstrap(lambda counts: np.full(len(counts), np.nan), weights) == Estimate(None)
+
+
+def test_of_one_patient_there_is_no_interval() -> None:
+    values = np.array([0.5, 0.8, 0.9])
+
+    def found(patients: list[str]) -> Estimate:
+        return bootstrap(lambda counts: counts @ values / counts.sum(axis=-1), patient_weights(patients, [1, 1, 1]))
+
+    assert found(["a", "a", "a"]) == Estimate(pytest.approx(2.2 / 3))
+    assert found(["a", "a", "a"]).text == "0.73"
+    two = found(["a", "b", "b"])
+    assert (two.low, two.high) == (pytest.approx(0.5), pytest.approx(0.85))
 
 
 def _coverage(simulations: int, per_class: int, separation: float) -> float:

@@ -7,6 +7,7 @@ import json
 import math
 import re
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -99,12 +100,12 @@ def test_means_leave_out_what_is_undefined() -> None:
 
 def test_the_cohort_is_scored_in_its_geometry(cohort: Path, predictions: Path) -> None:
     told: list[str] = []
-    scores = score_cohort(read_cohort(cohort), from_folder(predictions), told.append)
+    scores = score_cohort(read_cohort(cohort), from_folder(predictions, read_cohort(cohort)), told.append)
     assert len(scores) == len(told) == 4
     for score in scores:
         assert 0.5 < score.measures["lungs_dice"] < 1.0
         assert score.measures["lungs_error_ml"] > 0
-    truth = score_cohort(read_cohort(cohort), from_folder(cohort / "masks"))
+    truth = score_cohort(read_cohort(cohort), from_folder(cohort / "masks", read_cohort(cohort)))
     assert all(score.measures["lungs_surface_dice"] == 1.0 for score in truth)
 
 
@@ -145,7 +146,9 @@ def test_masks_that_cannot_be_are_refused(cohort: Path, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=r"cannot read broken\.nii\.gz"):
         load_mask(tmp_path / "broken.nii.gz", grid, 2)
     with pytest.raises(UsageError, match=r"holds no p000_lungs\.nii\.gz"):
-        score_cohort([first], from_folder(tmp_path))
+        score_cohort([first], from_folder(tmp_path, [first]))
+    with pytest.raises(UsageError, match="several studies are named p000"):
+        from_folder(tmp_path, [first, replace(first, patient="another")])
 
 
 def test_the_command_writes_what_it_measured(
@@ -155,7 +158,7 @@ def test_the_command_writes_what_it_measured(
     command = ["evaluate", "segmentation", "--cohort", str(cohort), "--predictions", str(predictions)]
     assert main([*command, "-o", str(output), "--replicates", "200"]) == 0
     assert capsys.readouterr().out == f"{output / 'index.html'}\n"
-    scores = score_cohort(read_cohort(cohort), from_folder(predictions))
+    scores = score_cohort(read_cohort(cohort), from_folder(predictions, read_cohort(cohort)))
     means = json.loads((output / "segmentation.json").read_text("utf-8"))["means"]
     expected = np.mean([score.measures["lungs_dice"] for score in scores])
     assert means["lungs_dice"]["value"] == pytest.approx(expected)

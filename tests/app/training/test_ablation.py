@@ -208,7 +208,7 @@ def test_rows_are_not_judged_through_models_that_learned_from_the_same_patients(
     assert not (tmp_path / "cache").exists()
 
 
-@pytest.mark.parametrize("kind", ["absent", "empty", "unknown"])
+@pytest.mark.parametrize("kind", ["absent", "empty", "unknown", "other ending"])
 def test_a_wrong_folder_of_settings_is_not_ignored(
     kind: str, cohort: Path, untrained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -217,9 +217,13 @@ def test_a_wrong_folder_of_settings_is_not_ignored(
         settings.mkdir()
     if kind == "unknown":
         (settings / "clasifier.yaml").write_text("epochs: 1\n")
+    if kind == "other ending":
+        (settings / "classifier.yml").write_text("epochs: 1\n")
+        (settings / "cvae.yaml").write_text("epochs: 1\n")
     assert main(ablation(cohort, untrained, tmp_path / "out", "-c", str(settings))) == 64
     (line,) = capsys.readouterr().err.strip().splitlines()
-    assert {"absent": "no folder", "empty": "no settings", "unknown": "clasifier.yaml"}[kind] in line
+    said = {"absent": "no folder", "empty": "no settings", "unknown": "clasifier.yaml"}
+    assert (said | {"other ending": "holds classifier.yml"})[kind] in line
 
 
 def test_a_wrong_setting_of_a_later_row_is_told_before_the_first_is_trained(

@@ -322,6 +322,9 @@ def test_a_patient_who_is_left_out_can_be_judged_on_and_no_other(
     judge = ["evaluate", "robustness", "--cohort", str(cohort), "-m", str(tmp_path / "models"), "-o"]
     assert main([*judge, str(tmp_path / "of a known one"), "--only", learned[0]]) == 64
     assert "learned from 1 of the patients that it is to be judged on" in last_error(capsys)
+    chosen_on = next(patient for patient, own in split.items() if own == "validation")
+    assert main([*judge, str(tmp_path / "of one chosen on"), "--only", chosen_on]) == 64
+    assert "learned from 1 of the patients that it is to be judged on" in last_error(capsys)
     assert main([*judge, str(tmp_path / "judged"), "--only", left]) == 0
     trials = json.loads((tmp_path / "judged" / "robustness.json").read_text("utf-8"))["trials"]
     assert {trial["patient"] for trial in trials} == {left}
