@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -23,7 +23,7 @@ from operators.software import NAME, RESEARCH_NOTICE, VERSION
 
 if TYPE_CHECKING:
     from app.application import Models
-    from app.result import CompletedResult
+    from app.result import CompletedResult, StudyOutcome
     from models.runtime import Runtime
     from operators.selection_rules import SelectionRules
     from operators.studies import Study
@@ -140,7 +140,7 @@ def _run_each(
     staging: Staging, request: Request, studies: Sequence[Study], tell: Callable[[str], None]
 ) -> list[CompletedResult]:
     """Process several studies one after the other, each into its own folder; then publish the list of them."""
-    from app.result import FolderResult, StudyOutcome
+    from app.result import StudyOutcome
 
     results: list[CompletedResult] = []
     names = [study.uid if UID(study.uid).is_valid else f"study-{k}" for k, study in enumerate(studies, start=1)]
@@ -152,17 +152,19 @@ def _run_each(
             try:
                 with Staging(request.output / name) as own, _refusal_published(own, request.settings):
                     results.append(_publish(own, request, study, tell))
-                tell(f"{results[-1].message}; in {name}")
                 outcomes[index] = StudyOutcome(folder=name, status="completed")
+                tell(f"{results[-1].message}; in {name}")
             except InputRefused as refusal:
-                tell(f"refused: {refusal.code}: {refusal.message}")
                 outcomes[index] = StudyOutcome(folder=name, status="refused", reason_codes=[refusal.code])
+                tell(f"refused: {refusal.code}: {refusal.message}")
             except Exception as error:  # the others may not have what this one has
                 trace(error)
                 tell(verdict(error)[1])
-    finally:  # also where a signal ends it: an earlier list would not be true of what has been replaced
-        FolderResult.of(outcomes, request.settings).write(staging.folder)
-        staging.publish()
+    except BaseException:  # a signal: an earlier list would not be true of what has been replaced
+        with suppress(OSError, UsageError):
+            _publish_list(staging, outcomes, request.settings)
+        raise
+    _publish_list(staging, outcomes, request.settings)
     failed = sum(outcome.status == "failed" for outcome in outcomes)
     if failed:
         raise RunFailed(f"{failed} of {len(studies)} studies failed; the lines above say why.")
@@ -171,6 +173,13 @@ def _run_each(
         message = f"{len(refused)} of {len(studies)} studies were refused; the folder of each says why."
         raise SomeRefused(refused[0].reason_codes[0], message)
     return results
+
+
+def _publish_list(staging: Staging, outcomes: Sequence[StudyOutcome], settings: Settings) -> None:
+    from app.result import FolderResult
+
+    FolderResult.of(outcomes, settings).write(staging.folder)
+    staging.publish()
 
 
 def _provide_scratch(folder: Path) -> None:

@@ -79,9 +79,18 @@ def read_model(folder: Path) -> tuple[ModelRecord, bytes]:
 
 @cache
 def code_digest(*packages: str) -> str:
-    """Hash the code of packages, given by their folders: what they have made is to be made anew when it changes."""
+    """Hash the code of packages, given by their folders: what they have made is to be made anew when it changes.
+
+    Raises
+    ------
+    ValueError
+        If there is no code in one of them.
+    """
     digest = hashlib.sha256()
     for package in packages:
-        for source in sorted((SHIPPED.parent / package).rglob("*.py")):
+        sources = sorted((SHIPPED.parent / package).rglob("*.py"))
+        if not sources:
+            raise ValueError(f"there is no code in {package}")
+        for source in sources:
             digest.update(source.read_bytes())
     return digest.hexdigest()

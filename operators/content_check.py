@@ -60,7 +60,7 @@ def check_content(volume: CTVolume, lungs: Lungs) -> tuple[Remark, ...]:
     if not lungs.grid.matches(volume.grid):
         raise ValueError("the lungs must be on the grid of the CT")
     upright, standing = standard_volume(volume), standard_lungs(lungs)
-    check_tissue(upright.hu)
+    _check_tissue(upright.hu)
     return (
         *_check_volume(standing),
         *_check_attenuation(upright.hu, standing),
@@ -69,19 +69,7 @@ def check_content(volume: CTVolume, lungs: Lungs) -> tuple[Remark, ...]:
     )
 
 
-def check_tissue(hu: HuArray) -> None:
-    """Check that what is no air is as dense as tissue is.
-
-    Parameters
-    ----------
-    hu : ndarray, shape (z, y, x)
-        Hounsfield units.
-
-    Raises
-    ------
-    InputRefused
-        ``IMPLAUSIBLE_HU``.
-    """
+def _check_tissue(hu: HuArray) -> None:
     some = hu[::4, ::4, ::4]
     tissue = some[some > TISSUE_FROM_HU]
     middle = float(np.median(tissue)) if tissue.size else float("nan")

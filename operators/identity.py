@@ -36,6 +36,7 @@ _PATIENT_AND_STUDY = (
     "ReferringPhysicianName",
 )
 
+_NAMES = ("PatientName", "ReferringPhysicianName")
 _DATES_AND_TIMES: dict[str, type[DA] | type[TM]] = {"PatientBirthDate": DA, "StudyDate": DA, "StudyTime": TM}
 
 
@@ -129,9 +130,9 @@ def source_headers(volume: CTVolume) -> list[Dataset]:
     for keyword in _PATIENT_AND_STUDY:
         if keyword not in first:
             setattr(first, keyword, "")
-    for element in first:
-        if element.VR == "PN" and element.VM > 1:
-            element.value = PersonName("\\".join(str(name) for name in element.value))
+    for keyword in _NAMES:
+        if first[keyword].VM > 1:
+            setattr(first, keyword, PersonName("\\".join(str(name) for name in first[keyword].value)))
     if str(first.PatientSex) not in {"M", "F", "O"}:
         first.PatientSex = ""
     for keyword, kind in _DATES_AND_TIMES.items():
@@ -163,7 +164,9 @@ def produced_at(volume: CTVolume, provenance: Provenance) -> datetime:
 
 def _zone(volume: CTVolume) -> tzinfo | None:
     stated = str(volume.headers[0].get("TimezoneOffsetFromUTC") or "")
-    return datetime.strptime(stated, "%z").tzinfo if re.fullmatch(r"[+-](0\d|1[0-4])[0-5]\d", stated) else None
+    if not re.fullmatch(r"[+-]\d\d[0-5]\d", stated) or stated == "-0000" or not -1200 <= int(stated) <= 1400:
+        return None
+    return datetime.strptime(stated, "%z").tzinfo
 
 
 def equipment(volume: CTVolume, provenance: Provenance) -> dict[str, Any]:

@@ -200,7 +200,7 @@ def _one_acquisition(
         ranks = [kernel_rank(kernel_of(slices[part[0]].header)) for part in complete]
         in_order = [(-len(part), rank, *_in_order(values[part[0]])) for part, rank in zip(complete, ranks, strict=True)]
         best = complete[min(range(len(complete)), key=in_order.__getitem__)]
-        message = f"The series holds {len(parts)} overlapping acquisitions; the first of the longest was taken."
+        message = f"The series holds {len(parts)} overlapping acquisitions; one of the longest was taken."
         return [slices[k] for k in best], [Remark(RemarkCode.ACQUISITION_CHOSEN, message)]
     return slices, []
 

@@ -27,19 +27,18 @@ from models.record import ModelUnavailable, code_digest, read_model
 from models.runtime import Engine, choose
 from models.training.volumes import COVERAGE, HU, LESIONS, LUNGS, POINTS
 from operators.classification import classifier_input
-from operators.content_check import check_tissue
 from operators.findings import Lesions, Lung
 from operators.involvement import segment_involvement
 from operators.lesion_segmentation import segment_lesions
 from operators.lung_segmentation import segment_lungs
 from operators.orientation import standard_arrangement, standard_volume
-from operators.refusal import InputRefused
+from operators.refusal import InputRefused, ReasonCode
 from operators.resampling import resample, shape_at
 from operators.volume import BoolArray, CTVolume, LabelArray
 
 POINTS_KEPT = 2000
 """Voxels of each kind to centre patches on that are kept of a study, evenly over all."""
-LUNG_HU = (-1000.0, -100.0)
+LUNG_HU = (-1000.0, 0.0)
 """Range of the median over both lungs, however diseased."""
 BESIDE_HU = -950
 """Outside the body, what is denser is no air: table, clothes, cables."""
@@ -84,7 +83,10 @@ class VolumePreparation:
         """
         volume = load_study(study)
         masks = {name: _mask(study, name, volume) for name in self.masks}
-        _check_hu(study, volume, masks[LUNGS])
+        try:
+            _check_hu(volume, masks[LUNGS] > 0)
+        except InputRefused as refusal:
+            raise _unusable(study, refusal) from refusal
         upright = standard_volume(volume)
         z, y, x = self.spacing
         grid = upright.grid.resampled(shape_at(upright.grid, (upright.grid.spacing[0] if z is None else z, y, x)))
@@ -152,12 +154,12 @@ class SlicePreparation:
         try:
             return self._make(load_study(study))
         except InputRefused as refusal:
-            raise UsageError(f"study {study.path.name}: {refusal.code}: {refusal.message}") from refusal
+            raise _unusable(study, refusal) from refusal
 
     def _make(self, volume: CTVolume) -> tuple[dict[str, Array], dict[str, str]]:
-        check_tissue(volume.hu)
         lungs_network, lesions_network, involvement_network = _networks(self.models, self.hashes)
         lungs = segment_lungs(volume, lungs_network)
+        _check_hu(volume, lungs.mask)
         lesions = segment_lesions(volume, lungs, lesions_network)
         involvement = segment_involvement(volume, lungs, involvement_network)
         inputs, grid = classifier_input(volume, lungs, lesions, self.in_plane)
@@ -213,12 +215,16 @@ def _networks(models: Path, hashes: tuple[str, ...]) -> tuple[DeepMedic, LesionN
         raise RunFailed(str(error)) from error
 
 
-def _check_hu(study: CohortStudy, volume: CTVolume, lungs: LabelArray) -> None:
+def _unusable(study: CohortStudy, refusal: InputRefused) -> UsageError:
+    return UsageError(f"study {study.path.name}: {refusal.code}: {refusal.message}")
+
+
+def _check_hu(volume: CTVolume, lungs: BoolArray) -> None:
     """Refuse what cannot be Hounsfield units: some public data sets are windowed or scaled to 0 to 255."""
-    middle = float(np.median(volume.hu[lungs > 0])) if lungs.any() else float("nan")
+    middle = float(np.median(volume.hu[lungs]))
     if not LUNG_HU[0] <= middle <= LUNG_HU[1]:
-        said = f"its lungs lie at {middle:.0f} HU in the median, which cannot be: are its values Hounsfield units?"
-        raise UsageError(f"study {study.path.name}: {said}")
+        message = f"The lungs lie at {middle:.0f} HU in the median, which cannot be: are the values Hounsfield units?"
+        raise InputRefused(ReasonCode.IMPLAUSIBLE_HU, message)
 
 
 def _mask(study: CohortStudy, name: str, volume: CTVolume) -> LabelArray:

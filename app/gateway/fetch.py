@@ -91,8 +91,9 @@ def _by_move(configuration: GatewayConfiguration, source: DicomNode, study: str,
         raise UsageError("the gateway does not run, and has to receive what comes: start it first")
     with _associated(configuration, source) as association:
         series = _ct_series(association, source, study)
-        if not series:
-            raise _none(source)
+    if not series:
+        raise _none(source)
+    with _associated(configuration, source) as association:
         came = 0
         for each in series:
             came += _move(association, configuration.ae_title, source, study, each)
@@ -143,10 +144,10 @@ def _may_hold_ct(association: Association, source: DicomNode, within: Mapping[st
         images = _found(
             association, source, {"QueryRetrieveLevel": "IMAGE", **within}, ("SOPInstanceUID", "SOPClassUID")
         )
-    except Unreachable:  # not everybody can be searched for images
+    except (Unreachable, RuntimeError):  # not everybody can be searched for images; some hang up
         return True
     classes = {str(image.get("SOPClassUID") or "") for image in images}
-    return "" in classes or not classes.isdisjoint(ACCEPTED_CLASSES)
+    return not classes or "" in classes or not classes.isdisjoint(ACCEPTED_CLASSES)
 
 
 def _found(association: Association, source: DicomNode, query: Mapping[str, str], keys: Sequence[str]) -> list[Dataset]:

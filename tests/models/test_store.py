@@ -7,7 +7,8 @@ import pytest
 import torch
 from torch import nn
 
-from models.record import METADATA, WEIGHTS, ModelUnavailable
+from models import record as records
+from models.record import METADATA, WEIGHTS, ModelUnavailable, code_digest
 from models.store import load_network, save_weights
 
 
@@ -82,3 +83,18 @@ def test_weights_of_another_network_do_not_load(tmp_path: Path) -> None:
 def test_metadata_keep_what_they_said(tmp_path: Path) -> None:
     save_weights(tmp_path, nn.Linear(1, 1), {"name": "n", "version": "1", "task": "t"})
     assert json.loads((tmp_path / METADATA).read_text())["task"] == "t"
+
+
+def test_the_digest_of_code_changes_with_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(records, "SHIPPED", tmp_path / "models")
+    (tmp_path / "operators" / "deep").mkdir(parents=True)
+    digests = set()
+    for text in ("a = 1", "a = 2"):
+        (tmp_path / "operators" / "deep" / "code.py").write_text(text)
+        code_digest.cache_clear()
+        digests.add(code_digest("operators"))
+        (tmp_path / "operators" / "notes.txt").write_text(text)
+    assert len(digests) == 2
+    with pytest.raises(ValueError, match="no code in nowhere"):
+        code_digest("nowhere")
+    code_digest.cache_clear()

@@ -5,6 +5,8 @@ from pathlib import Path
 import pydicom
 import pytest
 from pydicom import Dataset
+from pydicom.dataelem import RawDataElement
+from pydicom.tag import Tag
 from pydicom.uid import UID
 
 from operators import identity
@@ -88,6 +90,20 @@ def test_a_name_with_a_backslash_is_one_name_as_the_source_has_it(tmp_path: Path
         assert made.PatientSex == ""
 
 
+def test_several_physicians_stay_several(tmp_path: Path) -> None:
+    found = case(PhysiciansOfRecord=["A^B", "C^D"])
+    assert list(source_headers(found.volume)[0].PhysiciansOfRecord) == ["A^B", "C^D"]
+
+
+def test_damaged_private_elements_of_a_source_stop_nothing(tmp_path: Path) -> None:
+    """They are left as they are read: nobody needs them."""
+    volume = case().volume
+    for header in volume.headers:
+        header[0x00111001] = RawDataElement(Tag(0x00111001), "FD", 4, b"\x00" * 4, 0, False, True)
+    first, *_ = source_headers(volume)
+    assert "PatientName" in first
+
+
 @pytest.mark.parametrize("keyword", ["PatientID", "StudyID", "AccessionNumber", "StudyDescription"])
 def test_values_that_a_backslash_parts_stop_nothing(keyword: str) -> None:
     for made in every_object(case(**{keyword: ["A", "B"]})):
@@ -102,7 +118,12 @@ def test_times_are_those_of_the_zone_that_the_source_names() -> None:
         assert _stated(made, "InstanceCreationDate", "InstanceCreationTime") == ("20260101", "213405")
         if "TimeOfSecondaryCapture" in made:
             assert _stated(made, "DateOfSecondaryCapture", "TimeOfSecondaryCapture") == ("20260101", "213405")
-    for made in every_object(case(TimezoneOffsetFromUTC="Berlin"), replace(provenance(), produced=produced)):
+
+
+@pytest.mark.parametrize("zone", ["Berlin", "-0000", "+1401", "-1230", "+0160", "+9900", "2", ""])
+def test_what_is_no_zone_is_passed_over(zone: str) -> None:
+    produced = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
+    for made in every_object(case(TimezoneOffsetFromUTC=zone), replace(provenance(), produced=produced))[:1]:
         assert "TimezoneOffsetFromUTC" not in made
         assert _stated(made, "ContentDate", "ContentTime") == ("20260102", "030405")
 

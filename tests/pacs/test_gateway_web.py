@@ -91,14 +91,17 @@ def test_a_study_is_fetched_and_its_results_are_stored_by_stow_rs(site: Site, fi
 
 
 _SCRIPT = """
-CT = { '1.2.840.10008.5.1.4.1.1.2', '1.2.840.10008.5.1.4.1.1.2.1', '1.2.840.10008.5.1.4.1.1.2.2' }
+CT = {
+  ['1.2.840.10008.5.1.4.1.1.2'] = true,
+  ['1.2.840.10008.5.1.4.1.1.2.1'] = true,
+  ['1.2.840.10008.5.1.4.1.1.2.2'] = true,
+}
 
 function OnStableSeries(series, tags, metadata)
-  local image = ParseJson(RestApiGet('/series/' .. series))['Instances'][1]
-  local class = RestApiGet('/instances/' .. image .. '/metadata/SopClassUid')
-  for _, each in ipairs(CT) do
-    if class == each then
+  for _, image in ipairs(ParseJson(RestApiGet('/series/' .. series))['Instances']) do
+    if CT[RestApiGet('/instances/' .. image .. '/metadata/SopClassUid')] then
       RestApiPost('/modalities/covidct/store', DumpJson({ Resources = { series }, Asynchronous = true }, true))
+      return
     end
   end
 end

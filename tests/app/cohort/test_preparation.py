@@ -28,6 +28,7 @@ from models.involvement.network import predict as involvement_probability
 from models.lesions.network import LesionNetwork
 from models.lesions.network import predict as lesions_probability
 from models.lung_region import normalise
+from models.lungs.network import DeepMedic
 from models.record import METADATA, WEIGHTS, ModelUnavailable
 from models.runtime import choose
 from models.store import save_weights
@@ -36,6 +37,7 @@ from operators.classification import classifier_input
 from operators.findings import Involvement, Lesions, Lungs
 from operators.involvement import segment_involvement
 from operators.lesion_segmentation import segment_lesions
+from operators.lung_segmentation import segment_lungs
 from operators.software import MANUFACTURER
 from operators.volume import CTVolume
 from tests.app.tiny_run import SPACING as TINY_MM
@@ -412,7 +414,7 @@ def _problem(kind: str, folder: Path) -> str:
         ("no number", "study ct.nii.gz: hu must be finite"),
         ("infinite", "study ct.nii.gz: hu must be finite"),
         ("half a file", "ct.nii.gz"),
-        ("no Hounsfield units", "study ct.nii.gz: its lungs lie at 67 HU in the median, which cannot be"),
+        ("no Hounsfield units", "study ct.nii.gz: IMPLAUSIBLE_HU: The lungs lie at 67 HU in the median"),
         ("no dicom", "study series: NO_DICOM: "),
     ],
 )
@@ -526,11 +528,17 @@ def test_a_study_without_lungs_cannot_be_used(models: Path, tmp_path: Path) -> N
         slice_preparation(models, 30).make(CohortStudy("p", tmp_path / "legs", 0))
 
 
-def test_slices_without_hounsfield_units_cannot_be_used(models: Path, tmp_path: Path) -> None:
-    hu, *_ = _thorax()
-    write_series(tmp_path / "windowed", np.interp(hu, (-1250, 250), (0, 255)), TINY_MM)
-    with pytest.raises(UsageError, match=r"^study windowed: IMPLAUSIBLE_HU: "):
-        slice_preparation(models, 30).make(CohortStudy("p", tmp_path / "windowed", 0))
+def test_slices_without_hounsfield_units_cannot_be_used(
+    series: CohortStudy, models: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever the lung network takes for lungs in them."""
+    volume = load_study(series)
+    scaled = replace(volume, hu=np.interp(volume.hu, (-1250, 250), (0, 255)).astype(np.float32))
+    lungs = segment_lungs(volume, choose().load(models / "lungs", DeepMedic)[0])
+    monkeypatch.setattr(preparation, "segment_lungs", lambda volume, network: lungs)
+    monkeypatch.setattr(preparation, "load_study", lambda study: scaled)
+    with pytest.raises(UsageError, match=r"^study tiny: IMPLAUSIBLE_HU: The lungs lie at \d+ HU"):
+        slice_preparation(models, 30).make(series)
 
 
 def test_lungs_that_vanish_in_large_pixels_cannot_be_used(series: CohortStudy, models: Path) -> None:

@@ -29,20 +29,23 @@ class Archive:
         Where other AE titles listen on loopback.
     port : int
         Where it listens itself.
-    images_too : bool
-        Whether it can be searched for images, not for series alone.
+    image_search : str
+        What it does where it is searched for images, not for series: "answers", "fails", "finds nothing", "hangs up".
     """
 
     title: str
     images: list[Dataset] = field(default_factory=list)
     ports: dict[str, int] = field(default_factory=dict)
     port: int = 0
-    images_too: bool = True
+    image_search: str = "answers"
 
     def find(self, event: Any) -> Iterator[tuple[int, Dataset | None]]:
         asked = event.identifier
-        if asked.QueryRetrieveLevel == "IMAGE" and not self.images_too:
-            yield 0xA900, None
+        if asked.QueryRetrieveLevel == "IMAGE" and self.image_search != "answers":
+            if self.image_search == "hangs up":
+                event.assoc.abort()
+            elif self.image_search == "fails":
+                yield 0xA900, None
             return
         matches = {}
         for image in self.images:

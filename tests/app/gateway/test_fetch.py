@@ -86,11 +86,12 @@ def test_a_study_comes_by_c_move(site: Site, archive: Archive, files: list[Path]
     assert site.summary() == "3 instances"
 
 
+@pytest.mark.parametrize("search", ["fails", "finds nothing", "hangs up"])
 def test_a_source_that_tells_nothing_of_images_moves_all_series_of_ct(
-    site: Site, archive: Archive, files: list[Path]
+    site: Site, archive: Archive, files: list[Path], search: str
 ) -> None:
     site.start()
-    archive.images_too, archive.ports["COVIDCT"] = False, site.port
+    archive.image_search, archive.ports["COVIDCT"] = search, site.port
     archive.images = [image for image in archive.images if image.SOPClassUID != SecondaryCaptureImageStorage]
     assert _fetch(site, _by_move(archive), _study(files)) == ExitStatus.OK
     wait_until(lambda: site.states() == [State.COMMITTED])
