@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import hashlib
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -164,8 +165,7 @@ def test_lungs_are_drawn_where_masks_are_missing(
 def test_lungs_of_studies_of_one_name_are_drawn_apart(bodies: list[Path], tmp_path: Path) -> None:
     paths = [tmp_path / patient / bodies[0].name for patient in ("a", "b")]
     for path in paths:
-        path.parent.mkdir()
-        path.write_bytes(bodies[0].read_bytes())
+        shutil.copytree(bodies[0], path)
     drawn = add_lung_masks(tmp_path, [CohortStudy("a", paths[0], 1), CohortStudy("b", paths[1], 0)])
     masks = {study.lungs for study in drawn}
     assert len(masks) == 2
