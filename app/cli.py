@@ -387,9 +387,11 @@ def _interruptible() -> Iterator[None]:
 
 
 def _watch(stop: threading.Event) -> None:
-    """Wait for a signal and have its Python handler called in the main thread, once."""
-    while not stop.is_set():
-        received = signal.sigtimedwait(STOPPING, 0.1)
-        if received is not None:
-            _thread.interrupt_main(signal.Signals(received.si_signo))
+    """Wait for a signal and have its Python handler called in the main thread, once.
+
+    Not by ``signal.sigtimedwait``: of a process that was stopped and goes on again, it gives a signal that nobody sent.
+    """
+    while not stop.wait(0.1):
+        if pending := signal.sigpending() & set(STOPPING):
+            _thread.interrupt_main(signal.Signals(signal.sigwait(pending)))
             return

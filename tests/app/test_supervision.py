@@ -209,3 +209,34 @@ def die(*_):
 app.study._studies = die
 sys.exit(app.cli.entry())
 """
+
+
+_SUSPENDED = """
+import time
+from app.cli import _interruptible
+from app.outcome import Interrupted
+
+try:
+    with _interruptible():
+        print("ready", flush=True)
+        for second in range(60):
+            time.sleep(1.0)
+except Interrupted as interrupt:
+    print("interrupted by", interrupt.exit_status, flush=True)
+"""
+
+
+def test_what_was_stopped_and_goes_on_again_can_still_be_interrupted() -> None:
+    """As by Ctrl-Z and fg; and nothing interrupts it meanwhile."""
+    command = [sys.executable, "-c", _SUSPENDED]
+    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "ready\n"
+        for _ in range(5):
+            process.send_signal(signal.SIGSTOP)
+            time.sleep(0.3)
+            process.send_signal(signal.SIGCONT)
+            time.sleep(0.3)
+        assert process.poll() is None
+        process.terminate()
+        assert process.communicate(timeout=30) == ("interrupted by 143\n", "")
