@@ -149,6 +149,16 @@ def _valid(value: object, kind: type[DA] | type[TM]) -> bool:
     return True
 
 
+def source_references(volume: CTVolume) -> list[Dataset]:
+    """Refer to each source object once, as what it is (PS3.3, table 10-11)."""
+    items = []
+    for instance, sop_class in {header.SOPInstanceUID: header.SOPClassUID for header in volume.headers}.items():
+        item = Dataset()
+        item.ReferencedSOPClassUID, item.ReferencedSOPInstanceUID = sop_class, instance
+        items.append(item)
+    return items
+
+
 def _without_empty(header: Dataset) -> Dataset:
     """Leave out what must not be empty where it is there."""
     if "LossyImageCompression" not in header or header.LossyImageCompression:

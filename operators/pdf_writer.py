@@ -7,14 +7,20 @@ from typing import Any
 
 from highdicom.base import SOPClass
 from monai.deploy.core import ExecutionContext, Fragment, InputContext, Operator, OperatorSpec, OutputContext
-from pydicom import Dataset
 from pydicom.uid import EncapsulatedPDFStorage, ExplicitVRLittleEndian
 
-from operators.identity import Provenance, contributing_equipment, derived_uid, equipment, sign, source_headers
+from operators.identity import (
+    Provenance,
+    contributing_equipment,
+    derived_uid,
+    equipment,
+    sign,
+    source_headers,
+    source_references,
+)
 from operators.journal import Journal
 from operators.saving import save
 from operators.summary_page import SUMMARY_INPUTS, Summary, receive_summary, render_document
-from operators.volume import CTVolume
 
 SERIES_NUMBER = 9006
 SERIES_DESCRIPTION = "COVID-CT summary (research)"
@@ -60,24 +66,13 @@ def make_document(summary: Summary, provenance: Provenance) -> SOPClass:
     document.BurnedInAnnotation = "YES"
     document.DocumentTitle = SERIES_DESCRIPTION
     document.ConceptNameCodeSequence = []
-    document.SourceInstanceSequence = _sources(volume)
+    document.SourceInstanceSequence = source_references(volume)
     document.MIMETypeOfEncapsulatedDocument = "application/pdf"
     document.EncapsulatedDocumentLength = len(content)
     document.EncapsulatedDocument = content + b"\0" * (len(content) % 2)
     document.ContributingEquipmentSequence = contributing_equipment(provenance)
     sign(document, volume, provenance)
     return document
-
-
-def _sources(volume: CTVolume) -> list[Dataset]:
-    """Refer to all source images: the page shows a coronal plane, which cuts every one."""
-    items = []
-    for instance, sop_class in {header.SOPInstanceUID: header.SOPClassUID for header in volume.headers}.items():
-        item = Dataset()
-        item.ReferencedSOPClassUID = sop_class
-        item.ReferencedSOPInstanceUID = instance
-        items.append(item)
-    return items
 
 
 def write_document(summary: Summary, provenance: Provenance, folder: Path) -> None:

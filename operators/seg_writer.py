@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -41,6 +40,7 @@ from operators.identity import (
     equipment,
     sign,
     source_headers,
+    source_references,
 )
 from operators.journal import Journal
 from operators.saving import save
@@ -159,10 +159,9 @@ def refer_to_sources(dataset: Dataset, volume: CTVolume) -> None:
     """
     if not any(volume.frames):
         return
-    objects = {str(header.SOPInstanceUID): header.SOPClassUID for header in volume.headers}
-    dataset.SourceImageSequence = _references(objects)
+    dataset.SourceImageSequence = source_references(volume)
     for series in dataset.ReferencedSeriesSequence:
-        series.ReferencedInstanceSequence = _references(objects)
+        series.ReferencedInstanceSequence = source_references(volume)
     derivations = (each for item in dataset.PerFrameFunctionalGroupsSequence for each in item.DerivationImageSequence)
     sources = {id(source): source for each in derivations for source in each.SourceImageSequence}  # frames share them
     for source in sources.values():
@@ -171,16 +170,6 @@ def refer_to_sources(dataset: Dataset, volume: CTVolume) -> None:
         source.ReferencedSOPClassUID = volume.headers[index].SOPClassUID
         if volume.frames[index]:
             source.ReferencedFrameNumber = volume.frames[index]
-
-
-def _references(objects: Mapping[str, str]) -> list[Dataset]:
-    """Refer to objects, whose SOP classes are given by their UIDs."""
-    items = []
-    for instance, sop_class in objects.items():
-        item = Dataset()
-        item.ReferencedSOPClassUID, item.ReferencedSOPInstanceUID = sop_class, instance
-        items.append(item)
-    return items
 
 
 def make_segmentation(volume: CTVolume, lungs: Lungs, lesions: Lesions, provenance: Provenance) -> Segmentation:
