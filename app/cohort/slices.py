@@ -19,8 +19,13 @@ from models.hounsfield import whole
 from models.lesions.network import UNKNOWN_TYPE
 from operators.lung_segmentation import label_sides
 
-PIXEL_MM, GAP_MM = 1.5, 1.25
-"""What pixels and gaps between slices are taken for where an archive does not say."""
+PIXEL_MM = 1.5
+"""What pixels are taken for, for an archive does not say."""
+THIN_MM, THICK_MM = 1.25, 8.0
+"""Least and greatest distance between slices that is believed."""
+CHANGE_MM = 150.0
+"""Distance over which the lungs change altogether, if they went on as from one slice to the next: 100 to 200 mm in four
+chest CTs whose slices are known, at any distance between them."""
 LUNG_HU, TISSUE_HU = -860.0, 40.0
 """What the medians of healthy lung and of chest wall are taken for."""
 HEALTHY_MEDIAN = 0.45
@@ -83,8 +88,8 @@ def read_slices(path: Path) -> AnnotatedSlices:
 def write_slices_cohort(folder: Path, slices: AnnotatedSlices, tell: Callable[[str], None] = lambda line: None) -> None:
     """Write annotated slices as a cohort: a volume and two masks for each study, all positive.
 
-    Lesions are of unknown type. Intensities are brought to a scale like HU, slice by slice; distances are taken for
-    :data:`PIXEL_MM` and :data:`GAP_MM`.
+    Lesions are of unknown type. Intensities are brought to a scale like HU, slice by slice; pixels are taken for
+    :data:`PIXEL_MM`, and how far slices lie apart is told by how much the lungs change between them.
 
     Parameters
     ----------
@@ -113,7 +118,7 @@ def _write_study(folder: Path, name: str, slices: AnnotatedSlices, own: npt.NDAr
     lungs, infection = slices.lungs[own], slices.infection[own]
     parts = [to_hounsfield(*each) for each in zip(slices.ct[own], lungs, strict=True)]
     hu = whole(np.stack(parts))
-    grid = axial_grid(hu.shape, (GAP_MM, PIXEL_MM, PIXEL_MM))
+    grid = axial_grid(hu.shape, (slice_gap(lungs), PIXEL_MM, PIXEL_MM))
     path = folder / "studies" / f"{name}.nii.gz"
     write_image(path, hu, grid)
     masks = write_masks(folder, name, label_sides(lungs, grid), (UNKNOWN_TYPE * infection).astype(np.uint8), grid)
@@ -138,3 +143,20 @@ def to_hounsfield(ct: npt.NDArray[np.uint8], lungs: npt.NDArray[np.bool_]) -> np
     high = float(np.median(wall)) if wall.size else 200.0
     scale = (TISSUE_HU - LUNG_HU) / max(high - low, 30.0)
     return (LUNG_HU + (ct.astype(np.float32) - low) * scale).astype(np.float32)
+
+
+def slice_gap(lungs: npt.NDArray[np.bool_]) -> float:
+    """Estimate the distance between slices in mm, from one minus the Dice of the lungs in neighbouring ones.
+
+    Thick slices that are taken for thin ones make flat lungs, in which a 3D network learns what is nowhere else.
+    Slices through the middle of the lungs alone, which hardly change, are taken for nearer than they are.
+
+    Parameters
+    ----------
+    lungs : ndarray of bool, shape (slices, rows, columns)
+        Pixels of any size; of slices in order.
+    """
+    area = lungs.sum((1, 2))
+    both, either = 2.0 * (lungs[1:] & lungs[:-1]).sum((1, 2)), area[1:] + area[:-1]
+    change = 1.0 - both[either > 0] / either[either > 0]
+    return float(np.clip(CHANGE_MM * np.median(change), THIN_MM, THICK_MM)) if change.size else THIN_MM

@@ -10,7 +10,7 @@ import pytest
 
 from app.cli import main
 from app.cohort.images import load_mask, load_study
-from app.cohort.slices import LUNG_HU, TISSUE_HU, read_slices, to_hounsfield
+from app.cohort.slices import LUNG_HU, TISSUE_HU, read_slices, slice_gap, to_hounsfield
 from app.cohort.table import inspect_cohort
 from app.outcome import UsageError
 
@@ -178,6 +178,20 @@ def test_a_wall_as_bright_as_lung_does_not_blow_the_scale_up() -> None:
     assert hu[0, 0] == pytest.approx(40), "30 steps at least from lung to wall"
 
 
+@pytest.mark.parametrize("step", [1, 2, 3, 4])
+def test_lungs_that_change_more_from_slice_to_slice_lie_farther_apart(step: int) -> None:
+    z, y, x = np.ogrid[-100:101:2, -90:91, -90:91]
+    lungs = (z / 100) ** 2 + (y / 90) ** 2 + (x / 90) ** 2 <= 1  # 200 mm high where slices are 2 mm apart
+    assert slice_gap(lungs[::step]) == pytest.approx(2.0 * step, rel=0.1), "their middle change is 1 in 150 mm"
+    assert slice_gap(lungs[::step, ::2, ::2]) == pytest.approx(slice_gap(lungs[::step]), rel=0.1), "of any pixel size"
+
+
+def test_what_hardly_changes_is_thin_and_what_has_no_neighbour_too() -> None:
+    disc = np.ones((1, 20, 20), bool)
+    assert slice_gap(disc) == slice_gap(np.repeat(disc, 9, 0)) == slice_gap(np.zeros((3, 20, 20), bool)) == 1.25
+    assert slice_gap(np.stack([disc[0], ~disc[0], disc[0]])) == 8.0
+
+
 def test_slices_become_a_cohort(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = _write(tmp_path / "slices.npz", 6, volume_guess=np.array([4, 4, 4, 7, 7, 7]))
     assert main(["cohort", str(tmp_path / "out"), "--from-slices", str(path)]) == 0
@@ -190,7 +204,7 @@ def test_slices_become_a_cohort(tmp_path: Path, capsys: pytest.CaptureFixture[st
     assert [study.patient for study in studies] == ["study004", "study007"]
     for study, number in zip(studies, (4, 7), strict=True):
         volume, own = load_study(study), slices.study == number
-        assert volume.grid.spacing == pytest.approx((1.25, 1.5, 1.5))
+        assert volume.grid.spacing == pytest.approx((8.0, 1.5, 1.5)), "lungs at random change altogether"
         assert study.lungs is not None
         assert study.lesions is not None
         lungs, lesions = load_mask(study.lungs, volume.grid, 2), load_mask(study.lesions, volume.grid, 5)
