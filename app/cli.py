@@ -58,6 +58,7 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
 
 
 def _execute(arguments: argparse.Namespace) -> int:
+    quieten_unless_debugging()
     try:
         with _interruptible():
             arguments.command(arguments)
@@ -235,7 +236,6 @@ def _run(arguments: argparse.Namespace) -> None:
         rules=load_rules(arguments.config),
         cache=_cache(arguments.cache),
     )
-    quieten_unless_debugging()
     results = run_folder(request, tell)
     if len(results) == 1:
         tell(f"{results[0].message}; {len(results[0].files)} files and result.json in {request.output}")
@@ -270,7 +270,6 @@ def _choose_work_folder(given: str | None) -> None:
 
 def _inspect(arguments: argparse.Namespace) -> None:
     folder = _folder(arguments.folder, "folder", os.R_OK | os.X_OK)
-    quieten_unless_debugging()
     from app.inspection import inspect_folder
     from app.settings import load_rules, load_settings
 

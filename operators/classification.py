@@ -15,7 +15,7 @@ from models.classifier.network import IN_PLANE, Classifier
 from operators.findings import Classification, Lesions, Lungs
 from operators.journal import Journal
 from operators.orientation import standard_lesions, standard_lungs, standard_volume
-from operators.refusal import InputRefused, ReasonCode
+from operators.refusal import no_lungs
 from operators.resampling import at_least, resample
 from operators.volume import CTVolume, FloatArray, Grid
 
@@ -67,9 +67,7 @@ def classifier_input(
     lung = at_least(lungs.labels, grid.shape, HALF_COVERED, ANY_LABEL)
     present = np.flatnonzero(lung.any(axis=(1, 2)))
     if not present.size:
-        raise InputRefused(
-            ReasonCode.NO_LUNGS, "no lungs were found: send an axial CT series that covers the whole chest"
-        )
+        raise no_lungs()
     low, high = HU_RANGE
     ct = ((resample(volume.hu, grid.shape, HU_RANGE) - low) / (high - low)).clip(0.0, 1.0)
     lesion = at_least(lesions.labels, grid.shape, HALF_COVERED, ANY_LABEL)

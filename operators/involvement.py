@@ -12,11 +12,11 @@ import torch
 from monai.deploy.core import ExecutionContext, Fragment, InputContext, Operator, OperatorSpec, OutputContext
 
 from models.involvement.network import InvolvementNetwork, predict
-from models.lung_region import MARGIN_MM, lung_region
+from models.lung_region import lung_region
 from operators.findings import Involvement, Lungs
 from operators.journal import Journal
 from operators.lesion_segmentation import around_lungs, remove_specks
-from operators.orientation import involvement_on, standard_lungs, standard_volume
+from operators.orientation import involvement_on
 from operators.resampling import at_least, resample
 from operators.volume import CTVolume
 
@@ -44,12 +44,8 @@ def segment_involvement(volume: CTVolume, lungs: Lungs, network: InvolvementNetw
     ValueError
         If the lungs are on another grid or empty.
     """
-    if not lungs.grid.matches(volume.grid):
-        raise ValueError("the lungs must be on the grid of the CT")
-    upright, upright_lungs = standard_volume(volume), standard_lungs(lungs)
-    box = around_lungs(upright_lungs, MARGIN_MM)
-    hu, lung = upright.hu[box], upright_lungs.mask[box]
-    _, dy, dx = upright.grid.spacing
+    grid, box, hu, lung = around_lungs(volume, lungs)
+    _, dy, dx = grid.spacing
     pixel = network.pixel_mm
     shape = (hu.shape[0], max(1, round(hu.shape[1] * dy / pixel)), max(1, round(hu.shape[2] * dx / pixel)))
     coarse_lung = at_least(lung, shape, 0.5)
@@ -60,9 +56,9 @@ def segment_involvement(volume: CTVolume, lungs: Lungs, network: InvolvementNetw
         image = lung_region(torch.from_numpy(resample(hu[some], size)), coarse_lung[some], (pixel, pixel))
         probability = predict(network, image).numpy()
         affected[some] = at_least(probability, (some.size, *hu.shape[1:]), 0.5) & lung[some]
-    mask = np.zeros(upright.grid.shape, bool)
-    mask[box] = remove_specks(affected, upright.grid)
-    return involvement_on(volume.grid, Involvement(mask, upright.grid))
+    mask = np.zeros(grid.shape, bool)
+    mask[box] = remove_specks(affected, grid)
+    return involvement_on(volume.grid, Involvement(mask, grid))
 
 
 class InvolvementOperator(Operator):

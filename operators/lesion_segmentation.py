@@ -5,7 +5,7 @@ Source: Berenguer et al. 2020, arXiv:2011.11719, section 4; Tilborghs et al. 202
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -19,7 +19,7 @@ from operators.findings import Lesions, LesionType, Lungs
 from operators.journal import Journal
 from operators.orientation import lesions_on, standard_lungs, standard_volume
 from operators.resampling import at_least, resample, resampled_parts, shape_at
-from operators.volume import BoolArray, CTVolume, FloatArray, Grid
+from operators.volume import BoolArray, CTVolume, FloatArray, Grid, HuArray
 
 MIN_LESION_ML = 0.1
 """Smaller specks are noise, vessel ends or mucus."""
@@ -27,14 +27,50 @@ MIN_DEPTH_MM = 2.0
 """Thinner layers are the pleura, or the edge of a lung mask that is a little too wide."""
 
 
-def around_lungs(lungs: Lungs, margin_mm: float) -> tuple[slice, slice, slice]:
-    """Return the bounding box of the lungs with a margin, inside the grid."""
-    box = bounding_box(lungs.mask)
+class Surroundings(NamedTuple):
+    """What lesions are looked for in.
+
+    Parameters
+    ----------
+    grid : Grid
+        Of the whole CT, axial from feet to head.
+    box : tuple of slice
+        Where lungs and margin lie on it; z, y, x.
+    hu, lung : ndarray, shape as ``box``
+        CT and lungs in the box.
+    """
+
+    grid: Grid
+    box: tuple[slice, slice, slice]
+    hu: HuArray
+    lung: BoolArray
+
+
+def around_lungs(volume: CTVolume, lungs: Lungs, margin_mm: float = MARGIN_MM) -> Surroundings:
+    """Cut out the bounding box of the lungs with a margin, as far as it is in the image.
+
+    Parameters
+    ----------
+    volume : CTVolume
+        The CT.
+    lungs : Lungs
+        On the grid of the CT, not empty.
+    margin_mm : float
+
+    Raises
+    ------
+    ValueError
+        If the lungs are on another grid or empty.
+    """
+    if not lungs.grid.matches(volume.grid):
+        raise ValueError("the lungs must be on the grid of the CT")
+    volume, lungs = standard_volume(volume), standard_lungs(lungs)
+    grid, mask = volume.grid, lungs.mask
     z, y, x = (
         slice(max(s.start - round(margin_mm / step), 0), min(s.stop + round(margin_mm / step), size))
-        for s, step, size in zip(box, lungs.grid.spacing, lungs.grid.shape, strict=True)
+        for s, step, size in zip(bounding_box(mask), grid.spacing, grid.shape, strict=True)
     )
-    return z, y, x
+    return Surroundings(grid, (z, y, x), volume.hu[z, y, x], mask[z, y, x])
 
 
 def segment_lesions(volume: CTVolume, lungs: Lungs, network: LesionNetwork) -> Lesions:
@@ -58,21 +94,17 @@ def segment_lesions(volume: CTVolume, lungs: Lungs, network: LesionNetwork) -> L
     ValueError
         If the lungs are on another grid or empty.
     """
-    if not lungs.grid.matches(volume.grid):
-        raise ValueError("the lungs must be on the grid of the CT")
-    upright, upright_lungs = standard_volume(volume), standard_lungs(lungs)
-    box = around_lungs(upright_lungs, MARGIN_MM)
-    hu, lung = upright.hu[box], upright_lungs.mask[box]
-    shape = shape_at(Grid(hu.shape, upright.grid.affine), network.spacing)
+    grid, box, hu, lung = around_lungs(volume, lungs)
+    shape = shape_at(Grid(hu.shape, grid.affine), network.spacing)
     coarse_lung = at_least(lung, shape, 0.5)
     image = lung_region(torch.from_numpy(resample(hu, shape)), coarse_lung, network.spacing[1:])
     probability = predict(network, image).numpy()
     affected = at_least(1.0 - probability[0], hu.shape, 0.5)
     affected &= lung
-    mask = remove_specks(affected, upright.grid)
-    labels = np.zeros(upright.grid.shape, np.uint8)
+    mask = remove_specks(affected, grid)
+    labels = np.zeros(grid.shape, np.uint8)
     labels[box] = _strongest(probability[1:], hu.shape) * mask
-    return lesions_on(volume.grid, Lesions(labels, upright.grid))
+    return lesions_on(volume.grid, Lesions(labels, grid))
 
 
 def _strongest(probability: FloatArray, shape: tuple[int, int, int]) -> np.ndarray[tuple[int, ...], np.dtype[np.uint8]]:

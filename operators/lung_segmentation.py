@@ -19,7 +19,7 @@ from models.morphology import SECOND_LUNG, Spacing, body_region, close, dilate, 
 from operators.findings import Lung, Lungs
 from operators.journal import Journal
 from operators.orientation import lungs_on, standard_volume
-from operators.refusal import InputRefused, ReasonCode
+from operators.refusal import no_lungs
 from operators.resampling import resample, resampled_parts, shape_at
 from operators.volume import BoolArray, CTVolume, FloatArray, Grid, LabelArray, plane_areas
 
@@ -173,9 +173,7 @@ def lung_components(mask: BoolArray, grid: Grid) -> BoolArray:
     order = np.argsort(volumes)[::-1][:2]
     lungs = [k for k in order if volumes[k] >= max(MIN_LUNG_ML, SECOND_LUNG * volumes[order[0]])]
     if not lungs:
-        raise InputRefused(
-            ReasonCode.NO_LUNGS, "no lungs were found: send an axial CT series that covers the whole chest"
-        )
+        raise no_lungs()
     return np.asarray(ndimage.binary_fill_holes(np.isin(labels, np.array(lungs) + 1)))
 
 

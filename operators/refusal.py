@@ -57,3 +57,8 @@ class InputRefused(Exception):
         super().__init__(message)
         self.code = code
         self.message = message
+
+
+def no_lungs() -> InputRefused:
+    """Return the refusal of a CT without lungs."""
+    return InputRefused(ReasonCode.NO_LUNGS, "no lungs were found: send an axial CT series that covers the whole chest")

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from app.arguments import count
-from app.console import quieten_unless_debugging, tell
+from app.console import tell
 from app.outcome import UsageError
 from models.record import SHIPPED
 
@@ -156,7 +156,6 @@ def _predictions(arguments: argparse.Namespace) -> Sequence[Prediction]:
 
     if arguments.cache is None:
         raise UsageError("--cohort needs --cache FOLDER for the prepared studies")
-    quieten_unless_debugging()
     studies = read_cohort(arguments.cohort)
     return predict_cohort(studies, arguments.model, arguments.cache, workers=arguments.prepare_workers, tell=tell)
 

@@ -13,7 +13,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from app.console import quieten_unless_debugging, tell
+from app.console import tell
 from app.outcome import UsageError
 
 if TYPE_CHECKING:
@@ -59,7 +59,6 @@ def add_fetch_arguments(parser: argparse.ArgumentParser) -> None:
 
 def _fetch(arguments: argparse.Namespace) -> None:
     _check_packages()
-    quieten_unless_debugging()
     from app.gateway.configuration import load_gateway
     from app.gateway.events import as_text
     from app.gateway.fetch import fetch
@@ -92,7 +91,6 @@ def _gateway(arguments: argparse.Namespace) -> None:
 
 
 def _run(arguments: argparse.Namespace) -> None:
-    quieten_unless_debugging()
     from app.gateway.configuration import load_gateway
     from app.gateway.events import as_json, as_text
     from app.gateway.service import Gateway

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from app.console import quieten_unless_debugging, tell
+from app.console import tell
 
 _ROOT = Path(__file__).resolve().parent.parent.parent
 
@@ -70,7 +70,6 @@ def _extract(arguments: argparse.Namespace) -> None:
 def _convert(arguments: argparse.Namespace) -> None:
     from app.package.convert import convert
 
-    quieten_unless_debugging()
     print(convert(arguments.model.absolute()))
 
 

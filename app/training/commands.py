@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from app.arguments import add_assignments, count
-from app.console import quieten_unless_debugging, tell
+from app.console import tell
 from app.evaluation.commands import add_bootstrap_arguments, need_evaluation_packages, new_folder, write_judgement
 from app.outcome import UsageError
 from models.record import SHIPPED
@@ -88,7 +88,6 @@ def ablation(arguments: argparse.Namespace) -> None:
     """
     need_training_packages()
     need_evaluation_packages()
-    quieten_unless_debugging()
     from app.cohort.table import read_cohort
     from app.training.ablation import Ablation, compared
     from app.training.run import Devices
@@ -122,7 +121,6 @@ def train(arguments: argparse.Namespace) -> None:
         If something cannot be written, or the training fails.
     """
     need_training_packages()
-    quieten_unless_debugging()
     from app.cohort.table import lone_classes, part, read_cohorts
     from app.training.checks import learnable
     from app.training.configuration import load_training_settings

@@ -231,3 +231,23 @@ def test_a_wrong_configuration_is_usage(study: Path, tmp_path: Path, capsys: pyt
     assert "Modalty is no DICOM keyword" in line
     assert line.count("\n") == 1
     assert not (tmp_path / "out").exists()
+
+
+def test_libraries_are_silent_in_every_command(tmp_path: Path) -> None:
+    """What they say quotes header values."""
+    speak = "warnings.warn('a header'); logging.critical('a header')"
+    code = f"import logging, sys, warnings; from app.cli import main; main(['cohort', sys.argv[1]]); {speak}"
+    quiet, loud = ({**os.environ, "COVID_CT_DEBUG": debug} for debug in ("0", "1"))
+    said = [
+        subprocess.run(
+            [sys.executable, "-W", "always", "-c", code, str(tmp_path)],
+            cwd=_ROOT,
+            env=environment,
+            capture_output=True,
+            text=True,
+            check=True,
+        ).stderr
+        for environment in (quiet, loud)
+    ]
+    assert "a header" not in said[0]
+    assert said[1].count("a header") >= 2

@@ -381,9 +381,12 @@ def test_masks_on_another_grid_are_an_error() -> None:
 
 
 def test_the_box_around_the_lungs_stays_in_the_image() -> None:
-    lungs = Lungs(_truth(), axial_grid(SHAPE, SPACING))
-    assert around_lungs(lungs, 6.0) == (slice(2, 28), slice(16, 84), slice(6, 134))
-    assert around_lungs(lungs, 1000.0) == tuple(slice(0, n) for n in SHAPE)
+    volume, lungs = _diseased()
+    _, box, hu, lung = around_lungs(volume, lungs, 6.0)
+    assert box == (slice(2, 28), slice(16, 84), slice(6, 134))
+    np.testing.assert_array_equal(hu, volume.hu[box])
+    np.testing.assert_array_equal(lung, lungs.mask[box])
+    assert around_lungs(volume, lungs, 1000.0).box == tuple(slice(0, n) for n in SHAPE)
 
 
 def test_specks_go_and_lesions_stay() -> None:
