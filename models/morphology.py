@@ -17,6 +17,14 @@ SLAB = 64
 """Slices that distances are computed for at a time, where that is possible: bounds the memory alone."""
 SECOND_LUNG = 0.08
 """What is smaller beside a lung, as a share of it, is not the other one."""
+_RADII = (0.0, 1.5, 3.0, 5.0, 8.0, 12.0)
+"""By how much lungs that touch are eroded, in mm."""
+_APART = (0.05, 0.25)
+"""Of two lungs beside each other so much, at most, lies among the columns of the other; the second of a patient who is
+turned."""
+_TOUCHING, _LARGE = 0.15, 0.01
+"""Least size of the core of a second lung where both touch, and of a further part that is not just nearest to one, as
+shares of the largest."""
 
 
 def distance_to(mask: BoolArray, spacing: Spacing) -> FloatArray:
@@ -104,28 +112,41 @@ def body_region(dense: BoolArray, opening: int) -> BoolArray:
 def split_sides(lungs: BoolArray, spacing: Spacing) -> tuple[BoolArray, BoolArray]:
     """Split a lung mask into the halves at low and at high x (for LPS axes: right and left lung).
 
-    Lungs that touch are parted by eroding until two large parts remain, and giving each voxel to the nearer. What
+    Two large parts that lie beside each other are the two lungs. Lungs that touch are parted by eroding until there are
+    such parts. Other large parts belong to the lung in whose columns they lie, and each voxel to the nearest part. What
     cannot be parted is cut in the middle of the image; where hardly anything is on one side of it, there is one lung.
     """
+    middle = lungs.shape[2] // 2
+    low, high = int(lungs[..., :middle].sum()), int(lungs[..., middle:].sum())
+    alone = min(low, high) < SECOND_LUNG * max(low, high)
     depth = distance_to(~lungs, spacing)
-    total = int(lungs.sum())
-    for radius in (0.0, 1.5, 3.0, 5.0, 8.0, 12.0):
-        labels, count = ndimage.label(depth > radius)
-        if count < 2:
-            continue
-        sizes = ndimage.sum_labels(lungs, labels, range(1, count + 1))
-        first, second = (np.argsort(sizes)[::-1][:2] + 1).tolist()
-        if sizes[second - 1] < (SECOND_LUNG * sizes[first - 1] if radius == 0.0 else 0.1 * total):
-            continue
-        centres = [float(ndimage.center_of_mass(labels == label)[2]) for label in (first, second)]
-        low, high = (first, second) if centres[0] < centres[1] else (second, first)
-        to_low, to_high = distance_to(labels == low, spacing), distance_to(labels == high, spacing)
-        return lungs & (to_low <= to_high), lungs & (to_low > to_high)
-    low = lungs.copy()
-    low[..., lungs.shape[2] // 2 :] = False
-    beside = int(low.sum())
-    if beside < SECOND_LUNG * (total - beside):
-        return np.zeros_like(lungs), lungs.copy()
-    if total - beside < SECOND_LUNG * beside:
-        return lungs.copy(), np.zeros_like(lungs)
-    return low, lungs & ~low
+    for apart in _APART:
+        for radius in _RADII[:1] if alone else _RADII:
+            parts, _ = ndimage.label(depth > radius)
+            sides = _sides_of_parts(parts, _TOUCHING if radius else SECOND_LUNG, apart)
+            if sides is not None:
+                to_low, to_high = (distance_to(np.isin(parts, numbers), spacing) for numbers in sides)
+                return lungs & (to_low <= to_high), lungs & (to_low > to_high)
+    if alone:
+        nothing = np.zeros_like(lungs)
+        return (lungs.copy(), nothing) if low > high else (nothing, lungs.copy())
+    before = np.arange(lungs.shape[2]) < middle
+    return lungs & before, lungs & ~before
+
+
+def _sides_of_parts(parts: npt.NDArray[np.int32], least: float, apart: float) -> tuple[list[int], list[int]] | None:
+    """Return which numbered parts lie at low and at high x; None unless the largest has another lung beside it."""
+    columns = np.stack(
+        [np.bincount(plane.ravel(), minlength=parts.max() + 1)[1:] for plane in np.moveaxis(parts, 2, 0)]
+    )
+    sizes = columns.sum(axis=0)
+    share = np.cumsum(columns, axis=0) / np.maximum(sizes, 1)
+    begin, centre, end = ((share < quantile).sum(axis=0) for quantile in (apart, 0.5, 1.0 - apart))
+    order = np.argsort(sizes)[::-1]
+    for other in order[1:][sizes[order[1:]] >= least * sizes.max(initial=0)]:
+        first, second = sorted((int(order[0]), int(other)), key=lambda part: int(centre[part]))
+        if end[first] <= begin[second]:
+            large = np.flatnonzero(sizes >= _LARGE * sizes.max())
+            at_low = np.abs(centre[large] - centre[first]) <= np.abs(centre[large] - centre[second])
+            return (large[at_low] + 1).tolist(), (large[~at_low] + 1).tolist()
+    return None

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 from monai.deploy.core import ExecutionContext, Fragment, InputContext, Operator, OperatorSpec, OutputContext
+from scipy import ndimage
 
 from models.morphology import SECOND_LUNG
 from operators.findings import Lung, Lungs
@@ -22,6 +23,8 @@ TISSUE_HU = (-150.0, 150.0)
 MIN_LUNG_ML = 500.0
 """Less is no pair of adult lungs, however diseased."""
 MAX_LUNG_ML = 12_000.0
+PIECES_MM = 2.0
+"""Resolution at which lungs are looked at for pieces, where that of the CT is finer."""
 USUAL_LUNG_ML = (1500.0, 9000.0)
 USUAL_LUNG_HU = (-930.0, -500.0)
 """Range of the median over both lungs; emphysema lies below, widespread disease or expiration above."""
@@ -63,6 +66,7 @@ def check_content(volume: CTVolume, lungs: Lungs) -> tuple[Remark, ...]:
     _check_tissue(upright.hu)
     return (
         *_check_volume(standing),
+        *_check_pieces(standing),
         *_check_attenuation(upright.hu, standing),
         *_check_ends(standing.mask),
         *_check_edges(standing.mask, upright.hu),
@@ -91,6 +95,18 @@ def _check_volume(lungs: Lungs) -> list[Remark]:
         message = f"The lungs hold {total / 1000:.1f} L, which is unusual for an adult."
         remarks.append(Remark(RemarkCode.LUNG_VOLUME, message))
     return remarks
+
+
+def _check_pieces(lungs: Lungs) -> list[Remark]:
+    """Look for lungs in several large pieces: disease that was not taken for lung parts them, or one is no lung."""
+    thinned = tuple(slice(None, None, max(1, int(PIECES_MM / step))) for step in lungs.grid.spacing)
+    for side in Lung:
+        pieces, count = ndimage.label(lungs.labels[thinned] == side)
+        voxels = np.sort(np.bincount(pieces.ravel(), minlength=2)[1:])
+        if count > 1 and voxels[-2] >= SECOND_LUNG * voxels[-1]:
+            message = f"The {side.name.lower()} lung was found in pieces; look at what lies between them, and at each."
+            return [Remark(RemarkCode.LUNG_IN_PIECES, message)]
+    return []
 
 
 def _check_attenuation(hu: HuArray, lungs: Lungs) -> list[Remark]:

@@ -50,9 +50,9 @@ def segment_lungs(volume: CTVolume, network: DeepMedic) -> Lungs:
     """Segment both lungs, without trachea and main bronchi, with disease of any density.
 
     The network works at its own resolution; its probability is interpolated to the grid of the CT and cut at
-    :data:`LUNG_PROBABILITY`. What lies outside the body is left out, and bowel. Kept are the largest component and,
-    where there is one of lung size, the second; holes are filled, a thin shell of aerated lung is taken in, and each
-    lung is closed over dense disease at its surface. Left and right are told apart in the patient coordinate system.
+    :data:`LUNG_PROBABILITY`. What lies outside the body is left out, and bowel. Kept are all components of lung size,
+    for dense disease may part a lung; holes are filled, a thin shell of aerated lung is taken in, and each lung is
+    closed over dense disease at its surface. Left and right are told apart in the patient coordinate system.
 
     Parameters
     ----------
@@ -170,11 +170,10 @@ def lung_components(mask: BoolArray, grid: Grid) -> BoolArray:
     """
     labels, count = ndimage.label(mask)
     volumes = ndimage.sum_labels(mask, labels, range(1, count + 1)) * grid.voxel_ml
-    order = np.argsort(volumes)[::-1][:2]
-    lungs = [k for k in order if volumes[k] >= max(MIN_LUNG_ML, SECOND_LUNG * volumes[order[0]])]
-    if not lungs:
+    large = np.flatnonzero(volumes >= max(MIN_LUNG_ML, SECOND_LUNG * volumes.max(initial=0.0)))
+    if not large.size:
         raise no_lungs()
-    return np.asarray(ndimage.binary_fill_holes(np.isin(labels, np.array(lungs) + 1)))
+    return np.asarray(ndimage.binary_fill_holes(np.isin(labels, large + 1)))
 
 
 def label_sides(mask: BoolArray, grid: Grid) -> LabelArray:

@@ -31,6 +31,8 @@ class RemarkCode(StrEnum):
     """The lungs reach the edge of the images."""
     ONE_LUNG = "ONE_LUNG"
     """Only one lung was found."""
+    LUNG_IN_PIECES = "LUNG_IN_PIECES"
+    """A lung was found in several large pieces."""
     LUNG_VOLUME = "LUNG_VOLUME"
     """The volume of the lungs is unusual for an adult."""
     LUNG_ATTENUATION = "LUNG_ATTENUATION"

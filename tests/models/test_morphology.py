@@ -119,3 +119,47 @@ def test_one_lung_that_reaches_over_the_middle_is_not_made_two(mirrored: bool) -
     low, high = split_sides(lung, (1.0, 1.0, 1.0))
     np.testing.assert_array_equal(high if mirrored else low, lung)
     assert not (low if mirrored else high).any()
+
+
+@pytest.mark.parametrize("mirrored", [False, True])
+@pytest.mark.parametrize("touching", [False, True])
+def test_a_piece_of_a_lung_is_not_the_other_lung(mirrored: bool, touching: bool) -> None:
+    """A base behind dense disease: the part of its own lung that is left may hang on the other one."""
+    lungs = np.zeros((30, 40, 80), bool)
+    lungs[:, 5:35, 5:35] = lungs[12:, 5:35, 45:75] = True
+    lungs[20:22, 10:12, 35:45] = touching
+    lungs[:8, 5:35, 50:75] = True
+    lungs = lungs[..., ::-1] if mirrored else lungs
+    right = np.broadcast_to(np.arange(80) < 40, lungs.shape)
+    low, high = split_sides(lungs, (1.0, 1.0, 1.0))
+    between = np.abs(np.arange(80) - 39.5) < 5
+    np.testing.assert_array_equal(low & ~between, lungs & right & ~between)
+    np.testing.assert_array_equal(high & ~between, lungs & ~right & ~between)
+
+
+def test_a_lung_in_two_pieces_is_larger_than_the_other_one_and_stays_one() -> None:
+    lungs = np.zeros((30, 40, 80), bool)
+    lungs[:14, 5:35, 5:35] = lungs[16:, 5:35, 5:35] = True
+    lungs[10:20, 10:30, 45:75] = True
+    low, high = split_sides(lungs, (1.0, 1.0, 1.0))
+    np.testing.assert_array_equal(low, lungs & (np.arange(80) < 40))
+    np.testing.assert_array_equal(high, lungs & (np.arange(80) >= 40))
+
+
+def test_one_lung_in_two_pieces_is_one_lung() -> None:
+    lung = np.zeros((30, 40, 80), bool)
+    lung[:14, 5:35, 5:38] = lung[18:, 5:35, 5:38] = True
+    low, high = split_sides(lung, (1.0, 1.0, 1.0))
+    np.testing.assert_array_equal(low, lung)
+    assert not high.any()
+
+
+def test_the_lungs_of_a_patient_who_is_turned_are_two() -> None:
+    _, y, x = np.ogrid[-15:15, -60:60, -60:60]
+    turn = np.deg2rad(35)
+    across, along = x * np.cos(turn) + y * np.sin(turn), y * np.cos(turn) - x * np.sin(turn)
+    right, left = (((across - centre) / 13) ** 2 + (along / 30) ** 2 <= 1 for centre in (-18, 18))
+    lungs = np.broadcast_to(right | left, (30, 120, 120)).copy()
+    low, high = split_sides(lungs, (1.0, 1.0, 1.0))
+    np.testing.assert_array_equal(low, np.broadcast_to(right, lungs.shape))
+    np.testing.assert_array_equal(high, np.broadcast_to(left, lungs.shape))

@@ -82,6 +82,16 @@ def test_one_lung_is_remarked_on() -> None:
     assert _codes(volume, Lungs(with_crumb, volume.grid)) == [RemarkCode.ONE_LUNG]
 
 
+@pytest.mark.parametrize(("crumb", "codes"), [(False, [RemarkCode.LUNG_IN_PIECES]), (True, [])])
+def test_a_lung_in_pieces_is_remarked_on(crumb: bool, codes: list[RemarkCode]) -> None:
+    volume, lungs = _chest()
+    parted = np.array(lungs.labels)
+    slices = np.flatnonzero((parted == Lung.LEFT).any(axis=(1, 2)))
+    cut = slices[1 if crumb else len(slices) // 2]
+    parted[cut][parted[cut] == Lung.LEFT] = 0
+    assert _codes(volume, Lungs(parted, volume.grid)) == codes
+
+
 @pytest.mark.parametrize("hu", [-980.0, -400.0])
 def test_unusual_attenuation_is_remarked_on(hu: float) -> None:
     assert _codes(*_chest(lung_hu=hu)) == [RemarkCode.LUNG_ATTENUATION]

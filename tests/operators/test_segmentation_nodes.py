@@ -333,6 +333,15 @@ def test_one_lung_is_enough() -> None:
     assert (labels[RIGHT] == Lung.RIGHT).mean() > 0.99
 
 
+def test_a_lung_parted_by_dense_disease_keeps_all_its_pieces() -> None:
+    mask = _truth() > 0
+    slices = np.flatnonzero(mask.any(axis=(1, 2)))
+    mask[slices[len(slices) // 2]] &= _truth()[slices[len(slices) // 2]] == Lung.RIGHT
+    grid = axial_grid(SHAPE, SPACING)
+    labels = label_sides(lung_components(mask, grid), grid)
+    np.testing.assert_array_equal(labels, np.where(mask, _truth(), 0))
+
+
 def test_without_lungs_the_study_is_refused() -> None:
     with pytest.raises(InputRefused) as refusal:
         segment_lungs(ct_volume(np.full((12, 30, 30), 40.0), SPACING), _Air())  # type: ignore[arg-type]
