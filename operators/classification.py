@@ -44,7 +44,7 @@ def classifier_input(
     lungs, lesions : Lungs, Lesions
         Masks on the grid of the CT.
     in_plane : int
-        Rows or columns of the result, whichever are more; pixels keep their shape.
+        Rows or columns of the result, whichever are more; pixels are square.
 
     Returns
     -------
@@ -77,9 +77,9 @@ def classifier_input(
 
 
 def _classifier_shape(grid: Grid, in_plane: int) -> tuple[int, int, int]:
-    slices, rows, columns = grid.shape
-    zoom = in_plane / max(rows, columns)
-    return max(1, round(slices * grid.spacing[0] / SLICE_MM)), max(1, round(rows * zoom)), max(1, round(columns * zoom))
+    slices, rows, columns = (size * step for size, step in zip(grid.shape, grid.spacing, strict=True))
+    pixel = max(rows, columns) / in_plane
+    return max(1, round(slices / SLICE_MM)), max(1, round(rows / pixel)), max(1, round(columns / pixel))
 
 
 def _cropped(grid: Grid, kept: slice) -> Grid:

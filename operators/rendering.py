@@ -12,9 +12,12 @@ from operators.codes import CLASS_NAMES, LESION_TERMS
 from operators.findings import Classification, Explanation, Lesions, Lungs
 from operators.orientation import explanation_like
 from operators.page import LUNG_OUTLINE, LUNG_WINDOW, QUIET, WIDTH, Box, Page, Plane, RGBImage, hex_color
+from operators.remarks import RemarkCode
 from operators.volume import BoolArray, CTVolume, FloatArray, Grid
 
-RELEVANCE_PERCENTILE = 99.5
+RELEVANCE_SHARE, RELEVANCE_PERCENTILE = 0.9, 95.0
+"""The colours end at this percentile of the pixels that count: the strongest ones, which hold this share of all
+relevance. Next to nothing lies on most pixels, black ones outside the lungs among them."""
 
 _GAP = 12
 _HEADER = 84
@@ -25,9 +28,18 @@ _WIDE = (WIDTH - 3 * _GAP) // 2
 
 
 def relevance_limit(relevance: FloatArray) -> float:
-    """Limit of the colour scale: a high percentile of the absolute relevance where there is any, else 0."""
-    magnitude = np.abs(relevance[relevance != 0])
-    return float(np.percentile(magnitude, RELEVANCE_PERCENTILE)) if magnitude.size else 0.0
+    """Limit of the colour scale: a high percentile of what the pixels that count have; 0 without any."""
+    magnitude = np.sort(np.abs(relevance), axis=None)[::-1]
+    reached = np.cumsum(magnitude, dtype=np.float64)
+    counting = magnitude[: np.searchsorted(reached, RELEVANCE_SHARE * reached[-1]) + 1]
+    return float(np.percentile(counting, RELEVANCE_PERCENTILE))
+
+
+def stated(result: Classification) -> str:
+    """Write the probability with three digits, or as many as tell on which side of the threshold it lies."""
+    written = (f"{result.probability:.{digits}f}" for digits in range(3, 17))
+    fitting = (each for each in written if (float(each) >= result.threshold) == result.positive)
+    return next(fitting, repr(result.probability))
 
 
 def relevance_on_slice(relevance: FloatArray, source: Grid, target: Grid, index: int) -> FloatArray:
@@ -164,7 +176,7 @@ class _KeySlicePage(Page):
     def relevance_panel(self, column: int, title: str, relevance: FloatArray, limit: float) -> None:
         """Draw the relevance of one channel over the CT, and its colour bar."""
         reliable = self.study.explanation.reliable(relevance)
-        box = self.panel(1, column, title if reliable else f"{title}: unreliable, see the remarks")
+        box = self.panel(1, column, title if reliable else f"{title}\nunreliable, see the report")
         grid = self.study.explanation.grid
         sampled = relevance_on_slice(relevance, grid, self.study.volume.grid, self.index)
         self.relevance(box, sampled[self.study.crop], limit)
@@ -181,9 +193,10 @@ class _KeySlicePage(Page):
         self.color_ramp(Box(left + 150, y - 12, _WIDE - 300, 12))
         self.text(left + 142, y, "speaks against", 15, ha="right")
         self.text(right - 142, y, "speaks for", 15, ha="left")
-        for x, words in ((left + 150, f"{-limit:.1e}"), (right - 150, f"{limit:.1e}")):
+        for x, words in ((left + 150, f"\u2264 {-limit:.1e}"), (right - 150, f"\u2265 {limit:.1e}")):
             self.text(x, y + 20, words, 14, "#c0c0c0", ha="center")
-        self.text((left + right) / 2, y + 20, CLASS_NAMES[self.study.explanation.target], 14, "#c0c0c0", ha="center")
+        words = f"{CLASS_NAMES[self.study.explanation.target]}, in logits"
+        self.text((left + right) / 2, y + 20, words, 14, "#c0c0c0", ha="center")
 
     def place(self) -> str:
         """Say which slice this is: its number in the series, and where its first pixel lies along the slices."""
@@ -191,18 +204,29 @@ class _KeySlicePage(Page):
         position = volume.grid.affine @ [self.index, 0, 0, 1]
         along = int(np.argmax(np.abs(volume.grid.affine[:3, 0])))
         where = f"{'xyz'[along]} = {position[along]:.1f} mm"
+        name = self._source() or f"slice {self.index + 1} of {volume.grid.shape[0]}"
+        return f"{name}, {where}"
+
+    def _source(self) -> str | None:
+        """Name the image that is shown, and say where it is none but was blended of the nearest."""
+        volume = self.study.volume
         if self.index not in volume.places:
-            return f"slice {self.index + 1} of {volume.grid.shape[0]}, {where}"
+            return None
         source = volume.places.index(self.index)
-        frame, number = volume.frames[source], volume.headers[source].get("InstanceNumber")
-        return f"frame {frame}, {where}" if frame else f"image {number}, {where}"
+        frame, header = volume.frames[source], volume.headers[source]
+        number = f"image {header.InstanceNumber}" if header.get("InstanceNumber") is not None else None
+        if frame:
+            several = len({each.SOPInstanceUID for each in volume.headers}) > 1
+            number = ", ".join(part for part in (number if several else None, f"frame {frame}") if part)
+        blended = any(remark.code is RemarkCode.GAPS_RESAMPLED for remark in volume.remarks)
+        return f"near {number}, interpolated" if number and blended else number
 
     def header(self) -> None:
         """Write the result, and which slice this is."""
         result = self.study.classification
         decision = "POSITIVE" if result.positive else "NEGATIVE"
         relation = "at or above" if result.positive else "below"
-        meaning = f"probability {result.probability:.3f}, {relation} the threshold {result.threshold:g}"
+        meaning = f"probability {stated(result)}, {relation} the threshold {result.threshold:g}"
         explained = CLASS_NAMES[self.study.explanation.target]
         self.centered(34, f"COVID-19 {decision}: {meaning}", 22, fontweight="bold")
         self.centered(66, f"{self.place()}; relevance for the class {explained}", 17, QUIET)

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import math
 import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -29,7 +30,7 @@ from operators.page import (
     points,
 )
 from operators.remarks import Remark, RemarkCode
-from operators.rendering import Study
+from operators.rendering import Study, stated
 from operators.volume import FloatArray, Grid, plane_areas
 
 _GAP = 14
@@ -93,7 +94,9 @@ def most_affected(study: Study, plane: View) -> int:
 
 
 def relevance_on_plane(relevance: FloatArray, source: Grid, target: Grid, plane: View, index: int) -> FloatArray:
-    """Sample relevance linearly at the voxels of a plane of the CT; 0 beyond the ends of ``source``.
+    """Sample relevance at the voxels of a plane of the CT: nearest along the slices, linear in them, as in key slices.
+
+    0 beyond the slices of ``source``.
 
     Parameters
     ----------
@@ -112,15 +115,13 @@ def relevance_on_plane(relevance: FloatArray, source: Grid, target: Grid, plane:
     """
     ranges = [np.arange(size, dtype=np.float64) for size in target.shape]
     ranges[_AXIS[plane]] = np.array([float(index)])
-    grid = np.stack([axis.ravel() for axis in np.meshgrid(*ranges, indexing="ij")] + [np.ones(_points_of(ranges))])
+    shape = [axis.size for axis in ranges]
+    grid = np.stack([axis.ravel() for axis in np.meshgrid(*ranges, indexing="ij")] + [np.ones(math.prod(shape))])
     places = (np.linalg.inv(source.affine) @ target.affine @ grid)[:3]
-    sampled = map_coordinates(relevance, places, order=1, mode="constant", cval=0.0)
-    shape = [axis.size for k, axis in enumerate(ranges) if k != _AXIS[plane]]
-    return np.asarray(sampled, dtype=np.float32).reshape(shape)
-
-
-def _points_of(ranges: Sequence[np.ndarray[Any, Any]]) -> int:
-    return int(np.prod([axis.size for axis in ranges]))
+    places[0] = np.floor(places[0] + 0.5)
+    beyond = (places[0] < 0) | (places[0] >= source.shape[0])
+    sampled = np.where(beyond, 0.0, map_coordinates(relevance, places, order=1, mode="nearest"))
+    return np.asarray(sampled, dtype=np.float32).reshape([size for k, size in enumerate(shape) if k != _AXIS[plane]])
 
 
 def plane_of(study: Study, plane: View, index: int) -> Plane:
@@ -161,9 +162,7 @@ class _SummaryPage(Page):
         percent = self.summary.measurements.total.involvement.percent_of_lung
         involved = "" if percent is None else f", {percent:.1f} % of the lungs involved"
         self.centered(44, f"COVID-19 {decision}{involved}", 32, fontweight="bold")
-        self.centered(
-            76, f"probability {result.probability:.3f}, {relation} the threshold {result.threshold:g}", 18, QUIET
-        )
+        self.centered(76, f"probability {stated(result)}, {relation} the threshold {result.threshold:g}", 18, QUIET)
         self.centered(102, "the output of a research classifier, no clinical probability", 18, QUIET)
 
     def views(self) -> None:
@@ -179,7 +178,7 @@ class _SummaryPage(Page):
             self.outline(above, plane.lungs, LUNG_OUTLINE, 1.2)
             for kind, term in LESION_TERMS.items():
                 self.outline(above, plane.lesions == kind, hex_color(term.color), 1.6)
-            title = f"{view}, relevance"
+            title = f"{view}, relevance of the CT"
             self.plane(below, plane, title if reliable else f"{title}\nunreliable, see the remarks")
             self.relevance(below, self._relevance(view), self.study.ct_limit)
             self.outline(below, plane.lungs, LUNG_OUTLINE, 1.2)

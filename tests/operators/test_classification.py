@@ -108,11 +108,21 @@ def test_slices_beyond_the_lungs_are_left_out_and_those_between_kept() -> None:
     np.testing.assert_allclose(grid.affine @ [3, 4, 5, 1], volume.grid.affine @ [5, 4, 5, 1])
 
 
-def test_pixels_keep_their_shape() -> None:
-    volume = flat((4, 24, 32))
+@pytest.mark.parametrize(
+    ("shape", "spacing", "rows_and_columns"),
+    [
+        ((4, 24, 32), (3.0, 1.0, 1.0), (12, 16)),
+        ((4, 24, 32), (3.0, 4.0, 1.0), (16, 5)),  # as in a coronal series of few slices
+        ((4, 24, 32), (3.0, 1.0, 3.0), (4, 16)),
+    ],
+)
+def test_pixels_are_square(
+    shape: tuple[int, int, int], spacing: tuple[float, float, float], rows_and_columns: tuple[int, int]
+) -> None:
+    volume = flat(shape, spacing=spacing)
     inputs, grid = classifier_input(volume, *masks(volume), 16)
-    assert inputs.shape == (4, 2, 12, 16)
-    assert grid.spacing[1:] == pytest.approx((2.0, 2.0))
+    assert inputs.shape == (4, 2, *rows_and_columns)
+    assert grid.spacing[1] == pytest.approx(grid.spacing[2], rel=0.1)
 
 
 def test_without_lungs_it_is_refused() -> None:

@@ -13,9 +13,10 @@ from operators.codes import LESION_TERMS
 from operators.findings import Lesions, LesionType, Lungs
 from operators.page import DPI, Page, RGBImage
 from operators.remarks import Remark, RemarkCode
-from operators.rendering import Study
+from operators.rendering import Study, relevance_on_slice
 from operators.summary_page import Summary, most_affected, relevance_on_plane, render_document, render_summary
 from operators.volume import CTVolume, Grid
+from tests.builders import axial_grid
 from tests.operators.dicom_results import CASES, Case, case, no_lesions, provenance
 
 NOTICE = (240, 192, 0)
@@ -141,10 +142,10 @@ def test_most_affected_plane_has_most_lesion_or_else_most_lung() -> None:
 
 
 def test_relevance_is_sampled_where_it_lies() -> None:
-    """A linear field is interpolated exactly."""
+    """A field that is linear in the slices is interpolated exactly."""
     found = case()
     source, target = found.explanation.grid, found.volume.grid
-    field = np.array([2.0, -3.0, 0.5])
+    field = np.array([2.0, -3.0, 0.0])
 
     def value(affine: np.ndarray, index: tuple[int, ...]) -> float:
         return float(field @ (affine @ [*index, 1.0])[:3])
@@ -158,6 +159,21 @@ def test_relevance_is_sampled_where_it_lies() -> None:
     ):
         sampled = relevance_on_plane(relevance, source, target, plane, index)  # type: ignore[arg-type]
         assert sampled[place] == pytest.approx(value(target.affine, middle), rel=1e-4)
+
+
+def test_relevance_of_a_plane_is_that_of_key_slices() -> None:
+    """Neighbours of opposite sign do not cancel, and the outermost slices keep theirs."""
+    target = axial_grid((12, 8, 8), (1.0, 1.0, 1.0))
+    source = target.resampled((4, 8, 8))
+    relevance = np.broadcast_to(np.float32([1, -1, 1, -1])[:, None, None], source.shape).copy()
+    expected = np.repeat(np.float32([1, -1, 1, -1]), 3)
+    coronal = relevance_on_plane(relevance, source, target, "coronal", 4)
+    np.testing.assert_allclose(coronal, np.broadcast_to(expected[:, None], (12, 8)))
+    for index in range(12):
+        axial = relevance_on_plane(relevance, source, target, "axial", index)
+        np.testing.assert_allclose(axial, relevance_on_slice(relevance, source, target, index))
+    beyond = Grid((2, 8, 8), source.affine)
+    np.testing.assert_array_equal(relevance_on_plane(relevance[:2], beyond, target, "coronal", 4)[6:], 0.0)
 
 
 def test_another_arrangement_gives_the_same_page() -> None:
