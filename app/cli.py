@@ -10,7 +10,7 @@ import sys
 import tempfile
 import threading
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from types import FrameType
 from typing import NoReturn
@@ -22,6 +22,7 @@ from app.gateway.commands import add_fetch_arguments, add_gateway_arguments
 from app.outcome import ExitStatus, Interrupted, UsageError, verdict
 from app.package.commands import add_package_commands
 from app.publish import tidier
+from app.scratch import temporary_scratch
 from app.supervision import STOPPING, leave, supervised
 from app.training.commands import add_ablation_arguments, add_train_arguments, need_training_packages
 from models.record import SHIPPED
@@ -60,7 +61,7 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
 def _execute(arguments: argparse.Namespace) -> int:
     quieten_unless_debugging()
     try:
-        with _interruptible():
+        with _interruptible(), nullcontext() if arguments.command is _run else temporary_scratch():
             arguments.command(arguments)
     except Interrupted as interrupt:
         tell("interrupted")
@@ -241,7 +242,8 @@ def _run(arguments: argparse.Namespace) -> None:
         tell(f"{results[0].message}; {len(results[0].files)} files and result.json in {request.output}")
     else:
         tell(f"{len(results)} studies processed; a folder for each in {request.output}")
-    print(request.output)  # for scripts
+    with suppress(OSError):  # nobody may listen, the results are there
+        print(request.output, flush=True)  # for scripts
 
 
 def _cache(given: str | None) -> Path | None:

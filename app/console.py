@@ -12,8 +12,9 @@ from contextlib import suppress
 
 def tell(line: str) -> None:
     """Write a line to standard error, at once."""
-    with suppress(OSError):  # nobody listens any more: no reason to stop
-        print(line, file=sys.stderr, flush=True)
+    if sys.stderr is not None:
+        with suppress(OSError, ValueError):  # nobody listens any more: no reason to stop
+            print(line, file=sys.stderr, flush=True)
 
 
 def _debugging() -> bool:

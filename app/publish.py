@@ -20,7 +20,7 @@ import re
 import shutil
 import tempfile
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
@@ -110,14 +110,22 @@ class Staging:
                     f"the output folder {self._output} holds another file named {name}; give an empty folder"
                 )
         _flush(self.folder)
-        retiring = self._root / "retiring"
-        retiring.mkdir()
-        for name in reversed(earlier):
-            (self._output / name).rename(retiring / name)
-        retiring.rename(self._root / "retired")
+        self._retire(earlier)
         for name in built:
             (self.folder / name).rename(self._output / name)
         _sync(self._output)
+
+    def drop_earlier(self) -> None:
+        """Remove all earlier results for good, before any are built: they would not be true of what comes meanwhile."""
+        self._retire(_results(self._output, self._output / RESULT))
+        _remove_busy(self._root / "retired")
+
+    def _retire(self, names: Sequence[str]) -> None:
+        retiring = self._root / "retiring"
+        retiring.mkdir()
+        for name in reversed(names):
+            (self._output / name).rename(retiring / name)
+        retiring.rename(self._root / "retired")
 
     def _drop_output(self) -> None:
         _remove_empty(self._made)
@@ -238,11 +246,11 @@ def _lock(root: Path) -> int | None:
 
 def _undo(root: Path, output: Path) -> None:
     """Restore what an unfinished publication changed; can itself be interrupted and done again."""
-    if not (root / "new" / RESULT).exists():  # not begun, or finished
-        return
-    if (root / "retired").exists():  # whatever is in place is new
+    if (root / "retired").exists():
+        if not (root / "new" / RESULT).exists():  # finished, or those before were dropped
+            return
         for name in _results(output, root / "new" / RESULT):
-            _remove(output / name)
+            _remove(output / name)  # whatever is in place is new
         (root / "retired").rename(root / "retiring")
     for name in _ordered(root / "retiring"):
         (root / "retiring" / name).rename(output / name)

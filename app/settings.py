@@ -26,7 +26,12 @@ class Settings(BaseSettings):
     """Settings of one run; the environment variable of ``x`` is ``COVID_CT_X``."""
 
     model_config = SettingsConfigDict(
-        env_prefix=PREFIX, extra="forbid", frozen=True, hide_input_in_errors=True, env_ignore_empty=True
+        env_prefix=PREFIX,
+        extra="forbid",
+        frozen=True,
+        hide_input_in_errors=True,
+        env_ignore_empty=True,
+        allow_inf_nan=False,
     )
 
     studies: Literal["each", "one"] = "each"

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -16,6 +14,7 @@ from pydicom.uid import UID
 from app.console import trace
 from app.outcome import RunFailed, UsageError, verdict
 from app.publish import RESULT_FOLDERS, Staging, flatten
+from app.scratch import provide_scratch
 from app.settings import Settings
 from operators.journal import Journal
 from operators.refusal import InputRefused
@@ -91,7 +90,7 @@ def run_folder(request: Request, tell: Callable[[str], None]) -> list[CompletedR
     """
     with Staging(request.output) as staging:
         tell(f"{NAME} {VERSION}. {RESEARCH_NOTICE}")
-        _provide_scratch(staging.scratch)
+        provide_scratch(staging.scratch)
         with _refusal_published(staging, request.settings):
             studies = _studies(request)
             if len(studies) == 1:
@@ -146,6 +145,7 @@ def _run_each(
     names = [study.uid if UID(study.uid).is_valid else f"study-{k}" for k, study in enumerate(studies, start=1)]
     outcomes = [StudyOutcome(folder=name, status="failed") for name in names]
     _models(request.models, _runtime(request.settings, request.cache))  # without what all need, nothing is begun
+    staging.drop_earlier()  # a list would not be true of what is replaced before the next one
     try:
         for index, (study, name) in enumerate(zip(studies, names, strict=True)):
             tell(f"Study {index + 1} of {len(studies)} ...")
@@ -160,7 +160,7 @@ def _run_each(
             except Exception as error:  # the others may not have what this one has
                 trace(error)
                 tell(verdict(error)[1])
-    except BaseException:  # a signal: an earlier list would not be true of what has been replaced
+    except BaseException:  # a signal
         with suppress(OSError, UsageError):
             _publish_list(staging, outcomes, request.settings)
         raise
@@ -180,21 +180,6 @@ def _publish_list(staging: Staging, outcomes: Sequence[StudyOutcome], settings: 
 
     FolderResult.of(outcomes, settings).write(staging.folder)
     staging.publish()
-
-
-def _provide_scratch(folder: Path) -> None:
-    """Give the libraries ``folder`` for what they insist on writing, where they may write nowhere else.
-
-    So it is in a container with a read-only root, or for a user without a home folder: MONAI imports matplotlib
-    and Holoscan imports CuPy, and neither can be imported without a folder for its cache.
-    """
-    try:
-        tempfile.gettempdir()
-    except FileNotFoundError:
-        tempfile.tempdir = str(folder)
-    if not os.access(os.environ.get("HOME", ""), os.W_OK):
-        for name in ("MPLCONFIGDIR", "CUPY_CACHE_DIR"):
-            os.environ.setdefault(name, str(folder))
 
 
 @lru_cache(maxsize=1)

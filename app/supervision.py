@@ -13,13 +13,15 @@ import signal
 import sys
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from typing import NoReturn
 
 from app.console import tell
 from app.outcome import ExitStatus
 
-STOPPING = (signal.SIGTERM, signal.SIGINT)
-"""Signals that ask a run to end."""
+_ALWAYS = (signal.SIGTERM, signal.SIGINT)
+STOPPING = _ALWAYS if signal.getsignal(signal.SIGHUP) == signal.SIG_IGN else (*_ALWAYS, signal.SIGHUP)
+"""Signals that ask a run to end; the end of its terminal not where it is to be ignored, as under nohup."""
 _PATIENCE = 6.0
 """Seconds that a run has to end after it was asked to; container engines kill after ten."""
 _PR_SET_PDEATHSIG = 1
@@ -52,7 +54,11 @@ def supervised(work: Callable[[], int], tidy: Callable[[], None]) -> int:
     if child == 0:
         signal.pthread_sigmask(signal.SIG_SETMASK, mask)
         die_with(parent)
-        leave(work())
+        try:
+            status: int = ExitStatus.FAILED
+            status = work()
+        finally:  # nothing of this process's caller may run twice
+            leave(status)
     status, asked = _wait(child)
     if status < 0:
         tidy()
@@ -70,10 +76,13 @@ def die_with(parent: int) -> None:
 
 
 def leave(status: int) -> NoReturn:
-    """End the process at once, whatever threads and libraries still do."""
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(status)
+    """End the process at once, whatever threads and libraries still do, and whether or not anybody still listens."""
+    try:
+        for stream in (sys.stdout, sys.stderr):
+            with suppress(OSError, ValueError, AttributeError):  # AttributeError: without the stream it is None
+                stream.flush()
+    finally:
+        os._exit(status)
 
 
 def _wait(child: int) -> tuple[int, int | None]:

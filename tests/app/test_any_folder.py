@@ -217,9 +217,14 @@ def test_a_study_that_fails_does_not_keep_the_others_from_their_results(models: 
     (foreign / "letter.txt").write_text("of another")
     (tmp_path / "out" / "result.json").write_text(json.dumps({"software": {"name": "covid-ct-map"}, "files": []}))
     said: list[str] = []
+
+    def listen(line: str) -> None:
+        said.append(line)
+        assert not line.startswith("Study ") or not (tmp_path / "out" / "result.json").exists(), "a run may be killed"
+
     settings = load_settings(SETTINGS)
     with pytest.raises(RunFailed, match="1 of 2 studies failed"):
-        run_folder(Request(tmp_path / "in", tmp_path / "out", models, settings, ANY_SERIES), said.append)
+        run_folder(Request(tmp_path / "in", tmp_path / "out", models, settings, ANY_SERIES), listen)
     assert any(line.startswith("error: ") and "1.2.3" in line for line in said)
     listed = _result(tmp_path / "out")
     assert listed["status"] == "failed"

@@ -168,6 +168,31 @@ def test_the_next_run_repairs_what_a_killed_one_left(tmp_path: Path, at: int) ->
     assert _tree(tmp_path) == before
 
 
+def test_earlier_results_can_be_dropped_before_there_are_new_ones(tmp_path: Path) -> None:
+    _run(tmp_path, "one")
+    with Staging(tmp_path) as staging:
+        staging.drop_earlier()
+        assert not _tree(tmp_path)
+        _build(staging.folder, "two")
+        staging.publish()
+    assert {Path(name).stem for name in _tree(tmp_path)} == {"two", "result"}
+    with Staging(tmp_path) as staging:
+        staging.drop_earlier()
+    assert not _tree(tmp_path), "those are not true any more"
+
+
+@pytest.mark.parametrize("at", range(6))
+def test_a_failure_while_they_are_dropped_restores_all_of_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, at: int
+) -> None:
+    _run(tmp_path, "one")
+    before = _tree(tmp_path)
+    monkeypatch.setattr(Path, "rename", _failing_rename(at, _crash))
+    with pytest.raises(_Crash), Staging(tmp_path) as staging:
+        staging.drop_earlier()
+    assert _tree(tmp_path) == before
+
+
 def test_the_staging_folder_of_a_living_run_is_left_alone(tmp_path: Path) -> None:
     with Staging(tmp_path) as first:
         with Staging(tmp_path):

@@ -70,6 +70,7 @@ def test_flat_under_mercure_unless_it_is_set(monkeypatch: pytest.MonkeyPatch) ->
         "target=maybe",
         "gate_share=0.2",
         "residual_limit=0",
+        "residual_limit=inf",
         "precision=half",
         "studies=all",
         "layout=nested",

@@ -15,9 +15,10 @@ from tests.app.tiny_run import ROOT
 
 _CHILD = """
 import os, signal, sys, time
+signal.signal(signal.SIGHUP, signal.{hanging_up})
 import app.supervision
 from pathlib import Path
-from app.supervision import supervised
+from app.supervision import supervised, tell
 
 app.supervision._PATIENCE = 0.5
 folder = Path(sys.argv[1])
@@ -29,14 +30,18 @@ def work():
 sys.exit(supervised(work, lambda: folder.joinpath("tidied").touch()))
 """
 _DEAF = """
-    signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM, signal.SIGINT])
+    signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
     folder.joinpath("ready").touch()
     time.sleep(60)
 """
 
 
-def _start(folder: Path, work: str) -> subprocess.Popen[str]:
-    code = _CHILD.format(work=work.strip())
+def _code(work: str, hanging_up: str = "SIG_DFL") -> str:
+    return _CHILD.format(work=work.strip(), hanging_up=hanging_up)
+
+
+def _start(folder: Path, work: str, hanging_up: str = "SIG_DFL") -> subprocess.Popen[str]:
+    code = _code(work, hanging_up)
     return subprocess.Popen(
         [sys.executable, "-c", code, str(folder)],
         cwd=ROOT,
@@ -88,7 +93,7 @@ def test_a_death_is_told_in_one_line_and_tidied_up(death: signal.Signals, says: 
     assert (tmp_path / "tidied").exists()
 
 
-@pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 143), (signal.SIGINT, 130), (signal.SIGHUP, 129)])
 def test_what_does_not_end_when_asked_is_ended(number: signal.Signals, status: int, tmp_path: Path) -> None:
     with _start(tmp_path, _DEAF) as process:
         _wait_for(tmp_path / "ready")
@@ -129,10 +134,41 @@ def test_a_launcher_may_ignore_the_end_of_children(tmp_path: Path) -> None:
     launcher = (
         "import os, signal, sys; signal.signal(signal.SIGCHLD, signal.SIG_IGN); os.execv(sys.argv[1], sys.argv[1:])"
     )
-    code = _CHILD.format(work="return 3")
+    code = _code("return 3")
     command = [sys.executable, "-c", launcher, sys.executable, "-c", code, str(tmp_path)]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=60)
     assert (done.returncode, done.stderr) == (3, "")
+
+
+def test_the_end_of_a_terminal_is_nothing_where_it_is_to_be_ignored(tmp_path: Path) -> None:
+    """As under nohup."""
+    work = """
+    folder.joinpath("ready").touch()
+    time.sleep(0.5)
+    return 3
+    """
+    with _start(tmp_path, work, "SIG_IGN") as process:
+        _wait_for(tmp_path / "ready")
+        process.send_signal(signal.SIGHUP)
+        process.communicate()
+    assert process.returncode == 3
+
+
+@pytest.mark.parametrize("streams", [">/dev/full", ">&-", ">&- 2>&-"])
+@pytest.mark.parametrize("status", [0, 65])
+def test_the_status_holds_where_nobody_listens(streams: str, status: int, tmp_path: Path) -> None:
+    code = _code(f"print('done'); tell('done'); return {status}")
+    command = ["/bin/sh", "-c", f'exec "$@" {streams}', "sh", sys.executable, "-c", code, str(tmp_path)]
+    buffered = {**os.environ, "PYTHONUNBUFFERED": ""}
+    done = subprocess.run(command, cwd=ROOT, env=buffered, check=False, stderr=subprocess.DEVNULL, timeout=60)
+    assert done.returncode == status
+    assert not (tmp_path / "tidied").exists()
+
+
+def test_an_error_in_the_work_stays_in_its_process(tmp_path: Path) -> None:
+    with _start(tmp_path, "raise KeyboardInterrupt") as process:
+        out, _ = process.communicate()
+    assert (process.returncode, out) == (70, "")
 
 
 def test_a_signal_is_handed_on(tmp_path: Path) -> None:
