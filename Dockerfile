@@ -16,7 +16,12 @@ RUN set -eu; \
     list "['dependencies']" > runtime.txt; \
     list "['optional-dependencies']['package']" > describing.txt; \
     index=""; \
-    if ls wheels/*.whl > /dev/null 2>&1; then index=--no-index; \
+    if ls wheels/*.whl > /dev/null 2>&1; then \
+        index=--no-index; \
+        case "$(cat wheels/.made-for)" in \
+            "${VARIANT} "*" $(cat pyproject.toml wheels/constraints.txt | sha256sum)") ;; \
+            *) echo "error: build/wheels holds the packages of another build; remove it, or use make map" >&2; exit 1 ;; \
+        esac; \
     elif [ "${VARIANT}" = cpu ]; then index="--extra-index-url ${TORCH_INDEX}"; fi; \
     install="install --quiet --no-cache-dir --no-compile --disable-pip-version-check -c wheels/constraints.txt"; \
     python3 -m venv --without-pip /opt/venv; \
@@ -34,12 +39,14 @@ RUN set -eu; \
 
 # The files of the package, and what it is made of.
 FROM packages AS package
+ARG VARIANT=cpu
 ARG SOURCE_DATE_EPOCH=0
 ENV PYTHONDONTWRITEBYTECODE=1 PYTHONHASHSEED=0
 WORKDIR /checkout
 COPY . ./
 RUN set -eu; \
-    /opt/venv/bin/python -m app package /package; \
+    if [ "${VARIANT}" = gpu ]; then gpus=1; else gpus=0; fi; \
+    /opt/venv/bin/python -m app package /package --gpus "${gpus}"; \
     /opt/venv/bin/python /package/opt/holoscan/app convert -m /package/opt/holoscan/models; \
     PYTHONPATH=/opt/describing /opt/venv/bin/python -m app sbom /package/opt/holoscan/docs; \
     # Compiled here, because the root may be read-only; not by the time of the file, so that two builds are the same.

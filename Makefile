@@ -14,7 +14,7 @@ PARALLEL := OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist loadfile
 
 # Debian's packages start their service where systemd runs, unless it is masked before.
 define debian
-	@dpkg -s $(1) > /dev/null 2>&1 || { \
+	@[ "$$(dpkg-query -W -f '$${db:Status-Status}\n' $(1) 2> /dev/null | grep -c '^installed$$')" = $(words $(1)) ] || { \
 		[ "$$(id -u)" = 0 ] || { echo "error: root is needed to install the Debian packages $(1)"; exit 1; }; \
 		[ ! -d /run/systemd/system ] || systemctl mask --quiet orthanc.service nginx.service; \
 		apt-get update -qq && apt-get install -qq -y --no-install-recommends $(1) > /dev/null; }
@@ -89,6 +89,7 @@ map-twice: map
 	deploy/engine $(BIN)/python -m tests.image.twice
 
 validate: $(STAMP)
+	@[ -d $(CT) ] && [ -d $(RESULTS) ] || { echo "error: $(CT) or $(RESULTS) is not there; make demo makes both"; exit 1; }
 	$(call debian,pixelmed-apps default-jre-headless)
 	$(BIN)/python -W ignore -m tests.validation $(CT) $(RESULTS)
 	$(BIN)/pytest tests/operators/test_validity.py
@@ -104,6 +105,7 @@ pacs-all: $(STAMP) pacs-tools
 	$(ALONE) $(BIN)/pytest -m pacs tests/pacs
 
 viewer: $(VENV)/.viewer $(OHIF)
+	@[ -d $(CT) ] && [ -d $(RESULTS) ] || { echo "error: $(CT) or $(RESULTS) is not there; make demo makes both"; exit 1; }
 	$(call debian,orthanc orthanc-dicomweb chromium iproute2)
 	@rm -rf build/viewer
 	$(ALONE) $(BIN)/python -W ignore -m tests.viewer $(CT) $(RESULTS) $(OHIF)/dist build/viewer
@@ -133,5 +135,5 @@ bench: $(STAMP)
 	$(BIN)/python -W ignore -m tests.bench
 
 clean:
-	rm -rf $(VENV) demo build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .coverage
+	rm -rf $(VENV) demo build dist models/converted *.egg-info .pytest_cache .mypy_cache .ruff_cache .coverage
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import os
 from collections.abc import Callable
+from pathlib import Path
+
+from models.record import SHIPPED
 
 
 def add_assignments(parser: argparse.ArgumentParser, what: str) -> None:
@@ -21,3 +25,8 @@ def count(lowest: int, highest: int) -> Callable[[str], int]:
         return value
 
     return number
+
+
+def models_folder() -> Path:
+    """Return the models folder where no argument names one: that of the environment, else that of this installation."""
+    return Path(os.environ.get("HOLOSCAN_MODEL_PATH") or SHIPPED)

@@ -15,7 +15,7 @@ from pathlib import Path
 from types import FrameType
 from typing import NoReturn
 
-from app.arguments import add_assignments, count
+from app.arguments import add_assignments, count, models_folder
 from app.console import quieten_unless_debugging, tell, trace
 from app.evaluation.commands import add_evaluate_arguments
 from app.gateway.commands import add_fetch_arguments, add_gateway_arguments
@@ -25,7 +25,6 @@ from app.publish import tidier
 from app.scratch import temporary_scratch
 from app.supervision import STOPPING, leave, supervised
 from app.training.commands import add_ablation_arguments, add_train_arguments, need_training_packages
-from models.record import SHIPPED
 from operators.software import NAME, RESEARCH_NOTICE, VERSION
 
 _ROOT = Path(__file__).resolve().parent.parent
@@ -155,18 +154,14 @@ def _parser() -> argparse.ArgumentParser:
     )
     add_gateway_arguments(
         commands.add_parser("gateway", help="receive studies from a PACS or scanner, send it the results"),
-        _models_folder,
+        models_folder,
         _cache,
     )
     add_fetch_arguments(commands.add_parser("fetch", help="have a study of a PACS come to the gateway"))
-    add_package_commands(commands, _add_config, _models_folder)
+    add_package_commands(commands, _add_config, models_folder)
     version = commands.add_parser("version", help="print name and version")
     version.set_defaults(command=_version)
     return parser
-
-
-def _models_folder() -> Path:
-    return Path(os.environ.get("HOLOSCAN_MODEL_PATH") or SHIPPED)
 
 
 def _add_run(parser: argparse.ArgumentParser) -> None:
@@ -185,7 +180,7 @@ def _add_run(parser: argparse.ArgumentParser) -> None:
         "-m",
         "--model",
         metavar="FOLDER",
-        default=_models_folder(),
+        default=models_folder(),
         help="folder of the models (default: those of this installation)",
     )
     parser.add_argument(

@@ -138,8 +138,7 @@ def _key(record: ModelRecord, method: str) -> str:
 def _read(core: Any, entry: Path) -> Any | None:
     """Read a converted network; None where there is none, it is damaged, or others may have written it."""
     try:
-        status = entry.stat()
-        if status.st_uid not in (0, os.getuid()) or status.st_mode & 0o022:
+        if any(_of_another(path) for path in (entry, *(entry / name for name in (_MODEL, _TENSORS, _SUM)))):
             return None
         if (entry / _SUM).read_text("ascii") != _sum(entry):
             return None
@@ -148,16 +147,22 @@ def _read(core: Any, entry: Path) -> Any | None:
         return None
 
 
+def _of_another(path: Path) -> bool:
+    status = path.stat()
+    return status.st_uid not in (0, os.getuid()) or bool(status.st_mode & 0o022)
+
+
 def _keep(core: Any, model: Any, entry: Path) -> None:
     """Write a converted network, whole or not at all: other processes may do the same. Where that fails, go on."""
     with suppress(OSError, RuntimeError):
         entry.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=entry.parent, ignore_cleanup_errors=True) as temporary:
             made = Path(temporary, entry.name)
-            made.mkdir(mode=0o755)
-            made.chmod(0o755)  # whatever the umask: others may read it, not write
+            made.mkdir()
             ov.save_model(model, made / _MODEL, compress_to_fp16=False)
             (made / _SUM).write_text(_sum(made), "ascii")
+            for path in (made, *made.iterdir()):  # whatever the umask: others may read it, not write
+                path.chmod(0o755 if path is made else 0o644)
             if _read(core, made) is None:
                 return
             if entry.exists() and _read(core, entry) is None:

@@ -11,10 +11,9 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from app.arguments import count
+from app.arguments import count, models_folder
 from app.console import tell
 from app.outcome import UsageError
-from models.record import SHIPPED
 
 if TYPE_CHECKING:
     from app.cohort.table import CohortStudy
@@ -27,7 +26,7 @@ def add_evaluate_arguments(parser: argparse.ArgumentParser) -> None:
     explanation = parts.add_parser("explanation", help="whether the heatmaps point at lesions, beside other methods")
     add = explanation.add_argument
     add("-o", "--output", type=Path, required=True, help="new folder for tables and pictures")
-    add("-m", "--model", type=Path, default=SHIPPED, help="folder of the models")
+    add("-m", "--model", type=Path, default=models_folder(), help="folder of the models")
     add("--phantoms", type=count(0, 100), default=4, metavar="N", help="synthetic studies (default 4)")
     add("--slices", type=Path, metavar="FILE", help="NPZ file of annotated slices, see docs/evaluation.md")
     add("--studies", type=count(1, 100), default=4, metavar="N", help="studies of that file (default 4)")
@@ -40,7 +39,7 @@ def add_evaluate_arguments(parser: argparse.ArgumentParser) -> None:
     predicted.add_argument(
         "--cohort", type=Path, metavar="FOLDER", help="cohort with splits to predict, see docs/training.md"
     )
-    add("-m", "--model", type=Path, default=SHIPPED, help="folder of the models that predict a cohort")
+    add("-m", "--model", type=Path, default=models_folder(), help="folder of the models that predict a cohort")
     add("--cache", type=Path, metavar="FOLDER", help="for the prepared studies of a cohort")
     add("--prepare-workers", type=count(1, 256), metavar="N", help="processes that prepare them (default: all cores)")
     add("-o", "--output", type=Path, required=True, help="new folder for tables, pictures and a page")
@@ -53,7 +52,7 @@ def add_evaluate_arguments(parser: argparse.ArgumentParser) -> None:
     source.add_argument(
         "--predictions", type=Path, metavar="FOLDER", help="STUDY_lungs.nii.gz and STUDY_lesions.nii.gz"
     )
-    source.add_argument("-m", "--model", type=Path, default=SHIPPED, help="folder of the models to run instead")
+    source.add_argument("-m", "--model", type=Path, default=models_folder(), help="folder of the models to run instead")
     add("--in-given-lungs", action="store_true", help="look for lesions in the lungs of the cohort's masks")
     add("-o", "--output", type=Path, required=True, help="new folder for tables, a picture and a page")
     add_bootstrap_arguments(segmentation)
@@ -62,7 +61,7 @@ def add_evaluate_arguments(parser: argparse.ArgumentParser) -> None:
     robustness = parts.add_parser("robustness", help="what other slices, kernels, offsets and noise change")
     add = robustness.add_argument
     add("--cohort", type=Path, required=True, metavar="FOLDER", help="cohort with masks of the lungs")
-    add("-m", "--model", type=Path, default=SHIPPED, help="folder of the models; of the lungs alone, or more")
+    add("-m", "--model", type=Path, default=models_folder(), help="folder of the models; of the lungs alone, or more")
     add("-o", "--output", type=Path, required=True, help="new folder for tables and pictures")
     add("--seed", type=count(0, 2**31), default=0, help="of the noise (default 0)")
     _add_only(robustness)
@@ -70,7 +69,7 @@ def add_evaluate_arguments(parser: argparse.ArgumentParser) -> None:
     compute = parts.add_parser("compute", help="what each model costs here, beside the paper's figures")
     add = compute.add_argument
     add("-i", "--input", type=Path, metavar="FOLDER", help="folder with a chest CT (default: a phantom)")
-    add("-m", "--model", type=Path, default=SHIPPED, help="folder of the models")
+    add("-m", "--model", type=Path, default=models_folder(), help="folder of the models")
     add("-o", "--output", type=Path, required=True, help="new folder for the table")
     compute.set_defaults(command=evaluate_compute)
 
@@ -98,7 +97,7 @@ def evaluate_explanation(arguments: argparse.Namespace) -> None:
     try:
         import captum  # noqa: F401
     except ImportError as error:
-        raise UsageError("captum is needed to compare with: pip install 'covid-ct-map[evaluation]'") from error
+        raise UsageError("captum is needed to compare with: pip install -c constraints.txt '.[evaluation]'") from error
     from app.cohort.slices import read_slices
     from app.evaluation.explanation_cases import phantom_cases, slice_cases
     from app.evaluation.explanation_quality import evaluate
@@ -316,7 +315,7 @@ def need_evaluation_packages() -> None:
         If it is not.
     """
     if not all(find_spec(package) for package in ("jinja2", "nibabel")):
-        raise UsageError("more packages are needed: pip install 'covid-ct-map[evaluation]'")
+        raise UsageError("more packages are needed: pip install -c constraints.txt '.[evaluation]'")
 
 
 @contextmanager

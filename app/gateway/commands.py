@@ -80,7 +80,7 @@ def _fetch(arguments: argparse.Namespace) -> None:
 
 def _check_packages() -> None:
     if find_spec("pynetdicom") is None or find_spec("dicomweb_client") is None:
-        raise UsageError("a package for the gateway is missing: pip install '.[gateway]'")
+        raise UsageError("a package for the gateway is missing: pip install -c constraints.txt '.[gateway]'")
 
 
 def _gateway(arguments: argparse.Namespace) -> None:

@@ -173,7 +173,11 @@ def _licensing() -> Licensing:
 
 
 def _reference(part: Part) -> str:
-    return f"{part.kind}-{part.name}-{part.version}"
+    return f"{part.kind}-{_name(part)}"
+
+
+def _name(part: Part) -> str:
+    return "-".join(each for each in (part.name, part.version, part.architecture) if each)
 
 
 def _identity(parts: Sequence[Part]) -> uuid.UUID:
@@ -189,7 +193,7 @@ def _write_licences(parts: Sequence[Part], folder: Path) -> None:
         table = csv.writer(file, lineterminator="\n")
         table.writerow(("kind", "name", "version", "licence", "texts"))
         for part in parts:
-            target = texts / part.kind / f"{part.name}-{part.version}"
+            target = texts / part.kind / _name(part)
             table.writerow((part.kind, part.name, part.version, part.licence, _copy_texts(part, target)))
 
 

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from app.arguments import count
 from app.console import tell
 
 _ROOT = Path(__file__).resolve().parent.parent.parent
@@ -41,6 +42,9 @@ def add_package_commands(
     parser.set_defaults(command=_convert)
     parser = commands.add_parser("package", help="in a checkout: write the files of the MONAI Application Package")
     parser.add_argument("output", metavar="OUT", type=Path, help="empty folder that stands for the root of the package")
+    parser.add_argument(
+        "--gpus", metavar="N", type=count(0, 16), help="GPUs that its manifest asks for (default: as app.yaml says)"
+    )
     parser.set_defaults(command=_package)
     parser = commands.add_parser("sbom", help="write what this installation is made of (CycloneDX, SPDX, licences)")
     parser.add_argument("output", metavar="OUT", type=Path, help="folder for the bill of materials")
@@ -76,7 +80,7 @@ def _convert(arguments: argparse.Namespace) -> None:
 def _package(arguments: argparse.Namespace) -> None:
     from app.package.tree import write_tree
 
-    write_tree(_ROOT, arguments.output.absolute())
+    write_tree(_ROOT, arguments.output.absolute(), arguments.gpus)
     print(arguments.output)
 
 
@@ -86,6 +90,6 @@ def _bill(arguments: argparse.Namespace, models: Path) -> None:
     try:
         from app.package.bill import write_bill
     except ModuleNotFoundError as error:
-        raise UsageError(f"{error.name} is not installed: pip install 'covid-ct-map[package]'") from error
+        raise UsageError(f"{error.name} is not installed: pip install -c constraints.txt '.[package]'") from error
     tell(f"{write_bill(models, arguments.output)} parts")
     print(arguments.output)

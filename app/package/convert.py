@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import os
+import shutil
 from pathlib import Path
 
 from app.application import Models
@@ -33,10 +33,11 @@ def convert(models: Path) -> Path:
     folder = models / CONVERTED
     try:
         folder.mkdir(exist_ok=True)
+        folder.chmod(0o755)  # whatever the umask: the uid of the runs is to read it
+        for entry in folder.iterdir():  # of other versions or weights, or left by a conversion that died
+            shutil.rmtree(entry)
     except OSError as error:
-        raise UsageError(f"cannot make the folder {folder}: {error.strerror}") from error
-    if not os.access(folder, os.W_OK | os.X_OK):
-        raise UsageError(f"no permission to write to the folder {folder}")
+        raise UsageError(f"cannot write to the folder {folder}: {error.strerror}") from error
     loaded = Models.load(models, Runtime("openvino", cache=folder))
     networks = (loaded.lungs, loaded.lesions, loaded.involvement, loaded.classifier)
     if len(list(folder.iterdir())) < sum(len(network.heavy) for network in networks):

@@ -45,6 +45,8 @@ class Part:
         Identity in its package index.
     sha256 : str, optional
         Of the weights of a model.
+    architecture : str
+        Of a Debian package, of which several may be there.
     """
 
     kind: Literal["python", "debian", "model"]
@@ -55,6 +57,7 @@ class Part:
     text: str = ""
     purl: PackageURL | None = None
     sha256: str | None = None
+    architecture: str = ""
 
 
 def installed_parts(models: Path) -> list[Part]:
@@ -71,7 +74,7 @@ def installed_parts(models: Path) -> list[Part]:
         If a model is missing or altered.
     """
     parts = [_interpreter(), *_distributions(), *_debian_packages(), *_models(models)]
-    return sorted(parts, key=lambda part: (part.kind, part.name.lower()))
+    return sorted(parts, key=lambda part: (part.kind, part.name.lower(), part.architecture))
 
 
 def _interpreter() -> Part:
@@ -126,15 +129,17 @@ def _debian_packages() -> Iterator[Part]:
     query = shutil.which("dpkg-query")
     if query is None:
         return
-    shape = "-f=${Package}\t${Version}\t${Architecture}\n"
+    shape = "-f=${Package}\t${Version}\t${Architecture}\t${db:Status-Status}\n"
     listed = subprocess.run([query, "-W", shape], capture_output=True, text=True, check=True)  # noqa: S603
     for line in listed.stdout.splitlines():
-        name, version, architecture = line.split("\t")
+        name, version, architecture, status = line.split("\t")
+        if status != "installed":  # of others no more than their settings is left
+            continue
         copyright_file = _DEBIAN_DOCS / name / "copyright"
         texts = (copyright_file,) if copyright_file.is_file() else ()
         licences = {found for text in texts for found in _DEBIAN_LICENCE.findall(text.read_text("utf-8", "replace"))}
         purl = PackageURL("deb", "debian", name, version, {"arch": architecture})
-        yield Part("debian", name, version, ", ".join(sorted(licences)), texts, purl=purl)
+        yield Part("debian", name, version, ", ".join(sorted(licences)), texts, purl=purl, architecture=architecture)
 
 
 def _models(folder: Path) -> Iterator[Part]:

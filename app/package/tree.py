@@ -20,7 +20,7 @@ _CARD = "README.md"
 _DOCUMENTS = ("README.md", "LICENSE", "docs", "deploy", "models/README.md")
 
 
-def write_tree(checkout: Path, root: Path) -> None:
+def write_tree(checkout: Path, root: Path, gpus: int | None = None) -> None:
     """Write the files of the package.
 
     Parameters
@@ -29,6 +29,8 @@ def write_tree(checkout: Path, root: Path) -> None:
         The repository of this software.
     root : Path
         Stands for ``/`` of the package; must be absent or empty.
+    gpus : int, optional
+        How many GPUs the package asks for; by default what ``app.yaml`` says.
 
     Raises
     ------
@@ -39,6 +41,9 @@ def write_tree(checkout: Path, root: Path) -> None:
     if not project.is_file():
         raise UsageError(f"{checkout} is no checkout of this software: packages are made from one")
     configuration = load_package_configuration(checkout / "app.yaml")
+    if gpus is not None:
+        resources = configuration.resources.model_copy(update={"gpu": gpus})
+        configuration = configuration.model_copy(update={"resources": resources})
     try:
         if root.exists() and any(root.iterdir()):
             raise UsageError(f"the folder {root} is not empty; give another")
@@ -96,6 +101,8 @@ def _write(path: Path, text: str) -> None:
 
 
 def copy_file(source: Path, target: Path) -> None:
-    """Copy a file's content; mode and owner are those of the one who copies."""
+    """Copy a file's content, and whether it can be executed; the rest is as for whoever copies."""
     target.parent.mkdir(parents=True, exist_ok=True)
     shutil.copyfile(source, target)
+    mode = target.stat().st_mode
+    target.chmod(mode | (source.stat().st_mode & 0o100 and (mode & 0o444) >> 2))

@@ -7,11 +7,10 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from app.arguments import add_assignments, count
+from app.arguments import add_assignments, count, models_folder
 from app.console import tell
 from app.evaluation.commands import add_bootstrap_arguments, need_evaluation_packages, new_folder, write_judgement
 from app.outcome import UsageError
-from models.record import SHIPPED
 
 if TYPE_CHECKING:
     from app.cohort.table import CohortStudy
@@ -49,7 +48,7 @@ def add_data_arguments(parser: argparse.ArgumentParser) -> None:
         "--model",
         metavar="MODELS",
         type=Path,
-        default=SHIPPED,
+        default=models_folder(),
         dest="models",
         help="models folder that finds lungs and lesions for cvae and classifier (default: those of this installation)",
     )
@@ -186,4 +185,4 @@ def need_training_packages() -> None:
         If it is not.
     """
     if not all(find_spec(package) for package in ("lightning_fabric", "nibabel", "sklearn", "tensorboard")):
-        raise UsageError("more packages are needed: pip install 'covid-ct-map[training]'")
+        raise UsageError("more packages are needed: pip install -c constraints.txt '.[training]'")

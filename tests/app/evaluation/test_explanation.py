@@ -260,4 +260,4 @@ def test_a_missing_captum_is_told(
 ) -> None:
     monkeypatch.setitem(sys.modules, "captum", None)
     assert main(["evaluate", "explanation", "-o", str(tmp_path / "out")]) == ExitStatus.USAGE
-    assert "pip install 'covid-ct-map[evaluation]'" in capsys.readouterr().err
+    assert "pip install -c constraints.txt '.[evaluation]'" in capsys.readouterr().err
