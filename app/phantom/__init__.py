@@ -138,11 +138,18 @@ def write_phantom(folder: Path, seed: int = 0, spacing: tuple[float, float, floa
     """
     phantom = make_phantom(seed, spacing)
     series = folder / "ct"
-    write_ct_series(series, phantom.hu, phantom.spacing, origin=origin_of(phantom), study=str(seed))
+    write_ct_series(
+        series, phantom.hu, phantom.spacing, origin=origin_of(phantom), study=study_name(str(seed), spacing)
+    )
     np.savez_compressed(
         folder / "truth.npz", lungs=phantom.lungs, lesions=phantom.lesions, spacing=np.array(phantom.spacing)
     )
     return series
+
+
+def study_name(name: str, spacing: tuple[float, float, float]) -> str:
+    """Tell the same patient on other voxels from the one on the usual ones: no two CTs may have the same UIDs."""
+    return name if tuple(spacing) == SPACING_MM else f"{name}-{'x'.join(f'{step:g}' for step in spacing)}"
 
 
 def origin_of(phantom: Phantom) -> tuple[float, float, float]:

@@ -12,7 +12,7 @@ import numpy as np
 from app.cohort.images import axial_grid, write_masks
 from app.cohort.table import CohortStudy, new_cohort, write_table
 from app.outcome import UsageError
-from app.phantom import make_phantom, origin_of
+from app.phantom import make_phantom, origin_of, study_name
 from app.phantom.dicom import write_ct_series
 from app.phantom.disease import Kind, Shares, draw_co_rads, draw_kind, fall_ill, involvement_percent
 from models.hounsfield import whole
@@ -139,7 +139,7 @@ def _write_patient(folder: Path, number: int, patients: int, seed: int, spacing:
         whole(hu).astype(np.float32),
         spacing,
         origin=origin_of(phantom),
-        study=f"{seed}.{number}",
+        study=study_name(f"{seed}.{patients}.{number}", spacing),
         PatientAge=f"{age:03d}Y",
         PatientBirthDate=f"{2020 - age}0101",
         PatientSex="MF"[int(rng.integers(2))],

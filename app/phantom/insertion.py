@@ -11,12 +11,23 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 from scipy import ndimage
-from scipy.spatial import cKDTree
 
+from app.phantom.textures import (
+    Offsets,
+    any_direction,
+    bounded_noise,
+    from_segment,
+    grain,
+    lobular_walls,
+    norm,
+    smooth_noise,
+)
 from models.morphology import BoolArray, FloatArray, Spacing, distance_to
 
 GROUND_GLASS, CONSOLIDATION, CRAZY_PAVING, COMBINED = 1, 2, 3, 4
 FLUID_HU = 20.0
+MOST_HAZE = 0.6
+"""Fluid fraction above which it is no ground glass."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,30 +55,12 @@ class Pattern:
     sides: tuple[int, ...] = (1, 2)
 
 
-def smooth_noise(shape: tuple[int, ...], scale: float, spacing: Spacing, rng: np.random.Generator) -> FloatArray:
-    """Return noise of unit variance, smooth over ``scale`` mm, made coarse and interpolated."""
-    coarse = [max(int(np.ceil(n * s / scale)) + 3, 4) for n, s in zip(shape, spacing, strict=True)]
-    noise = rng.standard_normal(coarse).astype(np.float32)
-    points = np.meshgrid(*[np.arange(n) * s / scale + 1.0 for n, s in zip(shape, spacing, strict=True)], indexing="ij")
-    fine = ndimage.map_coordinates(noise, points, order=1, mode="nearest")
-    return np.asarray(fine / max(float(fine.std()), 1e-6), dtype=np.float32)
-
-
-def _septa(shape: tuple[int, ...], spacing: Spacing, rng: np.random.Generator) -> FloatArray:
-    """Return a network of thin walls between cells of about 6 mm, 1 on the walls, 0 in the cells."""
-    extent = np.array(shape) * spacing
-    seeds = rng.uniform(-6.0, extent + 6.0, (int(np.prod(extent + 12.0) / 6.0**3) + 2, 3))
-    points = np.stack(np.meshgrid(*[np.arange(n) * s for n, s in zip(shape, spacing, strict=True)], indexing="ij"), -1)
-    nearest, _ = cKDTree(seeds).query(points.reshape(-1, 3), k=2)
-    wall = nearest[:, 1] - nearest[:, 0]
-    return np.asarray(np.exp(-((wall / rng.uniform(0.7, 1.3)) ** 2)).reshape(shape), dtype=np.float32)
-
-
 def _place(
     lungs: npt.NDArray[np.uint8], depth: FloatArray, pattern: Pattern, rng: np.random.Generator
 ) -> npt.NDArray[np.intp]:
     """Draw the centre of a lesion: at the pleura or anywhere, more often low and dorsal."""
     allowed = np.isin(lungs, pattern.sides)
+    allowed = allowed if allowed.any() else lungs > 0  # of a patient with one lung
     if rng.random() < pattern.subpleural:
         shell = allowed & (depth < rng.uniform(3.0, 12.0))
         allowed = shell if shell.any() else allowed
@@ -79,23 +72,37 @@ def _place(
     return np.asarray(some[rng.choice(len(some), p=weight / weight.sum())])
 
 
-def _fluid(kind: int, core: FloatArray, box_hu: FloatArray, spacing: Spacing, rng: np.random.Generator) -> FloatArray:
+def _fluid(kind: int, core: FloatArray, offsets: Offsets, spacing: Spacing, rng: np.random.Generator) -> FloatArray:
     """Return the fluid fraction inside a lesion, before its edge; ``core`` rises from 0 at the rim to 1."""
     shape = core.shape
     haze = rng.uniform(0.18, 0.5) * (1.0 + 0.25 * smooth_noise(shape, 8.0, spacing, rng))
     haze += 0.05 * smooth_noise(shape, 3.0, spacing, rng)
+    haze = np.minimum(haze, MOST_HAZE)
     if kind == GROUND_GLASS:
-        return haze
+        return np.asarray(haze, dtype=np.float32)
+    if kind == CRAZY_PAVING:
+        return np.asarray(haze + rng.uniform(0.3, 0.6) * lobular_walls(core > 0, spacing, rng), dtype=np.float32)
     dense = rng.uniform(0.85, 1.02) + 0.05 * smooth_noise(shape, 6.0, spacing, rng)
-    if rng.random() < 0.6:  # air bronchograms in most
-        dense = np.where(box_hu < np.percentile(box_hu, 4), 0.15, dense)
+    if rng.random() < 0.6:  # in most
+        dense = dense + _air_bronchograms(offsets, rng) * (0.15 - dense)
     if kind == CONSOLIDATION:
         return np.asarray(dense, dtype=np.float32)
-    if kind == CRAZY_PAVING:
-        return np.asarray(haze + rng.uniform(0.25, 0.5) * _septa(shape, spacing, rng), dtype=np.float32)
     spots = core + 0.35 * smooth_noise(shape, 10.0, spacing, rng) > rng.uniform(0.35, 0.6)
     soft = ndimage.gaussian_filter(spots.astype(np.float32), [1.0 / s for s in spacing])
     return np.asarray(haze + soft * (dense - haze), dtype=np.float32)
+
+
+def _air_bronchograms(offsets: Offsets, rng: np.random.Generator) -> FloatArray:
+    """Return how much of each voxel of a lesion is air in bronchi: a few tubes that start near its centre."""
+    extent = [float(np.ptp(offset)) for offset in offsets]
+    air = np.zeros(np.broadcast_shapes(*(offset.shape for offset in offsets)), np.float32)
+    for _ in range(int(rng.integers(2, 7))):
+        direction, length = any_direction(rng), rng.uniform(0.2, 0.6) * min(extent)
+        middle = direction * length / 2.0 + rng.normal(0.0, 0.06, 3) * extent
+        z, y, x = (np.asarray(offset - shift, np.float32) for offset, shift in zip(offsets, middle, strict=True))
+        radius = rng.uniform(0.7, 1.8)
+        air = np.maximum(air, np.clip(radius + 0.5 - from_segment((z, y, x), direction, length), 0.0, 1.0))
+    return air
 
 
 def insert_lesions(
@@ -122,12 +129,12 @@ def insert_lesions(
     lesions : ndarray of uint8
         0 none, else the type: 1 ground glass, 2 consolidation, 3 crazy paving, 4 combined.
     """
-    result, labels = hu.copy(), np.zeros(hu.shape, np.uint8)
+    chest = _Chest(hu, hu.copy(), np.zeros(hu.shape, np.uint8), np.zeros_like(hu), np.zeros(hu.shape, bool))
     depth = distance_to(lungs == 0, spacing)
     for _ in range(int(rng.integers(pattern.count[0], pattern.count[1] + 1))):
         lesion = _draw_lesion(lungs, depth, spacing, pattern, rng)
-        _insert(result, labels, lungs == lungs[lesion.centre], spacing, lesion, rng)
-    return result, labels
+        _insert(chest, lungs == lungs[lesion.centre], spacing, lesion, rng)
+    return chest.hu, chest.labels
 
 
 Box = tuple[slice, slice, slice]
@@ -135,7 +142,7 @@ Box = tuple[slice, slice, slice]
 
 def around(
     centre: tuple[int, int, int], reach: tuple[float, float, float], spacing: Spacing, shape: tuple[int, ...]
-) -> tuple[Box, tuple[FloatArray, FloatArray, FloatArray]]:
+) -> tuple[Box, Offsets]:
     """Return the box that reaches so many mm around a voxel, and how far in mm its voxels lie off along z, y, x."""
     steps = [int(np.ceil(r / s)) for r, s in zip(reach, spacing, strict=True)]
     z, y, x = (slice(max(c - k, 0), min(c + k + 1, n)) for c, k, n in zip(centre, steps, shape, strict=True))
@@ -144,6 +151,29 @@ def around(
         for s, c, step in zip((z, y, x), centre, spacing, strict=True)
     ]
     return (z, y, x), (away[0][:, None, None], away[1][:, None], away[2])
+
+
+@dataclass(frozen=True, slots=True)
+class _Chest:
+    """What lesions are inserted into, in place.
+
+    Parameters
+    ----------
+    healthy, hu : ndarray of float32, shape (z, y, x)
+        Hounsfield units before and after.
+    labels : ndarray of uint8
+        Type of the lesion; where several meet, that of the first.
+    fluid : ndarray of float32
+        Fraction of the air that is replaced.
+    taken : ndarray of bool
+        Inside of lesions: others change no more than their rims.
+    """
+
+    healthy: FloatArray
+    hu: FloatArray
+    labels: npt.NDArray[np.uint8]
+    fluid: FloatArray
+    taken: BoolArray
 
 
 @dataclass(frozen=True, slots=True)
@@ -164,23 +194,21 @@ def _draw_lesion(
     return _Lesion(int(rng.choice(4, p=pattern.weights)) + 1, (z, y, x), (a, b, c))
 
 
-def _insert(
-    hu: FloatArray,
-    labels: npt.NDArray[np.uint8],
-    lung: BoolArray,
-    spacing: Spacing,
-    lesion: _Lesion,
-    rng: np.random.Generator,
-) -> None:
-    """Insert one lesion into ``hu`` and ``labels``, in place; where another one is, that one stays."""
+def _insert(chest: _Chest, lung: BoolArray, spacing: Spacing, lesion: _Lesion, rng: np.random.Generator) -> None:
+    """Insert one lesion. Where it meets another, neither leaves the half of its rim that the other one fills."""
     a, b, c = lesion.radii
-    box, offsets = around(lesion.centre, (1.5 * a, 1.5 * b, 1.5 * c), spacing, hu.shape)
-    before = hu[box]
-    distance = np.sqrt(sum((offset / radius) ** 2 for offset, radius in zip(offsets, lesion.radii, strict=True)))
+    box, offsets = around(lesion.centre, (1.5 * a, 1.5 * b, 1.5 * c), spacing, chest.hu.shape)
+    healthy, labels = chest.healthy[box], chest.labels[box]
+    distance = norm(tuple(offset / radius for offset, radius in zip(offsets, lesion.radii, strict=True)))
     size = float(np.mean(lesion.radii))
-    core = np.asarray(1.0 - distance + 0.28 * smooth_noise(before.shape, size * 0.6, spacing, rng), dtype=np.float32)
-    edge = np.clip(core / (rng.uniform(1.0, 4.0) / size), 0.0, 1.0) * (lung[box] & (labels[box] == 0))
-    fluid = np.clip(_fluid(lesion.kind, core, before, spacing, rng), 0.0, 1.0) * edge
-    wet = FLUID_HU + 15.0 * smooth_noise(before.shape, 4.0, spacing, rng)
-    hu[box] = before + fluid * np.maximum(wet - before, 0.0)
-    labels[box][(edge > 0.5) & (fluid > 0.1)] = lesion.kind  # where at least half of the effect is present
+    rough = 0.28 * bounded_noise(healthy.shape, size * 0.6, spacing, rng)  # so it ends before the box does
+    core = np.asarray(1.0 - distance + rough, dtype=np.float32)
+    edge = np.clip(core / (rng.uniform(1.0, 4.0) / size), 0.0, 1.0) * lung[box]
+    fluid = np.clip(_fluid(lesion.kind, core, offsets, spacing, rng), 0.0, 1.0) * edge
+    wet = FLUID_HU + 15.0 * smooth_noise(healthy.shape, 4.0, spacing, rng)
+    filled = healthy + fluid * np.maximum(wet - (healthy - grain(healthy)), 0.0)
+    more = (fluid > chest.fluid[box]) & ~chest.taken[box]
+    chest.hu[box][more], chest.fluid[box][more] = filled[more], fluid[more]
+    # where at least half of the effect is present
+    labels[(edge > 0.5) & (fluid > 0.1) & (labels == 0) & ~chest.taken[box]] = lesion.kind
+    chest.taken[box] |= edge == 1.0

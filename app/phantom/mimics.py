@@ -13,7 +13,8 @@ import numpy as np
 import numpy.typing as npt
 from scipy import ndimage
 
-from app.phantom.insertion import Box, around, smooth_noise
+from app.phantom.insertion import Box, around
+from app.phantom.textures import any_direction, bounded_noise, from_segment, grain, norm, smooth_noise
 from models.morphology import BoolArray, FloatArray, Spacing
 
 SOFT_HU, WATER_HU, GAS_HU = 40.0, 8.0, -980.0
@@ -77,8 +78,8 @@ def insert_effusion(
     deepest, rise = rng.uniform(10.0, 50.0), rng.uniform(60.0, 160.0)
     level = deepest * np.clip(1.0 - height / rise, 0.0, 1.0) + 4.0 * smooth_noise(hu.shape, 40.0, spacing, rng)
     fluid = side & (_above_the_back(side, spacing) < level)
-    grain = rng.normal(WATER_HU, 12.0, hu.shape)
-    return np.where(fluid, grain, hu).astype(np.float32), np.where(fluid, 0, lungs).astype(np.uint8)
+    water = WATER_HU + grain(hu)
+    return np.where(fluid, water, hu).astype(np.float32), np.where(fluid, 0, lungs).astype(np.uint8)
 
 
 def _above_the_back(lung: BoolArray, spacing: Spacing) -> FloatArray:
@@ -91,12 +92,9 @@ def _above_the_back(lung: BoolArray, spacing: Spacing) -> FloatArray:
 
 
 def _blend(hu: FloatArray, inside: BoolArray, box: Box, share: FloatArray, target: float) -> None:
+    """Replace a share of what is there, but not of its noise."""
     part = np.clip(share, 0.0, 1.0) * inside[box]
-    hu[box] += part * (target - hu[box])
-
-
-def _length(offsets: tuple[FloatArray, FloatArray, FloatArray]) -> FloatArray:
-    return np.asarray(np.sqrt(sum(o**2 for o in offsets)), dtype=np.float32)
+    hu[box] += part * (target - (hu[box] - grain(hu[box])))
 
 
 def _nodule(
@@ -104,9 +102,9 @@ def _nodule(
 ) -> None:
     """Draw a solid nodule of 4 to 28 mm, smooth or with an uneven border."""
     radius = float(np.exp(rng.uniform(np.log(2.0), np.log(14.0))))
-    box, offsets = around(centre, (1.6 * radius,) * 3, spacing, hu.shape)
-    rough = rng.uniform(0.0, 0.35) * smooth_noise(hu[box].shape, max(radius, 2.0), spacing, rng)
-    _blend(hu, inside, box, (radius * (1.0 + rough) - _length(offsets)) + 0.5, rng.uniform(0.0, 60.0))
+    box, offsets = around(centre, (1.6 * radius + 1.0,) * 3, spacing, hu.shape)
+    rough = rng.uniform(0.0, 0.35) * bounded_noise(hu[box].shape, max(radius, 2.0), spacing, rng)
+    _blend(hu, inside, box, (radius * (1.0 + rough) - norm(offsets)) + 0.5, rng.uniform(0.0, 60.0))
 
 
 def _tree_in_bud(
@@ -151,11 +149,7 @@ def _tube(
 ) -> None:
     """Draw a straight tube of soft tissue, in any direction, with gas in its lumen where it has one; mm."""
     box, offsets = around(centre, (length / 2.0 + radius + 2.0,) * 3, spacing, hu.shape)
-    direction = rng.normal(size=3)
-    direction /= np.linalg.norm(direction)
-    along = sum(o * d for o, d in zip(offsets, direction, strict=True))
-    clipped = np.clip(along, -length / 2.0, length / 2.0)
-    away = _length(tuple(o - clipped * d for o, d in zip(offsets, direction, strict=True)))
+    away = from_segment(offsets, any_direction(rng), length)
     _blend(hu, inside, box, radius - away + 0.5, rng.uniform(0.0, 60.0))
     if lumen:
         _blend(hu, inside, box, lumen - away + 0.5, rng.uniform(GAS_HU, -880.0))
@@ -171,7 +165,7 @@ def _band(
     normal /= np.linalg.norm(normal)
     across = sum(o * n for o, n in zip(offsets, normal, strict=True))
     across = across + rng.uniform(0.0, 2.0) * smooth_noise(hu[box].shape, 25.0, spacing, rng)
-    share = np.minimum(thickness / 2.0 - np.abs(across) + 0.5, (extent - _length(offsets)) / 5.0)
+    share = np.minimum(thickness / 2.0 - np.abs(across) + 0.5, (extent - norm(offsets)) / 5.0)
     _blend(hu, inside, box, np.asarray(share, dtype=np.float32), rng.uniform(-100.0, 50.0))
 
 
@@ -183,7 +177,7 @@ def _emphysema(
     box, offsets = around(centre, (extent,) * 3, spacing, hu.shape)
     holes = smooth_noise(hu[box].shape, rng.uniform(4.0, 10.0), spacing, rng) > rng.uniform(0.0, 1.0)
     soft = ndimage.gaussian_filter(holes.astype(np.float32), [1.0 / s for s in spacing])
-    share = soft * np.clip((extent - _length(offsets)) / 8.0, 0.0, 1.0) * (hu[box] < -700.0)
+    share = soft * np.clip((extent - norm(offsets)) / 8.0, 0.0, 1.0) * (hu[box] < -700.0)
     _blend(hu, inside, box, np.asarray(share, dtype=np.float32), GAS_HU)
 
 
