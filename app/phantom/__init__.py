@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -50,7 +51,16 @@ class Phantom:
     lesions: LabelArray
 
 
-def make_phantom(seed: int = 0, spacing: tuple[float, float, float] = (3.0, 1.4, 1.4), lesions: bool = True) -> Phantom:
+Disease = Callable[[FloatArray, LabelArray], tuple[FloatArray, LabelArray]]
+"""From Hounsfield units before the scan, and lungs, to both with disease: Hounsfield units and lesions."""
+
+
+def make_phantom(
+    seed: int = 0,
+    spacing: tuple[float, float, float] = SPACING_MM,
+    lesions: bool = True,
+    disease: Disease | None = None,
+) -> Phantom:
     """Make the chest CT of a synthetic adult.
 
     Parameters
@@ -61,6 +71,8 @@ def make_phantom(seed: int = 0, spacing: tuple[float, float, float] = (3.0, 1.4,
         Along z, y, x in mm; the field of view is always 300 x 358 x 358 mm.
     lesions : bool
         False for healthy lungs, else ground glass, consolidation, crazy paving and the combined pattern.
+    disease : callable, optional
+        What healthy lungs fall ill with, before the scanner sees them.
 
     Returns
     -------
@@ -79,6 +91,8 @@ def make_phantom(seed: int = 0, spacing: tuple[float, float, float] = (3.0, 1.4,
     labels = add_lesions(content, space, inside, rng) if lesions else np.zeros_like(lungs)
     _add_trees(content, space, chest, rng)
     hu[inside] = content[inside]
+    if disease is not None:
+        hu, labels = disease(hu, lungs)
     return Phantom(_scan(hu, space, rng), spacing, lungs, labels)
 
 

@@ -129,8 +129,9 @@ def _write_patient(folder: Path, number: int, patients: int, seed: int, spacing:
     label = label_of(number, patients, seed)
     kind = draw_kind(label, KINDS, rng)
     name = f"p{number:03d}"
-    phantom = make_phantom(int(rng.integers(2**31)), spacing, lesions=False)
-    hu, lesions = fall_ill(phantom.hu, phantom.lungs, phantom.spacing, kind, rng)
+    person = int(rng.integers(2**31))
+    phantom = make_phantom(person, spacing, False, lambda hu, lungs: fall_ill(hu, lungs, spacing, kind, rng))
+    hu, lesions = phantom.hu, phantom.lesions
     hu = hu + np.asarray(rng.normal(0.0, site.noise, hu.shape), dtype=np.float32)
     age = int(rng.integers(25, 90))
     series = folder / "studies" / name

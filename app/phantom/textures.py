@@ -18,13 +18,15 @@ _LOBULE_MM, _WALL_MM = (8.0, 14.0), (0.9, 1.6)
 
 
 def smooth_noise(shape: tuple[int, ...], scale: float, spacing: Spacing, rng: np.random.Generator) -> FloatArray:
-    """Return noise of unit variance, smooth over ``scale`` mm, made coarse and interpolated linearly."""
+    """Return noise of unit variance, smooth over ``scale`` mm, made coarse and interpolated without kinks."""
     coarse = [max(int(np.ceil(n * s / scale)) + 3, 4) for n, s in zip(shape, spacing, strict=True)]
     noise = rng.standard_normal(coarse).astype(np.float32)
     for axis, (size, step) in enumerate(zip(shape, spacing, strict=True)):  # one after the other: little memory
         place = np.arange(size) * step / scale + 1.0
         before = place.astype(np.intp)
-        share = np.expand_dims((place - before).astype(np.float32), [k for k in range(len(shape)) if k != axis])
+        between = (place - before).astype(np.float32)
+        eased = between**2 * (3.0 - 2.0 * between)  # level where it passes a coarse value
+        share = np.expand_dims(eased, [k for k in range(len(shape)) if k != axis])
         noise = noise.take(before, axis) * (1.0 - share) + noise.take(before + 1, axis) * share
     return np.asarray(noise / max(float(noise.std()), 1e-6), dtype=np.float32)
 
