@@ -187,6 +187,7 @@ def test_dcmqi_reads_what_the_result_states(finished: tuple[Path, str], tmp_path
     ]
 
 
+@pytest.mark.whole
 def test_a_second_run_gives_the_same_objects_and_replaces_the_first(
     finished: tuple[Path, str], series: Path, models: Path, tmp_path: Path
 ) -> None:
@@ -222,6 +223,7 @@ def test_a_process_that_goes_on_keeps_no_thread_and_no_file(series: Path, models
     assert [now > then for now, then in zip(held(), before, strict=True)] == [False, False]  # fewer: of earlier tests
 
 
+@pytest.mark.whole
 def test_a_document_is_written_where_it_is_asked_for(documented: Path, series: Path) -> None:
     assert not disagreements(documented)
     written = [path.relative_to(documented).as_posix() for path in sorted(documented.rglob("*.dcm"))]
@@ -342,6 +344,7 @@ def test_what_this_machine_cannot_compute_is_said_in_a_line(
     assert not list((tmp_path / "out").glob("*"))
 
 
+@pytest.mark.whole
 def test_engines_agree_on_a_whole_run(finished: tuple[Path, str], documented: Path) -> None:
     torch_result, other = _result(documented), _result(finished[0])
     assert [result["settings"]["runtime"] for result in (torch_result, other)] == ["torch", "openvino"]
