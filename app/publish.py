@@ -40,8 +40,8 @@ _PREFIX = ".covid-ct-staging-"
 class Staging:
     """The hidden folder of one run inside the output folder, on the same file system.
 
-    Use as a context manager. Unless :meth:`publish` was reached, leaving it restores the output folder to
-    what it was, and removes the output folder itself if this run made it.
+    Use as a context manager. Unless :meth:`publish` or :meth:`drop_earlier` was reached, leaving it restores the output
+    folder to what it was, and removes the output folder itself if this run made it.
 
     Parameters
     ----------
@@ -110,22 +110,21 @@ class Staging:
                     f"the output folder {self._output} holds another file named {name}; give an empty folder"
                 )
         _flush(self.folder)
-        self._retire(earlier)
+        self._retire(earlier, "retired")
         for name in built:
             (self.folder / name).rename(self._output / name)
         _sync(self._output)
 
     def drop_earlier(self) -> None:
         """Remove all earlier results for good, before any are built: they would not be true of what comes meanwhile."""
-        self._retire(_results(self._output, self._output / RESULT))
-        _remove_busy(self._root / "retired")
+        self._retire(_results(self._output, self._output / RESULT), "dropped")
 
-    def _retire(self, names: Sequence[str]) -> None:
+    def _retire(self, names: Sequence[str], becomes: str) -> None:
         retiring = self._root / "retiring"
         retiring.mkdir()
         for name in reversed(names):
             (self._output / name).rename(retiring / name)
-        retiring.rename(self._root / "retired")
+        retiring.rename(self._root / becomes)
 
     def _drop_output(self) -> None:
         _remove_empty(self._made)
@@ -247,7 +246,7 @@ def _lock(root: Path) -> int | None:
 def _undo(root: Path, output: Path) -> None:
     """Restore what an unfinished publication changed; can itself be interrupted and done again."""
     if (root / "retired").exists():
-        if not (root / "new" / RESULT).exists():  # finished, or those before were dropped
+        if not (root / "new" / RESULT).exists():  # finished
             return
         for name in _results(output, root / "new" / RESULT):
             _remove(output / name)  # whatever is in place is new

@@ -145,8 +145,8 @@ def _run_each(
     names = [study.uid if UID(study.uid).is_valid else f"study-{k}" for k, study in enumerate(studies, start=1)]
     outcomes = [StudyOutcome(folder=name, status="failed") for name in names]
     _models(request.models, _runtime(request.settings, request.cache))  # without what all need, nothing is begun
-    staging.drop_earlier()  # a list would not be true of what is replaced before the next one
     try:
+        staging.drop_earlier()  # a list would not be true of what is replaced before the next one
         for index, (study, name) in enumerate(zip(studies, names, strict=True)):
             tell(f"Study {index + 1} of {len(studies)} ...")
             try:

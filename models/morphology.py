@@ -113,8 +113,9 @@ def split_sides(lungs: BoolArray, spacing: Spacing) -> tuple[BoolArray, BoolArra
     """Split a lung mask into the halves at low and at high x (for LPS axes: right and left lung).
 
     Two large parts that lie beside each other are the two lungs. Lungs that touch are parted by eroding until there are
-    such parts. Other large parts belong to the lung in whose columns they lie, and each voxel to the nearest part. What
-    cannot be parted is cut in the middle of the image; where hardly anything is on one side of it, there is one lung.
+    such parts. Other large parts belong to the lung in whose columns they lie, and each voxel to the nearest part; what
+    hangs together with parts of one lung only belongs to it. What cannot be parted is cut in the middle of the image;
+    where hardly anything is on one side of it, there is one lung.
     """
     middle = lungs.shape[2] // 2
     low, high = int(lungs[..., :middle].sum()), int(lungs[..., middle:].sum())
@@ -125,8 +126,8 @@ def split_sides(lungs: BoolArray, spacing: Spacing) -> tuple[BoolArray, BoolArra
             parts, _ = ndimage.label(depth > radius)
             sides = _sides_of_parts(parts, _TOUCHING if radius else SECOND_LUNG, apart)
             if sides is not None:
-                to_low, to_high = (distance_to(np.isin(parts, numbers), spacing) for numbers in sides)
-                return lungs & (to_low <= to_high), lungs & (to_low > to_high)
+                of_low = _of_first(lungs, np.isin(parts, sides[0]), np.isin(parts, sides[1]), spacing)
+                return of_low, lungs & ~of_low
     if alone:
         nothing = np.zeros_like(lungs)
         return (lungs.copy(), nothing) if low > high else (nothing, lungs.copy())
@@ -150,3 +151,11 @@ def _sides_of_parts(parts: npt.NDArray[np.int32], least: float, apart: float) ->
             at_low = np.abs(centre[large] - centre[first]) <= np.abs(centre[large] - centre[second])
             return (large[at_low] + 1).tolist(), (large[~at_low] + 1).tolist()
     return None
+
+
+def _of_first(mask: BoolArray, first: BoolArray, second: BoolArray, spacing: Spacing) -> BoolArray:
+    """Return the voxels of a mask that belong to the first of two groups of its parts."""
+    pieces, count = ndimage.label(mask)
+    with_first, with_second = (np.bincount(pieces[group], minlength=count + 1) > 0 for group in (first, second))
+    nearer = distance_to(first, spacing) <= distance_to(second, spacing)
+    return mask & np.where((with_first == with_second)[pieces], nearer, with_first[pieces])

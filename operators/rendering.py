@@ -18,6 +18,8 @@ from operators.volume import BoolArray, CTVolume, FloatArray, Grid
 RELEVANCE_SHARE, RELEVANCE_PERCENTILE = 0.9, 95.0
 """The colours end at this percentile of the pixels that count: the strongest ones, which hold this share of all
 relevance. Next to nothing lies on most pixels, black ones outside the lungs among them."""
+FEWEST = 200
+"""Pixels that count at least, so that a few extreme ones do not make all others vanish."""
 
 _GAP = 12
 _HEADER = 84
@@ -31,8 +33,8 @@ def relevance_limit(relevance: FloatArray) -> float:
     """Limit of the colour scale: a high percentile of what the pixels that count have; 0 without any."""
     magnitude = np.sort(np.abs(relevance), axis=None)[::-1]
     reached = np.cumsum(magnitude, dtype=np.float64)
-    counting = magnitude[: np.searchsorted(reached, RELEVANCE_SHARE * reached[-1]) + 1]
-    return float(np.percentile(counting, RELEVANCE_PERCENTILE))
+    counting = magnitude[: max(int(np.searchsorted(reached, RELEVANCE_SHARE * reached[-1])) + 1, FEWEST)]
+    return float(np.percentile(counting[counting > 0], RELEVANCE_PERCENTILE)) if counting.any() else 0.0
 
 
 def stated(result: Classification) -> str:

@@ -178,8 +178,8 @@ class _SummaryPage(Page):
             self.outline(above, plane.lungs, LUNG_OUTLINE, 1.2)
             for kind, term in LESION_TERMS.items():
                 self.outline(above, plane.lesions == kind, hex_color(term.color), 1.6)
-            title = f"{view}, relevance of the CT"
-            self.plane(below, plane, title if reliable else f"{title}\nunreliable, see the remarks")
+            title = f"{view}, relevance\nof the CT"  # short lines: the letters are beside the first
+            self.plane(below, plane, title if reliable else f"{title}: unreliable, see the remarks")
             self.relevance(below, self._relevance(view), self.study.ct_limit)
             self.outline(below, plane.lungs, LUNG_OUTLINE, 1.2)
 

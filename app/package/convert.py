@@ -7,6 +7,7 @@ from pathlib import Path
 
 from app.application import Models
 from app.outcome import RunFailed, UsageError
+from models.record import TASKS, ModelUnavailable, read_model
 from models.runtime import CONVERTED, Runtime
 
 
@@ -32,10 +33,18 @@ def convert(models: Path) -> Path:
     """
     folder = models / CONVERTED
     try:
+        for task in TASKS:  # before anything is removed
+            read_model(models / task)
+    except ModelUnavailable as error:
+        raise RunFailed(str(error)) from error
+    try:
         folder.mkdir(exist_ok=True)
         folder.chmod(0o755)  # whatever the umask: the uid of the runs is to read it
         for entry in folder.iterdir():  # of other versions or weights, or left by a conversion that died
-            shutil.rmtree(entry)
+            if entry.is_dir() and not entry.is_symlink():
+                shutil.rmtree(entry)
+            else:
+                entry.unlink()
     except OSError as error:
         raise UsageError(f"cannot write to the folder {folder}: {error.strerror}") from error
     loaded = Models.load(models, Runtime("openvino", cache=folder))

@@ -58,7 +58,7 @@ def insert_dependent_density(
     below = _above_the_back(lungs > 0, spacing)
     haze = rng.uniform(0.05, 0.25) * np.exp(-below / rng.uniform(5.0, 25.0))
     haze *= 1.0 + 0.2 * smooth_noise(hu.shape, 15.0, spacing, rng)
-    return np.where(lungs > 0, hu + haze * np.maximum(SOFT_HU - hu, 0.0), hu).astype(np.float32)
+    return np.where(lungs > 0, hu + haze * np.maximum(SOFT_HU - (hu - grain(hu)), 0.0), hu).astype(np.float32)
 
 
 def insert_effusion(

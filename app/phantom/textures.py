@@ -13,6 +13,8 @@ Offsets = tuple[FloatArray, FloatArray, FloatArray]
 """How far in mm voxels lie off a place along z, y, x; to be broadcast."""
 _STRONGEST = 1.7
 """Limit of :func:`bounded_noise`, which keeps forms in their boxes."""
+_GRAIN = (1.0, 1.5, 1.5)
+"""Standard deviation of what takes noise away, in voxels along z, y, x: in the plane kernels spread it."""
 _LOBULE_MM, _WALL_MM = (8.0, 14.0), (0.9, 1.6)
 """Size of what the walls of crazy paving part, and how thick they are."""
 
@@ -41,9 +43,9 @@ def grain(hu: FloatArray) -> FloatArray:
 
     What is drawn into an image without it would be told by its evenness.
     """
-    fine = hu - ndimage.gaussian_filter(hu, 1.0)
+    fine = hu - ndimage.gaussian_filter(hu, _GRAIN)
     limit = 3.0 * 1.4826 * float(np.median(np.abs(fine)))  # of a normal distribution three standard deviations
-    return np.asarray(fine.clip(-limit, limit), dtype=np.float32)
+    return np.where(np.abs(fine) <= limit, fine, 0.0).astype(np.float32)
 
 
 def lobular_walls(where: BoolArray, spacing: Spacing, rng: np.random.Generator) -> FloatArray:

@@ -163,3 +163,16 @@ def test_the_lungs_of_a_patient_who_is_turned_are_two() -> None:
     low, high = split_sides(lungs, (1.0, 1.0, 1.0))
     np.testing.assert_array_equal(low, np.broadcast_to(right, lungs.shape))
     np.testing.assert_array_equal(high, np.broadcast_to(left, lungs.shape))
+
+
+def test_a_tongue_of_one_lung_before_the_other_stays_its_own() -> None:
+    """Lungs that do not touch, but share columns."""
+    lungs = np.zeros((30, 80, 120), bool)
+    lungs[:, 10:70, 5:60] = True
+    lungs[5:25, 10:24, 60:95] = True  # over the middle, in front of
+    lungs[8:22, 40:65, 75:110] = True  # the other lung
+    low, high = split_sides(lungs, (3.0, 2.0, 2.0))
+    other = np.zeros_like(lungs)
+    other[8:22, 40:65, 75:110] = True
+    np.testing.assert_array_equal(high, other)
+    np.testing.assert_array_equal(low, lungs & ~other)

@@ -82,7 +82,7 @@ def test_relevance_is_called_unreliable_where_it_is(monkeypatch: pytest.MonkeyPa
     ct = np.full_like(explanation.ct, explanation.logit / explanation.ct.size * (1 if reliable else 9))
     _page(replace(found, explanation=replace(explanation, ct=ct)))
     shown = [title.partition("\n")[2] for title in titles if "relevance" in title]
-    assert shown == ["" if reliable else "unreliable, see the remarks"] * 2
+    assert shown == ["of the CT" if reliable else "of the CT: unreliable, see the remarks"] * 2
 
 
 def test_the_last_model_is_above_the_notice_however_many_remarks_there_are() -> None:
