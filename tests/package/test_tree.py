@@ -209,14 +209,19 @@ def test_networks_are_converted_ahead_of_all_runs(tree: Path, tmp_path: Path) ->
 
 
 def test_convert_says_in_one_line_what_is_wrong(tree: Path, tmp_path: Path) -> None:
-    (tmp_path / "converted").write_text("not a folder")
-    done = _run(tree, "convert", "-m", str(tmp_path))
+    models = tmp_path / "models"
+    shutil.copytree(tree / "opt" / "holoscan" / "models", models, ignore=shutil.ignore_patterns("converted"))
+    (models / "converted").write_text("not a folder")
+    done = _run(tree, "convert", "-m", str(models))
     assert (done.returncode, done.stdout) == (64, "")
-    assert done.stderr == f"error: cannot make the folder {tmp_path}/converted: File exists\n"
-    (tmp_path / "converted").unlink()
-    done = _run(tree, "convert", "-m", str(tmp_path))
+    assert done.stderr == f"error: cannot write to the folder {models}/converted: File exists\n"
+    (models / "converted").unlink()
+    (models / "converted" / "of an earlier version").mkdir(parents=True)
+    shutil.rmtree(models / "lungs")
+    done = _run(tree, "convert", "-m", str(models))
     assert done.returncode == 70
     assert done.stderr.startswith("error: model lungs: ")
+    assert [path.name for path in (models / "converted").iterdir()] == ["of an earlier version"], "nothing is lost"
 
 
 def test_a_package_is_made_of_a_checkout_into_an_empty_folder(tmp_path: Path) -> None:
