@@ -118,7 +118,8 @@ def test_what_a_recipe_calibrates_in_the_end_is_written_and_told(
     first, again = (load_file(folder / "weights.safetensors") for folder in (before, after))
     first["head.bias"][0] += found - 0.25
     for name, tensor in first.items():
-        torch.testing.assert_close(again[name], tensor, rtol=2e-3, atol=1e-4)
+        absolute = 1e-3 if name == "head.bias" else 1e-4  # moved twice, each time to the nearest float16
+        torch.testing.assert_close(again[name], tensor, rtol=2e-3, atol=absolute)
 
 
 def test_training_goes_on_from_the_weights_that_are_named(trained: Path, cohort: Path, tmp_path: Path) -> None:
