@@ -357,10 +357,10 @@ def _folder(path: str, what: str, mode: int) -> Path:
 
 @contextmanager
 def _interruptible() -> Iterator[None]:
-    """Turn SIGTERM and SIGINT into :class:`Interrupted`, once, in the main thread.
+    """Turn :data:`STOPPING` signals into :class:`Interrupted`, once, in the main thread.
 
     Holoscan installs handlers of its own, which end the process in their own way and may come first. So every thread
-    from here on blocks both signals, and only :func:`_watch` receives them. After the first they stay blocked: the
+    from here on blocks them, and only :func:`_watch` receives them. After the first they stay blocked: the
     process ends, and a second one, as a terminal and a parent both send it, must not disturb that.
     """
     stop = threading.Event()

@@ -22,28 +22,31 @@ def provide_scratch(folder: Path) -> None:
         tempfile.gettempdir()
     except FileNotFoundError:
         tempfile.tempdir = str(folder)
-    if not os.access(os.environ.get("HOME", ""), os.W_OK):
+    if not _at_home():
         for name in _CACHES:
             os.environ.setdefault(name, str(folder))
 
 
 @contextmanager
 def temporary_scratch() -> Iterator[None]:
-    """Give the libraries a temporary folder while a command runs that has no output folder to put it in."""
+    """Give the libraries a temporary folder where they need one, for a command that has no output folder for it."""
     try:
-        place: str | None = tempfile.gettempdir()
+        place, needed = tempfile.gettempdir(), not _at_home()
     except FileNotFoundError:
-        place = str(_SHARED_MEMORY) if os.access(_SHARED_MEMORY, os.W_OK) else None
-    if place is None:  # then they may say what they lack
+        place, needed = str(_SHARED_MEMORY), os.access(_SHARED_MEMORY, os.W_OK)  # else they may say what they lack
+    if not needed:
         yield
         return
-    kept, stated = tempfile.tempdir, {name: os.environ.get(name) for name in _CACHES}
+    kept, added = tempfile.tempdir, [name for name in _CACHES if name not in os.environ]
     with tempfile.TemporaryDirectory(prefix="covid-ct-", dir=place, ignore_cleanup_errors=True) as folder:
         provide_scratch(Path(folder))
         try:
             yield
         finally:
             tempfile.tempdir = kept
-            for name, value in stated.items():
-                if value is None:
-                    os.environ.pop(name, None)
+            for name in added:
+                os.environ.pop(name, None)
+
+
+def _at_home() -> bool:
+    return os.access(os.environ.get("HOME", ""), os.W_OK)

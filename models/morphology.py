@@ -123,8 +123,8 @@ def split_sides(lungs: BoolArray, spacing: Spacing) -> tuple[BoolArray, BoolArra
     depth = distance_to(~lungs, spacing)
     for apart in _APART:
         for radius in _RADII[:1] if alone else _RADII:
-            parts, _ = ndimage.label(depth > radius)
-            sides = _sides_of_parts(parts, _TOUCHING if radius else SECOND_LUNG, apart)
+            parts, count = ndimage.label(depth > radius)
+            sides = _sides_of_parts(parts, count, _TOUCHING if radius else SECOND_LUNG, apart)
             if sides is not None:
                 of_low = _of_first(lungs, np.isin(parts, sides[0]), np.isin(parts, sides[1]), spacing)
                 return of_low, lungs & ~of_low
@@ -135,11 +135,11 @@ def split_sides(lungs: BoolArray, spacing: Spacing) -> tuple[BoolArray, BoolArra
     return lungs & before, lungs & ~before
 
 
-def _sides_of_parts(parts: npt.NDArray[np.int32], least: float, apart: float) -> tuple[list[int], list[int]] | None:
+def _sides_of_parts(
+    parts: npt.NDArray[np.int32], count: int, least: float, apart: float
+) -> tuple[list[int], list[int]] | None:
     """Return which numbered parts lie at low and at high x; None unless the largest has another lung beside it."""
-    columns = np.stack(
-        [np.bincount(plane.ravel(), minlength=parts.max() + 1)[1:] for plane in np.moveaxis(parts, 2, 0)]
-    )
+    columns = np.stack([np.bincount(plane.ravel(), minlength=count + 1)[1:] for plane in np.moveaxis(parts, 2, 0)])
     sizes = columns.sum(axis=0)
     share = np.cumsum(columns, axis=0) / np.maximum(sizes, 1)
     begin, centre, end = ((share < quantile).sum(axis=0) for quantile in (apart, 0.5, 1.0 - apart))

@@ -16,7 +16,7 @@ from operators.findings import Classification, Lesions, Lungs
 from operators.journal import Journal
 from operators.orientation import standard_lesions, standard_lungs, standard_volume
 from operators.refusal import no_lungs
-from operators.resampling import at_least, resample
+from operators.resampling import at_least, resample, shape_at
 from operators.volume import CTVolume, FloatArray, Grid
 
 HU_RANGE = (-1000.0, 400.0)
@@ -77,9 +77,9 @@ def classifier_input(
 
 
 def _classifier_shape(grid: Grid, in_plane: int) -> tuple[int, int, int]:
-    slices, rows, columns = (size * step for size, step in zip(grid.shape, grid.spacing, strict=True))
+    _, rows, columns = (size * step for size, step in zip(grid.shape, grid.spacing, strict=True))
     pixel = max(rows, columns) / in_plane
-    return max(1, round(slices / SLICE_MM)), max(1, round(rows / pixel)), max(1, round(columns / pixel))
+    return shape_at(grid, (SLICE_MM, pixel, pixel))
 
 
 def _cropped(grid: Grid, kept: slice) -> Grid:

@@ -17,8 +17,8 @@ from operators.findings import Involvement, Lungs
 from operators.journal import Journal
 from operators.lesion_segmentation import around_lungs, remove_specks
 from operators.orientation import involvement_on
-from operators.resampling import at_least, resample
-from operators.volume import CTVolume
+from operators.resampling import at_least, resample, shape_at
+from operators.volume import CTVolume, Grid
 
 SLICES = 64
 """Slices in work at a time: bounds the memory, does not change the result."""
@@ -45,9 +45,8 @@ def segment_involvement(volume: CTVolume, lungs: Lungs, network: InvolvementNetw
         If the lungs are on another grid or empty.
     """
     grid, box, hu, lung = around_lungs(volume, lungs)
-    _, dy, dx = grid.spacing
     pixel = network.pixel_mm
-    shape = (hu.shape[0], max(1, round(hu.shape[1] * dy / pixel)), max(1, round(hu.shape[2] * dx / pixel)))
+    shape = shape_at(Grid(hu.shape, grid.affine), (grid.spacing[0], pixel, pixel))
     coarse_lung = at_least(lung, shape, 0.5)
     present = np.flatnonzero(coarse_lung.any(axis=(1, 2)))
     affected = np.zeros(hu.shape, bool)

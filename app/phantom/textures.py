@@ -64,9 +64,8 @@ def lobular_walls(where: BoolArray, spacing: Spacing, rng: np.random.Generator) 
     seeds = rng.uniform(-size, extent + size, (int(np.prod(extent + 2.0 * size) / size**3) + 2, 3))
     distances, nearest = cKDTree(seeds).query(np.argwhere(where) * spacing, k=2)
     apart = np.linalg.norm(seeds[nearest[:, 0]] - seeds[nearest[:, 1]], axis=1)
-    away = (distances[:, 1] ** 2 - distances[:, 0] ** 2) / (
-        2.0 * np.maximum(apart, 1e-6)
-    )  # from the plane between both
+    # from the plane between both
+    away = (distances[:, 1] ** 2 - distances[:, 0] ** 2) / (2.0 * np.maximum(apart, 1e-6))
     voxel = float(np.prod(spacing)) ** (1.0 / 3.0)
     walls = np.zeros(where.shape, np.float32)
     walls[where] = np.clip((wall + voxel) / 2.0 - away, 0.0, min(wall, voxel)) / voxel
