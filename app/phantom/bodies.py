@@ -12,7 +12,7 @@ from app.cohort.lung_masks import draw_lungs
 from app.cohort.table import CohortStudy, stem
 from app.outcome import UsageError
 from app.phantom.cohort import Patient, write_patients
-from app.phantom.disease import Shares, draw_co_rads, draw_kind, fall_ill, involvement_percent
+from app.phantom.disease import draw_co_rads, draw_kind, fall_ill, involvement_percent
 from app.phantom.mimics import insert_dependent_density, insert_effusion, insert_mimics
 from app.phantom.scanner import scanned
 from models.hounsfield import whole
@@ -20,10 +20,6 @@ from models.morphology import Spacing, bounding_box
 from operators.orientation import standard_volume
 from operators.volume import CTVolume, FloatArray, LabelArray
 
-KINDS: Shares = {
-    0: (("healthy", 0.4), ("pneumonia", 0.35), ("lobar", 0.25)),
-    1: (("covid", 0.55), ("severe", 0.35), ("faint", 0.1)),
-}
 DEPENDENT, EFFUSION, MOST_MIMICS = 0.5, 0.15, 12
 """How often the lungs are denser at the back, and have effusion, and how many other findings there are at most."""
 
@@ -92,7 +88,7 @@ def _write(
     scanner: np.random.Generator | None,
 ) -> Patient:
     rng = np.random.default_rng((seed, number))
-    kind = draw_kind(label, KINDS, rng)
+    kind = draw_kind(label, rng)
     hu, left_over = volume.hu.astype(np.float32), lungs.copy()
     box = bounding_box(lungs > 0)
     hu[box], left_over[box] = _with_other_findings(hu[box], lungs[box], volume.grid.spacing, rng)

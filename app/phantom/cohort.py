@@ -14,11 +14,10 @@ from app.cohort.table import CohortStudy, new_cohort, write_table
 from app.outcome import UsageError
 from app.phantom import make_phantom, origin_of, study_name
 from app.phantom.dicom import write_ct_series
-from app.phantom.disease import Kind, Shares, draw_co_rads, draw_kind, fall_ill, involvement_percent
+from app.phantom.disease import Kind, draw_co_rads, draw_kind, fall_ill, involvement_percent
 from models.hounsfield import whole
 
 TRUTH = "truth.csv"
-KINDS: Shares = {0: (("healthy", 0.5), ("pneumonia", 0.5)), 1: (("covid", 0.88), ("faint", 0.12))}
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,8 +54,8 @@ def write_cohort(
 ) -> None:
     """Write a cohort: ``cohort.csv``, a DICOM series and two masks for each patient, and ``truth.csv``.
 
-    Half of the patients come from each site. Negative ones are healthy or have another pneumonia; positive ones have
-    lesions as in COVID-19, or a few faint ones that are easily missed.
+    Half of the patients come from each site. Negative ones are healthy or have another disease; positive ones have
+    lesions as in COVID-19, as large or as small in the mean, or a few faint ones that are easily missed.
 
     Parameters
     ----------
@@ -127,7 +126,7 @@ def _write_patient(folder: Path, number: int, patients: int, seed: int, spacing:
     rng = np.random.default_rng((seed, number))
     site = SITES[number % len(SITES)]
     label = label_of(number, patients, seed)
-    kind = draw_kind(label, KINDS, rng)
+    kind = draw_kind(label, rng)
     name = f"p{number:03d}"
     person = int(rng.integers(2**31))
     phantom = make_phantom(person, spacing, False, lambda hu, lungs: fall_ill(hu, lungs, spacing, kind, rng))

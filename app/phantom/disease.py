@@ -3,32 +3,37 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from math import log, prod
 from typing import Literal
 
 import numpy as np
 
 from app.phantom.insertion import Pattern, insert_lesions
-from app.phantom.patterns import covid_like, lobar_pneumonia, other_pneumonia, severe_covid
+from app.phantom.patterns import bronchopneumonia, covid_like, faint, lobar_pneumonia, oedema
 from models.morphology import Spacing
 from operators.volume import FloatArray, LabelArray
 
-Kind = Literal["healthy", "pneumonia", "lobar", "covid", "severe", "faint"]
-Shares = Mapping[int, Sequence[tuple[Kind, float]]]
+Kind = Literal["healthy", "lobar", "bronchopneumonia", "oedema", "covid", "faint"]
+KINDS: Mapping[int, Sequence[tuple[Kind, float]]] = {
+    0: (("healthy", 0.3), ("lobar", 0.25), ("bronchopneumonia", 0.25), ("oedema", 0.2)),
+    1: (("covid", 0.9), ("faint", 0.1)),
+}
 """By label, how often each kind is drawn."""
-_FAINT = Pattern(count=(1, 2), radius=(4.0, 7.0), weights=(1.0, 0.0, 0.0, 0.0))
-"""Lesions that a segmentation misses."""
-_PATTERNS: Mapping[Kind, Callable[[np.random.Generator], Pattern]] = {
-    "pneumonia": other_pneumonia,
+EXTENT = (0.003, 0.4)
+"""Least and largest share of the lungs that is affected, the same for both labels: how large a disease is must not tell
+what it is."""
+_PATTERNS: Mapping[Kind, Callable[[float, float, np.random.Generator], Pattern]] = {
     "lobar": lobar_pneumonia,
+    "bronchopneumonia": bronchopneumonia,
+    "oedema": oedema,
     "covid": covid_like,
-    "severe": severe_covid,
-    "faint": lambda _: _FAINT,
+    "faint": faint,
 }
 
 
-def draw_kind(label: int, shares: Shares, rng: np.random.Generator) -> Kind:
+def draw_kind(label: int, rng: np.random.Generator) -> Kind:
     """Draw the kind of a negative (0) or positive (1) patient."""
-    kinds, chances = zip(*shares[label], strict=True)
+    kinds, chances = zip(*KINDS[label], strict=True)
     kind: Kind = kinds[int(rng.choice(len(kinds), p=chances))]
     return kind
 
@@ -39,7 +44,10 @@ def fall_ill(
     """Insert the lesions of a kind of patient; as :func:`~app.phantom.insertion.insert_lesions`."""
     if kind == "healthy":
         return hu, np.zeros_like(lungs)
-    return insert_lesions(hu, lungs, spacing, _PATTERNS[kind](rng), rng)
+    least, most = EXTENT
+    extent = float(np.exp(rng.uniform(log(least), log(most))))
+    lungs_ml = float((lungs > 0).sum()) * prod(spacing) / 1000.0
+    return insert_lesions(hu, lungs, spacing, _PATTERNS[kind](extent, lungs_ml, rng), rng)
 
 
 def involvement_percent(lungs: LabelArray, lesions: LabelArray) -> float:
@@ -50,5 +58,5 @@ def involvement_percent(lungs: LabelArray, lesions: LabelArray) -> float:
 def draw_co_rads(kind: Kind, involvement: float, rng: np.random.Generator) -> int:
     """Suspicion as a radiologist might state it: by pattern and extent, one class off now and then."""
     extent = 3 + (involvement > 1.0) + (involvement > 4.0)
-    usual = {"healthy": 1, "faint": 1, "pneumonia": 3, "lobar": 2, "covid": extent, "severe": 5}[kind]
+    usual = {"healthy": 1, "faint": 1, "lobar": 2, "bronchopneumonia": 2, "oedema": 3, "covid": extent}[kind]
     return int(np.clip(usual + int(rng.choice((-1, 0, 1), p=(0.15, 0.7, 0.15))), 1, 5))

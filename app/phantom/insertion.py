@@ -44,26 +44,32 @@ class Pattern:
         Probability of ground glass, consolidation, crazy paving, combined.
     subpleural : float
         Share of the lesions that touch the pleura.
+    deep : float
+        How far in mm from the pleura the middles of the others are, where lungs are as deep.
     sides : tuple of int
         Lungs that may be affected (1 left, 2 right).
+    extent : float
+        Share of both lungs at which no more lesions are inserted.
     """
 
     count: tuple[int, int] = (2, 14)
     radius: tuple[float, float] = (5.0, 32.0)
     weights: tuple[float, float, float, float] = (0.4, 0.25, 0.18, 0.17)
     subpleural: float = 0.75
+    deep: float = 0.0
     sides: tuple[int, ...] = (1, 2)
+    extent: float = 1.0
 
 
 def _place(
     lungs: npt.NDArray[np.uint8], depth: FloatArray, pattern: Pattern, rng: np.random.Generator
 ) -> npt.NDArray[np.intp]:
-    """Draw the centre of a lesion: at the pleura or anywhere, more often low and dorsal."""
+    """Draw the centre of a lesion: at the pleura or away from it, more often low and dorsal."""
     allowed = np.isin(lungs, pattern.sides)
     allowed = allowed if allowed.any() else lungs > 0  # of a patient with one lung
-    if rng.random() < pattern.subpleural:
-        shell = allowed & (depth < rng.uniform(3.0, 12.0))
-        allowed = shell if shell.any() else allowed
+    preferred = depth < rng.uniform(3.0, 12.0) if rng.random() < pattern.subpleural else depth > pattern.deep
+    if (allowed & preferred).any():
+        allowed &= preferred
     candidates = np.argwhere(allowed)
     some = candidates[rng.integers(0, len(candidates), 8)]
     low = 1.0 - some[:, 0] / lungs.shape[0]
@@ -131,9 +137,12 @@ def insert_lesions(
     """
     chest = _Chest(hu, hu.copy(), np.zeros(hu.shape, np.uint8), np.zeros_like(hu), np.zeros(hu.shape, bool))
     depth = distance_to(lungs == 0, spacing)
+    enough = pattern.extent * np.count_nonzero(lungs)
     for _ in range(int(rng.integers(pattern.count[0], pattern.count[1] + 1))):
         lesion = _draw_lesion(lungs, depth, spacing, pattern, rng)
         _insert(chest, lungs == lungs[lesion.centre], spacing, lesion, rng)
+        if np.count_nonzero(chest.labels) >= enough:
+            break
     return chest.hu, chest.labels
 
 

@@ -1,51 +1,86 @@
-"""Lesion patterns of diseases."""
+"""Lesion patterns of diseases.
+
+COVID-19 and its look-alikes as in the expert consensus of the RSNA (Simpson et al. 2020, Radiology: Cardiothoracic
+Imaging 2(2):e200152), for a share of the lungs that is chosen before: how much is affected tells nothing of the cause.
+"""
 
 from __future__ import annotations
+
+from collections.abc import Sequence
+from math import pi
 
 import numpy as np
 
 from app.phantom.insertion import Pattern
 
+MOST_LESIONS = 4
+"""Lesions overlap and end at the pleura, so up to so many times as many are needed as the shares say."""
 
-def covid_like(rng: np.random.Generator) -> Pattern:
+
+def covid_like(extent: float, lungs_ml: float, rng: np.random.Generator) -> Pattern:
     """Bilateral, multifocal, peripheral ground glass, with or without the later patterns (paper, section 1)."""
-    weights = rng.dirichlet((4.0, 0.8, 1.5, 1.5))
-    return Pattern(
-        count=(4, 16),
-        radius=(6.0, float(rng.uniform(15.0, 40.0))),
-        weights=tuple(weights.tolist()),
+    return _pattern(
+        extent,
+        lungs_ml,
+        int(rng.integers(4, 17)),
+        weights=rng.dirichlet((4.0, 0.8, 1.5, 1.5)).tolist(),
         subpleural=float(rng.uniform(0.7, 1.0)),
     )
 
 
-def other_pneumonia(rng: np.random.Generator) -> Pattern:
-    """Few, dense, one-sided and often central lesions: what bacterial pneumonia mostly looks like."""
-    return Pattern(
-        count=(1, 3),
-        radius=(12.0, float(rng.uniform(25.0, 55.0))),
-        weights=(0.15, 0.75, 0.0, 0.1),
+def lobar_pneumonia(extent: float, lungs_ml: float, rng: np.random.Generator) -> Pattern:
+    """One to three dense lesions in one lung, wherever: what bacterial pneumonia mostly looks like."""
+    return _pattern(
+        extent,
+        lungs_ml,
+        int(rng.integers(1, 4)),
+        weights=(0.1, 0.8, 0.0, 0.1),
         subpleural=float(rng.uniform(0.0, 0.5)),
         sides=(int(rng.integers(1, 3)),),
     )
 
 
-def severe_covid(rng: np.random.Generator) -> Pattern:
-    """As :func:`covid_like`, but many and large: a tenth to a half of the lungs."""
-    weights = rng.dirichlet((3.0, 1.5, 1.5, 2.0))
-    return Pattern(
-        count=(12, 30),
-        radius=(12.0, float(rng.uniform(35.0, 70.0))),
-        weights=tuple(weights.tolist()),
-        subpleural=float(rng.uniform(0.5, 1.0)),
+def bronchopneumonia(extent: float, lungs_ml: float, rng: np.random.Generator) -> Pattern:
+    """Many dense patches around the bronchi, in both lungs."""
+    return _pattern(
+        extent,
+        lungs_ml,
+        int(rng.integers(6, 17)),
+        weights=(0.25, 0.65, 0.0, 0.1),
+        subpleural=float(rng.uniform(0.0, 0.2)),
+        deep=float(rng.uniform(8.0, 15.0)),
     )
 
 
-def lobar_pneumonia(rng: np.random.Generator) -> Pattern:
-    """One or two consolidations of the size of a lobe."""
-    return Pattern(
-        count=(1, 2),
-        radius=(45.0, 80.0),
-        weights=(0.05, 0.9, 0.0, 0.05),
-        subpleural=0.5,
-        sides=(int(rng.integers(1, 3)),),
+def oedema(extent: float, lungs_ml: float, rng: np.random.Generator) -> Pattern:
+    """Perihilar ground glass with thickened septa, in both lungs, away from the pleura."""
+    return _pattern(
+        extent,
+        lungs_ml,
+        int(rng.integers(3, 9)),
+        weights=(0.65, 0.05, 0.3, 0.0),
+        subpleural=0.0,
+        deep=float(rng.uniform(15.0, 22.0)),
     )
+
+
+def faint(extent: float, lungs_ml: float, rng: np.random.Generator) -> Pattern:
+    """One or two small lesions that a segmentation misses, whatever extent is asked for."""
+    return Pattern(count=(1, 2), radius=(4.0, 7.0), weights=(1.0, 0.0, 0.0, 0.0))
+
+
+def _pattern(
+    extent: float,
+    lungs_ml: float,
+    lesions: int,
+    *,
+    weights: Sequence[float],
+    subpleural: float,
+    deep: float = 0.0,
+    sides: tuple[int, ...] = (1, 2),
+) -> Pattern:
+    """Return a pattern of about so many lesions that affect a share of the lungs."""
+    radius = (3.0 * 1000.0 * extent * lungs_ml / (4.0 * pi * lesions)) ** (1 / 3)
+    most = MOST_LESIONS * lesions
+    a, b, c, d = weights
+    return Pattern((most, most), (0.6 * radius, 1.4 * radius), (a, b, c, d), subpleural, deep, sides, extent)
