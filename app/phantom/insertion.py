@@ -81,8 +81,9 @@ def _place(
 def _fluid(kind: int, core: FloatArray, offsets: Offsets, spacing: Spacing, rng: np.random.Generator) -> FloatArray:
     """Return the fluid fraction inside a lesion, before its edge; ``core`` rises from 0 at the rim to 1."""
     shape = core.shape
-    haze = rng.uniform(0.18, 0.5) * (1.0 + 0.25 * smooth_noise(shape, 8.0, spacing, rng))
-    haze += 0.05 * smooth_noise(shape, 3.0, spacing, rng)
+    # uneven over more than the cells of crazy paving are wide, or one could not be told from the other
+    haze = rng.uniform(0.18, 0.5) * (1.0 + 0.2 * smooth_noise(shape, 25.0, spacing, rng))
+    haze += 0.02 * smooth_noise(shape, 3.0, spacing, rng)
     haze = np.minimum(haze, MOST_HAZE)
     if kind == GROUND_GLASS:
         return np.asarray(haze, dtype=np.float32)
@@ -93,7 +94,8 @@ def _fluid(kind: int, core: FloatArray, offsets: Offsets, spacing: Spacing, rng:
         dense = dense + _air_bronchograms(offsets, rng) * (0.15 - dense)
     if kind == CONSOLIDATION:
         return np.asarray(dense, dtype=np.float32)
-    spots = core + 0.35 * smooth_noise(shape, 10.0, spacing, rng) > rng.uniform(0.35, 0.6)
+    # so fine a mixture that all around any voxel there is some of both
+    spots = 0.4 * core + 0.6 * smooth_noise(shape, 5.0, spacing, rng) > rng.uniform(0.2, 0.6)
     soft = ndimage.gaussian_filter(spots.astype(np.float32), [1.0 / s for s in spacing])
     return np.asarray(haze + soft * (dense - haze), dtype=np.float32)
 

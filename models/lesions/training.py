@@ -19,8 +19,10 @@ from models.training.recipe import Item, Objective
 from models.training.settings import PatchSettings
 from models.training.volumes import HU, LESIONS, LUNGS, Volume
 
-KINDS: Kinds = {tuple(f"lesion_{kind}" for kind in range(1, UNKNOWN_TYPE + 1)): 0.67, ("lung",): 0.33}
-"""How often a patch lies at a lesion, of any type that its study has, or anywhere in the lungs."""
+_TYPES = tuple(f"lesion_{kind}" for kind in range(1, UNKNOWN_TYPE))
+KINDS: Kinds = {(*_TYPES, *(f"lesion_{UNKNOWN_TYPE}",) * 3): 0.67, ("lung",): 0.33}
+"""How often a patch lies at a lesion, or anywhere in the lungs. Every type is as likely, however rare, and the unknown
+one, that of most lesions which nobody has drawn, as three of them."""
 JITTER_MM = 35.0
 """By how much the middle of a patch lies off its voxel at most, along each axis; never so far that it is outside."""
 SMOOTH = 100.0

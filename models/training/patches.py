@@ -31,9 +31,8 @@ NOISE_HU, OFFSET_HU, CONTRAST = 40.0, 40.0, 0.06
 """How far their intensities vary."""
 INFLATION, INFLATED = (0.35, 2.0), 0.7
 """Least and greatest factor of the tissue in aerated lung, and how often it varies: as patients breathe in, and age."""
-DENSE_HU, AERATED_HU = -200.0, -700.0
-"""What is denser does not change with the air of the lungs; what is lighter changes fully. They lie so far apart that
-what is denser stays so."""
+SOLID_HU, AERATED_HU = 20.0, -850.0
+"""What is denser than the first does not change with the air of the lungs; the second is lung as it usually is."""
 THICK = (0.4, 1.3)
 """Standard deviation in slices of the blur between them where slices are thick."""
 CUT, SHORTEST = 0.3, 6
@@ -82,14 +81,16 @@ Kinds = Mapping[tuple[str, ...], float]
 def draw_centre(
     volumes: Sequence[Volume], kinds: Kinds, jitter: Sequence[float], rng: np.random.Generator
 ) -> tuple[Volume, npt.NDArray[np.intp]]:
-    """Draw a volume, and in it a voxel of a kind, moved by up to ``jitter`` voxels along each axis.
+    """Draw a kind, then a volume that has it, and in it a voxel, moved by up to ``jitter`` voxels along each axis.
+
+    In this order, for else what few volumes have would hardly ever be seen.
 
     Parameters
     ----------
     volumes : sequence of Volume
-        Each as likely as the others.
+        Of those with voxels of a kind, each is as likely as the others.
     kinds : mapping
-        A kind without voxels in the volume leaves its share to the others of its group, a group to the other groups.
+        A kind that no volume has leaves its share to the others of its group, a group to the other groups.
     jitter : sequence of float
         Along z, y, x.
     rng : numpy Generator
@@ -97,18 +98,18 @@ def draw_centre(
     Raises
     ------
     ValueError
-        If the volume has no voxel of any kind.
+        If no volume has a voxel of any kind.
     """
-    volume = volumes[int(rng.integers(len(volumes)))]
-    groups = [[points for kind in group if len(points := volume.points(kind))] for group in kinds]
-    shares = np.array([share if group else 0.0 for group, share in zip(groups, kinds.values(), strict=True)])
-    if not shares.any():
-        raise ValueError("a prepared volume has no voxels to learn from")
-    group = groups[int(rng.choice(len(groups), p=shares / shares.sum()))]
-    points = group[int(rng.integers(len(group)))]
-    centre = points[int(rng.integers(len(points)))]
-    moved = centre + rng.uniform(-1.0, 1.0, 3) * np.asarray(jitter)
-    return volume, np.rint(moved).astype(np.intp)
+    groups, shares = list(kinds), np.array(list(kinds.values()))
+    order = rng.choice(len(groups), len(groups), replace=False, p=shares / shares.sum())
+    for kind in (str(kind) for place in order for kind in rng.permutation(groups[place])):
+        for index in rng.permutation(len(volumes)):
+            points = volumes[index].points(kind)
+            if len(points):
+                centre = points[int(rng.integers(len(points)))]
+                moved = centre + rng.uniform(-1.0, 1.0, 3) * np.asarray(jitter)
+                return volumes[index], np.rint(moved).astype(np.intp)
+    raise ValueError("the prepared volumes have no voxels to learn from")
 
 
 def cut_patch(
@@ -138,11 +139,11 @@ def cut_patch(
     patch = {name: torch.from_numpy(volume.box(name, start, room).astype(np.float32))[None] for name in names}
     if rng is None:
         return patch
+    if rng.random() < INFLATED:  # before the scanner: else its noise would tell lesions from lung
+        patch[HU] = inflate(patch[HU], _lung_share(patch), float(np.exp(rng.uniform(*np.log(INFLATION)))))
     vary = variation(size, names)
     vary.set_random_state(seed_of(int(rng.integers(2**62))) % 2**32)
     varied: dict[str, Tensor] = vary(patch)
-    if rng.random() < INFLATED:
-        varied[HU] = inflate(varied[HU], _lung_share(varied), float(np.exp(rng.uniform(*np.log(INFLATION)))))
     return cut_short(varied, rng) if rng.random() < CUT else varied
 
 
@@ -153,19 +154,19 @@ def _lung_share(patch: Mapping[str, Tensor]) -> Tensor:
 def inflate(hu: Tensor, lung: Tensor, factor: float) -> Tensor:
     """Let there be more or less tissue for the air in the lungs.
 
-    Without this, networks take the attenuation that the lungs of a few patients have for that of lungs.
+    Without this, networks take the attenuation that the lungs of a few patients have for that of lungs. What lies
+    between aerated lung and solid tissue is taken for a mixture of both, so disease keeps its place between them, and
+    noise nearly its size: it changes by a seventh where aerated lung changes from -850 to -700 HU.
 
     Parameters
     ----------
     hu, lung : Tensor, any shape
         Hounsfield units, and the share of lung in each voxel.
     factor : float
-        Of the share of tissue, (HU + 1000) / 1000, in aerated lung; vessels and dense disease stay. Below
-        (:data:`DENSE_HU` + 1000) / (:data:`AERATED_HU` + 1000), so that the order of densities stays.
+        Of the share of tissue in aerated lung, (:data:`AERATED_HU` + 1000) / 1000; vessels and solid disease stay.
     """
-    change = (factor - 1.0) * (AERATED_HU + 1000.0)
-    between = (DENSE_HU - hu) / (DENSE_HU - AERATED_HU) * change
-    return hu + torch.where(hu < AERATED_HU, (factor - 1.0) * (hu + 1000.0), between.where(hu < DENSE_HU, 0.0)) * lung
+    change = (factor - 1.0) * (AERATED_HU + 1000.0) / (SOLID_HU - AERATED_HU)
+    return hu + change * (SOLID_HU - hu).clamp_min(0.0) * lung
 
 
 def cut_short(patch: Mapping[str, Tensor], rng: np.random.Generator) -> dict[str, Tensor]:
