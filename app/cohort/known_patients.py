@@ -61,6 +61,18 @@ def read_record(folder: Path) -> dict[str, Any]:
     return record
 
 
+def fitted_to(folder: Path, studies: Iterable[CohortStudy]) -> int:
+    """Count the patients of studies to whom the model in a folder was fitted.
+
+    Raises
+    ------
+    UsageError
+        If the record of its training is damaged.
+    """
+    known = set(_patients(folder).get("training", ()))
+    return len({study.patient for study in studies if _hash(study.patient) in known})
+
+
 def refuse_known_patients(models: Path, tasks: Sequence[str], studies: Sequence[CohortStudy]) -> None:
     """Make sure that models have not learned from the patients whom they are to be judged on.
 

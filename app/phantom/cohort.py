@@ -55,7 +55,7 @@ def write_cohort(
     """Write a cohort: ``cohort.csv``, a DICOM series and two masks for each patient, and ``truth.csv``.
 
     Half of the patients come from each site. Negative ones are healthy or have another disease; positive ones have
-    lesions as in COVID-19, as large or as small in the mean, or a few faint ones that are easily missed.
+    lesions as in COVID-19, as large or as small.
 
     Parameters
     ----------

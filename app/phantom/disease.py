@@ -9,14 +9,14 @@ from typing import Literal
 import numpy as np
 
 from app.phantom.insertion import Pattern, insert_lesions
-from app.phantom.patterns import bronchopneumonia, covid_like, faint, lobar_pneumonia, oedema
+from app.phantom.patterns import bronchopneumonia, covid_like, lobar_pneumonia, oedema
 from models.morphology import Spacing
 from operators.volume import FloatArray, LabelArray
 
-Kind = Literal["healthy", "lobar", "bronchopneumonia", "oedema", "covid", "faint"]
+Kind = Literal["healthy", "lobar", "bronchopneumonia", "oedema", "covid"]
 KINDS: Mapping[int, Sequence[tuple[Kind, float]]] = {
     0: (("healthy", 0.3), ("lobar", 0.25), ("bronchopneumonia", 0.25), ("oedema", 0.2)),
-    1: (("covid", 0.9), ("faint", 0.1)),
+    1: (("covid", 1.0),),
 }
 """By label, how often each kind is drawn."""
 EXTENT = (0.003, 0.4)
@@ -27,7 +27,6 @@ _PATTERNS: Mapping[Kind, Callable[[float, float, np.random.Generator], Pattern]]
     "bronchopneumonia": bronchopneumonia,
     "oedema": oedema,
     "covid": covid_like,
-    "faint": faint,
 }
 
 
@@ -57,6 +56,6 @@ def involvement_percent(lungs: LabelArray, lesions: LabelArray) -> float:
 
 def draw_co_rads(kind: Kind, involvement: float, rng: np.random.Generator) -> int:
     """Suspicion as a radiologist might state it: by pattern and extent, one class off now and then."""
-    extent = 3 + (involvement > 1.0) + (involvement > 4.0)
-    usual = {"healthy": 1, "faint": 1, "lobar": 2, "bronchopneumonia": 2, "oedema": 3, "covid": extent}[kind]
+    extent = 2 + (involvement > 0.6) + (involvement > 1.5) + (involvement > 5.0)
+    usual = {"healthy": 1, "lobar": 2, "bronchopneumonia": 2, "oedema": 3, "covid": extent}[kind]
     return int(np.clip(usual + int(rng.choice((-1, 0, 1), p=(0.15, 0.7, 0.15))), 1, 5))

@@ -64,11 +64,6 @@ def oedema(extent: float, lungs_ml: float, rng: np.random.Generator) -> Pattern:
     )
 
 
-def faint(extent: float, lungs_ml: float, rng: np.random.Generator) -> Pattern:
-    """One or two small lesions that a segmentation misses, whatever extent is asked for."""
-    return Pattern(count=(1, 2), radius=(4.0, 7.0), weights=(1.0, 0.0, 0.0, 0.0))
-
-
 def _pattern(
     extent: float,
     lungs_ml: float,

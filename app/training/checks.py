@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 
-from app.cohort.known_patients import read_record
+from app.cohort.known_patients import read_record, refuse_known_patients
 from app.cohort.preparation import SEGMENTING, segmentation_hashes
 from app.cohort.table import CohortStudy
 from app.outcome import UsageError
@@ -76,13 +76,13 @@ def check_segmentation(models: Path, output: Path) -> None:
             )
 
 
-def autoencoder_in(output: Path, models: Path) -> Path:
+def autoencoder_in(output: Path, models: Path, validation: Sequence[CohortStudy]) -> Path:
     """Return the model folder of the autoencoder that a classifier starts from.
 
     Raises
     ------
     UsageError
-        If there is none, or it learned with other segmentation models.
+        If there is none, or it learned with other segmentation models, or the labels of the validation patients.
     """
     folder = output / "cvae"
     if not folder.exists():
@@ -90,4 +90,5 @@ def autoencoder_in(output: Path, models: Path) -> Path:
     learned_with = read_record(folder).get("segmentation")
     if learned_with is not None and learned_with != segmentation_hashes(models):
         raise UsageError(f"{folder} learned with other segmentation models than those in {models}: give the same -m")
+    refuse_known_patients(output, ("cvae",), validation)
     return folder

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -157,12 +158,15 @@ def _train(
     start = None if arguments.start is None else arguments.start / task.name
     if start is not None and not start.exists():
         raise UsageError(f"there is no {start} to start from")
-    segmentation = None if task.spacing is not None else segmentation_hashes(arguments.models)
+    segmentation = None
+    if task.spacing is None:
+        segmentation = segmentation_hashes(arguments.models)
+        _tell_of_known(arguments.models, SEGMENTING, (*train_studies, *validation_studies))
     cvae = None
     if task.name == "classifier":
         check_segmentation(arguments.models, arguments.output)
         if start is None and getattr(settings, "initial", None) == "cvae":
-            cvae = autoencoder_in(arguments.output, arguments.models)
+            cvae = autoencoder_in(arguments.output, arguments.models, validation_studies)
     options = {"models": arguments.models, "workers": arguments.prepare_workers, "tell": tell}
     made = prepared((*train_studies, *validation_studies), task, settings, arguments.cache, **options)
     if arguments.prepare_only:
@@ -174,6 +178,15 @@ def _train(
     target, version = arguments.output / task.name, arguments.version
     output = ModelFolder(target, version, train_studies, validation_studies, segmentation)
     run_training(training, devices, output.write)
+
+
+def _tell_of_known(models: Path, tasks: Sequence[str], studies: Sequence[CohortStudy]) -> None:
+    """Tell which segmentation models know patients whose lesions they are to find for others to learn from."""
+    from app.cohort.known_patients import fitted_to
+
+    for task in tasks:
+        if count := fitted_to(models / task, studies):
+            tell(f"{task} has learned from {count} of these patients: what it finds in others will not be as good")
 
 
 def need_training_packages() -> None:

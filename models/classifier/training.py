@@ -20,11 +20,16 @@ from models.classifier.calibration import platt_scaling
 from models.classifier.cvae import CVAE, PriorInputs
 from models.classifier.losses import ClassFocalLoss
 from models.classifier.network import CLASSES, Classifier
+from models.classifier.start import fit_clusters, standardise_linear
 from models.classifier.studies import PreparedStudy
 from models.training.recipe import Item, Objective, Recipe, epoch_order
 from models.training.settings import TrainingSettings
 
 HALF_COVERED = 0.5
+STARTING_STUDIES = 64
+"""Training studies over which the first weights of the classifier are fitted."""
+_AT_A_TIME = 16
+"""Slices encoded at a time, which bounds memory."""
 _SHOWN = 4
 """Slices in a picture of reconstructions."""
 
@@ -113,16 +118,22 @@ class CVAEObjective(Objective):
 
 
 class ClassifierObjective(Objective):
-    """Focal loss of one study."""
+    """Focal loss of one study, in units of that of a study which is undecided.
+
+    Else its gradient is so small where little is decided yet that weight decay, which Adam divides by the same
+    measure, outweighs it, and the network is decayed away.
+    """
 
     def __init__(self, network: nn.Module, settings: FocalSettings) -> None:
         super().__init__(network)
         self._focal = ClassFocalLoss(settings.class_weights, settings.gamma)
+        undecided = self._focal(torch.zeros(CLASSES, CLASSES), torch.arange(CLASSES))
+        self._unit = float(undecided)
 
     def forward(self, *item: Tensor) -> Tensor:
         """Loss of slices (n, channels, H, W) with a label (1,)."""
         slices, label = item
-        loss: Tensor = self._focal(self.network(slices).float()[None], label)
+        loss: Tensor = self._focal(self.network(slices).float()[None], label) / self._unit
         return loss
 
 
@@ -240,6 +251,19 @@ class ClassifierRecipe(StudyRecipe):
     ) -> None:
         super().__init__(ClassifierObjective(network, settings), settings, training, validation, channels)
         self._wanted = settings.calibrate
+
+    @torch.no_grad()
+    def fit_to_data(self) -> None:
+        """Bring descriptors of the classifier to scale, and its clusters to where they are, over the first studies."""
+        network = self.objective.network
+        if not isinstance(network, Classifier):
+            return
+        numbers = range(min(STARTING_STUDIES, len(self._training)))
+        parts = (part for number in numbers for part in torch.split(self[number][0], _AT_A_TIME))
+        pooled = torch.cat([network.pyramid(network.encode(part)) for part in parts])
+        if len(pooled) > 1:
+            standardise_linear(network.descriptor, pooled)
+            fit_clusters(network.aggregation, F.relu(network.descriptor(pooled)), self._settings.seed)
 
     @torch.inference_mode()
     def calibrate(self, network: nn.Module) -> Mapping[str, float]:

@@ -7,8 +7,8 @@ import pytest
 
 from app.phantom import disease
 from app.phantom.disease import EXTENT, KINDS, Kind, draw_kind, fall_ill
-from app.phantom.insertion import CONSOLIDATION, GROUND_GLASS, Pattern, insert_lesions
-from app.phantom.patterns import bronchopneumonia, covid_like, faint, lobar_pneumonia, oedema
+from app.phantom.insertion import CONSOLIDATION, Pattern, insert_lesions
+from app.phantom.patterns import bronchopneumonia, covid_like, lobar_pneumonia, oedema
 from models.morphology import distance_to
 
 SPACING = (4.0, 3.0, 3.0)
@@ -76,14 +76,6 @@ def test_lesions_that_are_to_lie_deep_do_so_where_they_can() -> None:
     assert depth[labels > 0].min() > 20.0
     _, labels = insert_lesions(hu, lungs, SPACING, Pattern(subpleural=0.0, deep=500.0), np.random.default_rng(0))
     assert labels.any()
-
-
-def test_faint_disease_is_small_and_hazy() -> None:
-    hu, lungs, lungs_ml = _lungs()
-    rng = np.random.default_rng(1)
-    _, labels = insert_lesions(hu, lungs, SPACING, faint(0.4, lungs_ml, rng), rng)
-    assert 0 < (labels > 0).sum() / (lungs > 0).sum() < 0.001
-    assert set(np.unique(labels)) == {0, GROUND_GLASS}
 
 
 def test_kinds_are_drawn_as_often_as_the_table_says() -> None:

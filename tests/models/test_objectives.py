@@ -378,7 +378,7 @@ def test_involvement_costs_nothing_where_it_is_right_or_there_is_no_lung() -> No
 
 @pytest.mark.parametrize(("weights", "gamma"), [((0.25, 0.35), 5.0), ((1.0, 3.0), 0.0), ((0.4, 0.2), 2.0)])
 @pytest.mark.parametrize("label", [0, 1])
-def test_classifier_loss_is_the_focal_loss_of_its_settings(
+def test_classifier_loss_is_the_focal_loss_of_its_settings_over_that_of_chance(
     label: int, weights: tuple[float, float], gamma: float
 ) -> None:
     recommended = yaml.safe_load((MODELS / "classifier" / "training.yaml").read_text("utf-8"))
@@ -387,8 +387,20 @@ def test_classifier_loss_is_the_focal_loss_of_its_settings(
     nn.init.normal_(network.output.weight, std=2.0)
     probability = softmax(network(slices).tolist())[label]
     expected = -weights[label] * (1 - probability) ** gamma * math.log(probability)
+    chance = sum(weights) / 2 * 0.5**gamma * math.log(2)
     loss = ClassifierObjective(network, settings)(slices, torch.tensor([label]))
-    assert loss.item() == pytest.approx(expected, rel=1e-4)
+    assert loss.item() == pytest.approx(expected / chance, rel=1e-4)
+
+
+def test_decay_does_not_outweigh_the_loss_of_a_classifier_that_begins() -> None:
+    """Adam takes full steps along whichever of them is larger, however small both are."""
+    settings = ClassifierSettings.model_validate(yaml.safe_load((MODELS / "classifier" / "training.yaml").read_text()))
+    torch.manual_seed(0)
+    network = Classifier()
+    ClassifierObjective(network, settings)(torch.rand(3, 2, 32, 32), torch.tensor([1])).backward()
+    for layer in (network.descriptor, network.output):
+        assert layer.weight.grad is not None
+        assert layer.weight.grad.square().mean() > (settings.weight_decay * layer.weight.detach()).square().mean()
 
 
 def test_monai_s_own_mean_is_half_of_the_paper_s_formula() -> None:

@@ -145,6 +145,32 @@ def test_the_classifier_starts_from_the_autoencoder_beside_it(trained: Path, coh
         torch.testing.assert_close(network[name].float(), cvae[name], rtol=1e-3, atol=1e-6)
 
 
+def test_the_autoencoder_has_not_seen_the_labels_of_the_validation_patients(
+    trained: Path, cohort: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Else training stops, and probabilities are brought to scale, by what is known already."""
+    shutil.copytree(trained / "segmentation", tmp_path / "segmentation")
+    shutil.copytree(trained / "classifiers" / "cvae", tmp_path / "classifiers" / "cvae")
+    other = copy_of(cohort, tmp_path / "cohort")
+    turned = {"train": "validation", "validation": "train", "test": "test"}
+    write_rows(other, [row | {"split": turned[row["split"]]} for row in rows_of(other)])
+    assert main(arguments("classifier", other, tmp_path)) == 64
+    assert "the model cvae learned from 2 of the patients" in last_error(capsys)
+    assert not (tmp_path / "cache").exists()
+
+
+def test_it_is_told_where_the_segmentation_knows_the_patients(
+    trained: Path, cohort: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copytree(trained / "cache", tmp_path / "cache", copy_function=shutil.copy2)
+    shutil.copytree(trained / "segmentation", tmp_path / "segmentation")
+    shutil.copy(trained / "models" / "lesions" / "training.json", tmp_path / "segmentation" / "lesions")
+    assert main(arguments("cvae", cohort, tmp_path, "--prepare-only")) == 0
+    told = [line for line in capsys.readouterr().err.splitlines() if "has learned from" in line]
+    assert len(told) == 1
+    assert "lesions has learned from 2 of these patients" in told[0]
+
+
 def test_without_an_autoencoder_the_classifier_says_what_to_do(
     cohort: Path, trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -1,0 +1,73 @@
+"""The first weights of the classifier beyond its encoder.
+
+With the usual random ones, slices hardly differ in their descriptors, every cluster takes the same share of each, and
+NetVLAD is a mean that it does not learn to be more than.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+from models.classifier.network import NetVLAD
+
+SECOND = 0.01
+"""Share that the second nearest cluster is given of the first one's, in the mean (Arandjelovic et al. 2016)."""
+_TINY = 1e-4
+"""Standard deviation below which a unit is taken to be constant."""
+
+
+@torch.no_grad()
+def standardise_linear(layer: nn.Linear, inputs: Tensor) -> None:
+    """Scale and shift a layer, in place, so that each of its outputs has mean 0 and variance 1.
+
+    An output that is constant keeps its scale.
+
+    Parameters
+    ----------
+    layer : nn.Linear
+    inputs : Tensor, shape (n, features)
+        Over which; at least two.
+    """
+    outputs = layer(inputs)
+    mean, deviation = outputs.mean(0), outputs.std(0)
+    deviation = torch.where(deviation > _TINY, deviation, 1.0)
+    layer.weight /= deviation[:, None]
+    layer.bias.copy_((layer.bias - mean) / deviation)
+
+
+@torch.no_grad()
+def fit_clusters(aggregation: NetVLAD, descriptors: Tensor, seed: int) -> bool:
+    """Set clusters to where descriptors are, in place (Arandjelovic et al. 2016).
+
+    Centroids are those of k-means. The assignment is ``softmax(2 a C x - a |C|^2)``, the softmax of ``-a |x - C|^2``,
+    with ``a`` such that the second nearest cluster is given :data:`SECOND` of what the nearest is.
+
+    Parameters
+    ----------
+    aggregation : NetVLAD
+    descriptors : Tensor, shape (n, features)
+    seed : int
+        Of k-means.
+
+    Returns
+    -------
+    bool
+        False, and nothing is changed, where there are fewer different descriptors than clusters.
+    """
+    from sklearn.cluster import KMeans  # noqa: PLC0415 - an optional dependency
+
+    count = len(aggregation.centroids)
+    points = torch.unique(descriptors.double(), dim=0)
+    if len(points) < count:
+        return False
+    found = KMeans(count, n_init=1, random_state=seed).fit(points.numpy())
+    centroids = torch.from_numpy(found.cluster_centers_)
+    nearest = torch.cdist(points, centroids).square().topk(2, largest=False).values
+    alpha = -math.log(SECOND) / float((nearest[:, 1] - nearest[:, 0]).mean())
+    aggregation.centroids.copy_(centroids)
+    aggregation.assignment.weight.copy_(2.0 * alpha * centroids)
+    aggregation.assignment.bias.copy_(-alpha * centroids.square().sum(1))
+    return True
