@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -48,7 +49,7 @@ def deeper_than(mask: BoolArray, depth: float, spacing: Spacing) -> BoolArray:
         if not mask[start:stop].any():
             continue
         inner, outer = slice(start, stop), slice(max(start - beside, 0), stop + beside)
-        _, rows, columns = (slice(max(s.start - 1, 0), s.stop + 1) for s in bounding_box(mask[outer]))
+        _, rows, columns = bounding_box(mask[outer], (0, 1, 1))
         outside = ~mask[outer, rows, columns]
         deep = distance_to(outside, spacing) > depth if outside.any() else ~outside
         result[inner, rows, columns] = deep[start - outer.start :][: stop - start]
@@ -68,7 +69,7 @@ def close(mask: BoolArray, radius: float, spacing: Spacing) -> BoolArray:
     if not mask.any():
         return mask.copy()
     pad = [int(np.ceil(radius / step)) + 2 for step in spacing]
-    box = tuple(slice(max(s.start - p, 0), s.stop + p) for s, p in zip(bounding_box(mask), pad, strict=True))
+    box = bounding_box(mask, pad)
     longer = np.pad(mask[box], [(pad[0], pad[0]), (0, 0), (0, 0)], mode="edge")
     padded = np.pad(longer, [(0, 0), (pad[1], pad[1]), (pad[2], pad[2])])
     outside = ~dilate(padded, radius, spacing)
@@ -78,8 +79,14 @@ def close(mask: BoolArray, radius: float, spacing: Spacing) -> BoolArray:
     return result
 
 
-def bounding_box(mask: BoolArray) -> tuple[slice, ...]:
-    """Return the slices of the smallest box that holds ``mask``.
+def bounding_box(mask: BoolArray, margin: Sequence[int] = ()) -> tuple[slice, ...]:
+    """Return the slices of the smallest box that holds ``mask``, and a margin as far as it is in the image.
+
+    Parameters
+    ----------
+    mask : ndarray of bool
+    margin : sequence of int
+        Voxels on both sides along each axis; none by default.
 
     Raises
     ------
@@ -89,7 +96,10 @@ def bounding_box(mask: BoolArray) -> tuple[slice, ...]:
     if not mask.any():
         raise ValueError("the mask is empty")
     box = ndimage.find_objects(mask.astype(np.uint8))[0]
-    return tuple(box)
+    return tuple(
+        slice(max(s.start - voxels, 0), min(s.stop + voxels, size))
+        for s, voxels, size in zip(box, margin or (0,) * mask.ndim, mask.shape, strict=True)
+    )
 
 
 def body_region(dense: BoolArray, opening: int) -> BoolArray:

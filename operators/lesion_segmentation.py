@@ -66,10 +66,7 @@ def around_lungs(volume: CTVolume, lungs: Lungs, margin_mm: float = MARGIN_MM) -
         raise ValueError("the lungs must be on the grid of the CT")
     volume, lungs = standard_volume(volume), standard_lungs(lungs)
     grid, mask = volume.grid, lungs.mask
-    z, y, x = (
-        slice(max(s.start - round(margin_mm / step), 0), min(s.stop + round(margin_mm / step), size))
-        for s, step, size in zip(bounding_box(mask), grid.spacing, grid.shape, strict=True)
-    )
+    z, y, x = bounding_box(mask, [round(margin_mm / step) for step in grid.spacing])
     return Surroundings(grid, (z, y, x), volume.hu[z, y, x], mask[z, y, x])
 
 

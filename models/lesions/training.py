@@ -12,8 +12,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from models.lesions.calibration import best_shift, lesion_odds, shift_background
-from models.lesions.network import CLASSES, UNKNOWN_TYPE, LesionNetwork
-from models.lung_region import lung_region, margins
+from models.lesions.network import CLASSES, UNKNOWN_TYPE, LesionNetwork, predict
+from models.lung_region import MARGIN_MM, lung_region, margins
+from models.morphology import BoolArray, bounding_box
 from models.training.patches import Kinds, PatchRecipe, cut_patch, draw_centre
 from models.training.recipe import Item, Objective
 from models.training.settings import PatchSettings
@@ -43,12 +44,15 @@ class LesionSettings(PatchSettings):
         Wasserstein distance between the classes (Fidon et al. 2017), background first.
     entropy : bool
         Add cross-entropy inside the lungs, and one among the lesion types alone.
+    calibrate : bool
+        Shift background to where the Dice of the validation studies is largest in the end.
     """
 
     spacing: tuple[PositiveFloat, PositiveFloat, PositiveFloat]
     patch: tuple[int, int, int]
     distances: tuple[Row, Row, Row, Row, Row]
     entropy: bool
+    calibrate: bool
 
     @field_validator("patch")
     @classmethod
@@ -125,12 +129,9 @@ class LesionRecipe(PatchRecipe):
 
     def patch(self, volumes: Sequence[Volume], rng: np.random.Generator, vary: bool) -> Item:
         """Return intensities, labels and lungs, each (1, 1, z, y, x)."""
-        return self._patch(volumes, KINDS, rng, vary)
-
-    def _patch(self, volumes: Sequence[Volume], kinds: Kinds, rng: np.random.Generator, vary: bool) -> Item:
         spacing, (depth, rows, columns) = self._settings.spacing, self._settings.patch
         jitter = [min(JITTER_MM / step, size / 2 - 1) for step, size in zip(spacing, self._settings.patch, strict=True)]
-        volume, centre = draw_centre(volumes, kinds, jitter, rng)
+        volume, centre = draw_centre(volumes, KINDS, jitter, rng)
         y, x = margins(spacing[1:])
         room = depth, rows + 2 * y, columns + 2 * x
         patch = cut_patch(volume, centre, room, (HU, LESIONS, LUNGS), rng if vary else None)
@@ -141,22 +142,31 @@ class LesionRecipe(PatchRecipe):
 
     @torch.inference_mode()
     def calibrate(self, network: nn.Module) -> Mapping[str, float]:
-        """Shift background to where the Dice of lesions is largest, in validation patches anywhere in the lungs."""
+        """Shift background to where the Dice of lesions is largest, in the whole lungs of the validation studies."""
         assert isinstance(network, LesionNetwork)  # noqa: S101 - of this recipe
-        device = next(network.parameters()).device
+        if not self._settings.calibrate:
+            return {}
         odds, lesion = [], []
-        for index in range(self.validation):
-            rng = np.random.default_rng((index, 1))
-            image, labels, lungs = self._patch(self._validation, {("lung",): 1.0}, rng, vary=False)
-            inside = lungs[0, 0]
-            logits = network(image.to(device)).float().cpu()[0]
-            odds.append(lesion_odds(logits[:, inside].T))
-            lesion.append(labels[0, 0][inside] > 0)
-        shift = best_shift(torch.cat(odds), torch.cat(lesion))
+        for volume in self._validation:
+            lung = volume.whole(LUNGS).astype(bool)
+            if lung.any():
+                inside, affected = self._judged(network, volume, lung)
+                odds.append(inside)
+                lesion.append(affected)
+        shift = best_shift(torch.cat(odds), torch.cat(lesion)) if odds else 0.0
         if not shift:
             return {}
         shift_background(network.head, shift)
         return {"shift": shift}
+
+    def _judged(self, network: LesionNetwork, volume: Volume, lung: BoolArray) -> tuple[Tensor, Tensor]:
+        """Return the log odds of lesion in all voxels of the lungs, as the application finds them, and the truth."""
+        spacing = self._settings.spacing
+        box = bounding_box(lung, [round(MARGIN_MM / step) for step in spacing])
+        hu = torch.from_numpy(volume.whole(HU)[box].astype(np.float32))
+        image = lung_region(hu, lung[box], spacing[1:]).to(next(network.parameters()).device)
+        found = predict(network, image).cpu()[:, torch.from_numpy(lung[box])]
+        return found[1:].sum(0).log() - found[0].log(), torch.from_numpy(volume.whole(LESIONS)[lung].astype(bool))
 
     def pictures(self, network: nn.Module) -> Mapping[str, Tensor]:
         """Draw CT, lesions and what is found of the slice with most lesion of the first validation patch."""

@@ -51,6 +51,11 @@ class Volume:
         ]
         return np.pad(part[slices - first], [(0, 0), *margins], constant_values=fill)
 
+    def whole(self, name: str) -> npt.NDArray[np.generic]:
+        """Read an array."""
+        with safe_open(self.path, framework="np") as file:
+            return np.asarray(file.get_tensor(name))
+
     def points(self, kind: str) -> npt.NDArray[np.int32]:
         """Read the voxels of a kind, (n, 3)."""
         with safe_open(self.path, framework="np") as file:

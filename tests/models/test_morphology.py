@@ -83,6 +83,13 @@ def test_bounding_box_is_tight() -> None:
     assert bounding_box(mask) == (slice(1, 3), slice(2, 5), slice(3, 6))
 
 
+def test_the_margin_of_a_bounding_box_ends_with_the_image() -> None:
+    mask = np.zeros((4, 5, 60), bool)
+    mask[1, 2, 30] = mask[2, 4, 31] = True
+    assert bounding_box(mask, (0, 1, 20)) == (slice(1, 3), slice(1, 5), slice(10, 52))
+    assert bounding_box(mask, (2, 9, 40)) == (slice(0, 4), slice(0, 5), slice(0, 60))
+
+
 def test_bounding_box_of_nothing_is_an_error() -> None:
     with pytest.raises(ValueError, match="empty"):
         bounding_box(np.zeros((2, 2, 2), bool))

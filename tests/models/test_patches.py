@@ -15,16 +15,16 @@ import yaml
 from monai.transforms.spatial.dictionary import RandAffined
 from pydantic import ValidationError
 from safetensors.numpy import save_file
-from scipy import stats
+from scipy import ndimage, stats
 from scipy.spatial.distance import cdist
 from torch import Tensor, nn
 
 from models.hounsfield import AIR_HU
 from models.involvement.network import PATCH
 from models.involvement.training import InvolvementRecipe, InvolvementSettings
-from models.lesions import training as lesion_training
-from models.lesions.network import UNKNOWN_TYPE, LesionNetwork
+from models.lesions.network import UNKNOWN_TYPE, LesionNetwork, predict
 from models.lesions.training import LesionRecipe, LesionSettings
+from models.lung_region import lung_region
 from models.lungs import training as lung_training
 from models.lungs.training import (
     FARTHER_HU,
@@ -600,8 +600,9 @@ def lungs_recipe(data: list[Volume], seed: int = 0, augment: bool = True) -> Lun
     return LungRecipe(nn.Identity(), settings, data[:2], data[2:])  # type: ignore[arg-type]  # only its loss needs it
 
 
-def lesions_recipe(data: list[Volume], seed: int = 0, augment: bool = True) -> LesionRecipe:
-    settings = LesionSettings.model_validate(settings_of("lesions", patch=(8, 16, 8), seed=seed, augment=augment))
+def lesions_recipe(data: list[Volume], seed: int = 0, augment: bool = True, **changed: object) -> LesionRecipe:
+    chosen = settings_of("lesions", patch=(8, 16, 8), seed=seed, augment=augment, **changed)
+    settings = LesionSettings.model_validate(chosen)
     return LesionRecipe(nn.Identity(), settings, data[:2], data[2:])  # type: ignore[arg-type]
 
 
@@ -693,28 +694,33 @@ def test_items_of_the_lesions_are_aligned_and_scaled(data: list[Volume]) -> None
     assert kinds == {0, 1, 2, 3, 4}
 
 
-def test_the_lesion_network_is_calibrated_anywhere_in_the_lungs_of_the_validation(
-    monkeypatch: pytest.MonkeyPatch, data: list[Volume]
-) -> None:
-    drawn: list[Kinds] = []
-
-    def recorded(volumes: list[Volume], kinds: Kinds, *rest: object) -> object:
-        assert volumes == data[2:]
-        drawn.append(kinds)
-        return draw_centre(volumes, kinds, *rest)  # type: ignore[arg-type]
-
-    monkeypatch.setattr(lesion_training, "draw_centre", recorded)
+def test_the_lesion_network_is_calibrated_in_the_whole_lungs_of_the_validation(data: list[Volume]) -> None:
+    """Blocks as in use, and the odds of every voxel of the lungs: recomputed here for the very volume."""
     recipe = lesions_recipe(data, augment=False)
     torch.manual_seed(0)
     network = LesionNetwork(patch=(8, 16, 8)).eval()
+    hu, lungs, lesions = (data[2].whole(name) for name in ("hu", "lungs", "lesions"))
+    (box,) = ndimage.find_objects((lungs > 0).astype(np.uint8))
+    z, y, x = (slice(max(s.start - m, 0), s.stop + m) for s, m in zip(box, (5, 8, 8), strict=True))
+    image = lung_region(torch.from_numpy(hu[z, y, x].astype(np.float32)), lungs[z, y, x] > 0, (2.0, 2.0))
+
+    inside, truth = lungs[z, y, x] > 0, lesions[z, y, x] > 0
+
+    def dice(background: np.ndarray, shift: float = 0.0) -> float:
+        found = (np.log(1.0 / background - 1.0) + shift >= 0.0) & inside
+        return float(2 * (found & truth).sum() / (found.sum() + truth.sum()))
+
     before = network.head.bias.detach().clone()
-    first = recipe.calibrate(network)["shift"]
-    assert drawn == [{("lung",): 1.0}] * recipe.validation
-    torch.testing.assert_close(before - network.head.bias, torch.tensor([first, 0.0, 0.0, 0.0, 0.0]))
-    assert recipe.calibrate(network) == {}, "it is where it should be"
+    background = predict(network, image)[0].numpy().astype(np.float64)
+    shift = recipe.calibrate(network)["shift"]
+    torch.testing.assert_close(before - network.head.bias, torch.tensor([shift, 0.0, 0.0, 0.0, 0.0]))
+    best = max(dice(background, step / 10) for step in range(-29, 30))
+    assert dice(predict(network, image)[0].numpy().astype(np.float64)) == pytest.approx(best, abs=1e-3)
+    assert best > dice(background)
     with torch.no_grad():
-        network.head.bias[0] += 2.0  # too sure of background
-    assert recipe.calibrate(network)["shift"] == pytest.approx(2.0)
+        network.head.bias[0] += 1.0  # too sure of background
+    assert recipe.calibrate(network)["shift"] == pytest.approx(1.0)
+    assert lesions_recipe(data, augment=False, calibrate=False).calibrate(network) == {}
 
 
 def test_items_of_the_lesions_are_blanked_away_from_the_lungs(data: list[Volume]) -> None:
