@@ -23,6 +23,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
+from app.cohort.refusal import StudyRefused
 from app.cohort.table import CohortStudy
 from app.console import quieten
 from app.outcome import RunFailed, UsageError
@@ -57,10 +58,41 @@ class Preparation(Protocol):
 
         Raises
         ------
+        StudyRefused
+            If the system refuses it.
         UsageError
             If it cannot be used.
         """
         ...
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """Why a study cannot be used; ``reason`` is the reason code where the system refuses it."""
+
+    study: CohortStudy
+    said: str
+    reason: str = ""
+
+
+class StudiesUnusable(UsageError):
+    """Some studies cannot be used; the others are prepared.
+
+    Parameters
+    ----------
+    problems : sequence of Problem
+        One for each of them; the first are told.
+    studies : int
+        How many were to be prepared.
+    """
+
+    def __init__(self, problems: Sequence[Problem], studies: int) -> None:
+        lines = "; ".join(problem.said for problem in problems[:_MOST_TOLD])
+        more = f"; and {len(problems) - _MOST_TOLD} more" if len(problems) > _MOST_TOLD else ""
+        super().__init__(
+            f"{len(problems)} of {studies} studies cannot be used, take them out of the table: {lines}{more}"
+        )
+        self.problems, self.studies = tuple(problems), studies
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,7 +133,7 @@ def prepare(
 
     Raises
     ------
-    UsageError
+    StudiesUnusable
         If studies cannot be used; the others are prepared before.
     RunFailed
         If the cache cannot be written, or a process died.
@@ -189,14 +221,15 @@ def _prepare(
     jobs: Sequence[_Job], there: int, preparation: Preparation, workers: int, tell: Callable[[str], None]
 ) -> None:
     start = told = time.monotonic()
-    wrong, done = [], 0
+    wrong: list[Problem] = []
+    done = 0
     try:
         for number, problem in enumerate(_outcomes(jobs, preparation, workers), start=1):
             if problem is None:
                 done += 1
             else:
                 wrong.append(problem)
-                tell(problem)
+                tell(problem.said)
             now = time.monotonic()
             if now - told > _QUIET or number == len(jobs):
                 told = now
@@ -212,14 +245,10 @@ def _prepare(
             "a process died, as happens where memory runs out: run again with fewer --prepare-workers"
         ) from error
     if wrong:
-        more = f"; and {len(wrong) - _MOST_TOLD} more" if len(wrong) > _MOST_TOLD else ""
-        lines = "; ".join(wrong[:_MOST_TOLD])
-        raise UsageError(
-            f"{len(wrong)} of {len(jobs)} studies cannot be used, take them out of the table: {lines}{more}"
-        )
+        raise StudiesUnusable(wrong, len(jobs))
 
 
-def _outcomes(jobs: Sequence[_Job], preparation: Preparation, workers: int) -> Iterator[str | None]:
+def _outcomes(jobs: Sequence[_Job], preparation: Preparation, workers: int) -> Iterator[Problem | None]:
     """Do the jobs; for each that is done give None, or why its study cannot be used."""
     if workers == 1:
         use_granted_cores()
@@ -264,13 +293,15 @@ def _begin(parent: int, threads: int) -> None:
     torch.set_num_threads(threads)
 
 
-def _do(job: _Job, preparation: Preparation) -> str | None:
+def _do(job: _Job, preparation: Preparation) -> Problem | None:
     try:
         arrays, said = preparation.make(job.study)
+    except StudyRefused as refusal:
+        return Problem(job.study, str(refusal), refusal.code)
     except UsageError as error:
-        return str(error)
+        return Problem(job.study, str(error))
     except OSError as error:
-        return f"study {job.study.path.name} cannot be read: {error.strerror}"
+        return Problem(job.study, f"study {job.study.path.name} cannot be read: {error.strerror}")
     partial = job.target.with_suffix(f"{_PART}{os.getpid()}")
     try:
         header = json.dumps({"made_from": job.key, "said": said})  # one entry: safetensors writes several in any order

@@ -14,6 +14,7 @@ from nibabel.orientations import axcodes2ornt, io_orientation, ornt_transform
 from nibabel.spatialimages import HeaderDataError
 from pydicom import Dataset
 
+from app.cohort.refusal import StudyRefused
 from app.cohort.table import CohortStudy
 from app.outcome import UsageError
 from models.hounsfield import AIR_HU
@@ -33,6 +34,8 @@ def load_study(study: CohortStudy) -> CTVolume:
 
     Raises
     ------
+    StudyRefused
+        If the system refuses the series.
     UsageError
         If it cannot be read as a chest CT; names the study and the reason.
     """
@@ -42,7 +45,7 @@ def load_study(study: CohortStudy) -> CTVolume:
         hu, grid = _read(study.path)
         return without_headers(np.maximum(hu.astype(np.float32), np.float32(AIR_HU)), grid)
     except InputRefused as refusal:
-        raise UsageError(f"study {study.path.name}: {refusal.code}: {refusal.message}") from refusal
+        raise StudyRefused(study, refusal) from refusal
     except ValueError as error:
         raise UsageError(f"study {study.path.name}: {error}") from error
 
@@ -113,6 +116,17 @@ def load_mask(path: Path, grid: Grid, highest: int) -> LabelArray:
     if not np.isin(labels, range(highest + 1)).all():
         raise UsageError(f"the mask {path.name} holds other labels than 0 to {highest}")
     return turning.undo(labels.astype(np.uint8))
+
+
+def grid_of(path: Path) -> Grid:
+    """Return the grid of a NIfTI image, with axes z, y, x to the head, to the back and to the left.
+
+    Raises
+    ------
+    UsageError
+        If it cannot be read.
+    """
+    return _read(path)[1]
 
 
 def write_masks(folder: Path, name: str, lungs: LabelArray, lesions: LabelArray, grid: Grid) -> tuple[Path, Path]:

@@ -14,6 +14,7 @@ from scipy import ndimage
 from app.cohort.attributes import attributes_of
 from app.cohort.cache import Array
 from app.cohort.images import load_mask, load_study
+from app.cohort.refusal import StudyRefused
 from app.cohort.table import CohortStudy
 from app.outcome import RunFailed, UsageError
 from models.classifier.studies import CT, LABELS, LESION, LUNG
@@ -86,7 +87,7 @@ class VolumePreparation:
         try:
             _check_hu(volume, masks[LUNGS] > 0)
         except InputRefused as refusal:
-            raise _unusable(study, refusal) from refusal
+            raise StudyRefused(study, refusal) from refusal
         upright = standard_volume(volume)
         z, y, x = self.spacing
         grid = upright.grid.resampled(shape_at(upright.grid, (upright.grid.spacing[0] if z is None else z, y, x)))
@@ -146,15 +147,17 @@ class SlicePreparation:
 
         Raises
         ------
+        StudyRefused
+            If the system refuses it, as where no lungs are found, or its values are no Hounsfield units.
         UsageError
-            If it cannot be read, its values are no Hounsfield units, or no lungs are found.
+            If it cannot be read.
         RunFailed
             If a model is missing or altered.
         """
         try:
             return self._make(load_study(study))
         except InputRefused as refusal:
-            raise _unusable(study, refusal) from refusal
+            raise StudyRefused(study, refusal) from refusal
 
     def _make(self, volume: CTVolume) -> tuple[dict[str, Array], dict[str, str]]:
         lungs_network, lesions_network, involvement_network = _networks(self.models, self.hashes)
@@ -213,10 +216,6 @@ def _networks(models: Path, hashes: tuple[str, ...]) -> tuple[DeepMedic, LesionN
         )
     except ModelUnavailable as error:
         raise RunFailed(str(error)) from error
-
-
-def _unusable(study: CohortStudy, refusal: InputRefused) -> UsageError:
-    return UsageError(f"study {study.path.name}: {refusal.code}: {refusal.message}")
 
 
 def _check_hu(volume: CTVolume, lungs: BoolArray) -> None:

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, get_args
 
+from app.cohort.rows import Row, Table, read_table
 from app.outcome import UsageError
 
 TABLE = "cohort.csv"
@@ -136,31 +137,37 @@ def inspect_rows(folder: Path) -> tuple[tuple[CohortStudy, ...], list[str]]:
     UsageError
         If the table cannot be read at all.
     """
-    columns, rows = _read(folder / TABLE)
-    missing = [name for name in REQUIRED if name not in columns]
-    unknown = [name for name in columns if name not in (*REQUIRED, *OPTIONAL)]
+    table = _read(folder / TABLE)
+    missing = [name for name in REQUIRED if name not in table.columns]
+    unknown = [name for name in table.columns if name and name not in (*REQUIRED, *OPTIONAL)]
     problems = [f"the column {name} is missing" for name in missing]
+    problems += [f"the column {name} is there several times" for name in table.repeated]
     problems += [f"unknown column {name}; known: {', '.join((*REQUIRED, *OPTIONAL))}" for name in unknown]
-    if missing:
+    problems += [f"column {number} has no name" for number, name in enumerate(table.columns, start=1) if not name]
+    if missing or table.repeated:
         return (), problems
     studies = []
-    for number, row in enumerate(rows, start=2):
+    for row in table.rows:
         found = list(_wrong(row, folder))
-        problems += [f"row {number}: {problem}" for problem in found]
+        problems += [f"row {row.number}: {problem}" for problem in found]
         if not found:
-            studies.append(_study(row, folder))
-    if not rows:
+            studies.append(_study(row.cells, folder))
+    if not table.rows:
         problems.append("there are no studies")
     return tuple(studies), problems
 
 
 def contradictions(studies: Sequence[CohortStudy]) -> Iterator[str]:
-    """Find what is wrong among studies: the same twice, a patient in two splits, a split for some of them only."""
-    seen: set[Path] = set()
+    """Find what is wrong among studies: the same twice, a patient in two splits, a split for some of them only.
+
+    A study is the same however its path is written, and through whatever links it leads.
+    """
+    seen: dict[Path, str] = {}
     for study in studies:
-        if study.path in seen:
-            yield f"study {study.path.name} is there twice"
-        seen.add(study.path)
+        place, name = study.path.resolve(), study.path.name
+        if place in seen:
+            yield f"study {name} is there twice" + (f": it is {seen[place]}, too" if seen[place] != name else "")
+        seen.setdefault(place, name)
     splits: dict[str, set[Split | None]] = {}
     for study in studies:
         splits.setdefault(study.patient, set()).add(study.split)
@@ -215,21 +222,19 @@ def write_table(folder: Path, studies: Sequence[CohortStudy]) -> None:
         partial.unlink(missing_ok=True)
 
 
-def _read(path: Path) -> tuple[Sequence[str], list[dict[str, str]]]:
+def _read(path: Path) -> Table:
     try:
-        with path.open(encoding="utf-8-sig", newline="") as file:
-            reader = csv.DictReader(file, restkey="")
-            rows = [{name: str(value or "").strip() for name, value in row.items()} for row in reader]
-            return tuple(reader.fieldnames or ()), rows
+        return read_table(path)
     except OSError as error:
         raise UsageError(f"cannot read {path}: a cohort is a folder with a table of this name") from error
     except (UnicodeDecodeError, csv.Error) as error:
         raise UsageError(f"{path} is no CSV file in UTF-8") from error
 
 
-def _wrong(row: Mapping[str, str], folder: Path) -> Iterator[str]:
+def _wrong(of: Row, folder: Path) -> Iterator[str]:
     """Find what is wrong with one row."""
-    if "" in row:
+    row = of.cells
+    if of.surplus:
         yield "more cells than columns"
     if not row["patient"]:
         yield "no patient"

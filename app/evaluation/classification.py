@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 
@@ -21,6 +22,8 @@ _RANGES: Mapping[str, tuple[float, ...]] = {
     "slice_thickness": (1.0, 2.0, 3.0, 5.0),
 }
 """Bounds between the rows of the subgroup table, in years and mm."""
+_Draw = Callable[..., FloatArray]
+"""Draws the replicates of some patients and their labels, as many and from the seed as of the whole evaluation."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +52,7 @@ class OperatingPoint:
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One row of a table of counts: a CO-RADS class or a subgroup; Wilson intervals."""
+    """One row of a table of counts: a CO-RADS class or a subgroup; Wilson intervals, but for the AUC."""
 
     name: str
     positives: int
@@ -85,7 +88,7 @@ class Classification:
 
 @dataclass(frozen=True, slots=True)
 class Difference:
-    """How much better the second model is, on the same studies."""
+    """How much better the second model is, on the same studies; no p-value where DeLong's test says nothing."""
 
     first: str
     second: str
@@ -115,7 +118,8 @@ def evaluate_model(
     ValueError
         If the test split lacks a class.
     """
-    weights = patient_weights(test.patients, test.labels, replicates, seed)
+    draw = partial(patient_weights, replicates=replicates, seed=seed)
+    weights = draw(test.patients, test.labels)
     curve = roc_curve(test.labels, test.probabilities, weights)
     whole = roc_curve(test.labels, test.probabilities)
     points = [
@@ -131,8 +135,8 @@ def evaluate_model(
         percentile_interval(float(area(whole)), area(curve)),
         percentile_interval(float(fpr_at_tpr(whole, SENSITIVITY)), fpr_at_tpr(curve, SENSITIVITY)),
         tuple(points),
-        tuple(_row(name, part, half) for name, part in classes) if named else (),
-        {name: rows for name in SUBGROUPS if (rows := _subgroup(name, test, half))},
+        tuple(_row(name, part, half, draw) for name, part in classes) if named else (),
+        {name: rows for name in SUBGROUPS if (rows := _subgroup(name, test, half, draw))},
         _calibration(test, validation),
     )
 
@@ -201,7 +205,7 @@ def _point(test: Cohort, weights: FloatArray, name: str, threshold: float, chose
     return OperatingPoint(name, threshold, chosen_on, share(np.ones(len(test))), share(labels == 1), share(labels == 0))
 
 
-def _row(name: str, part: Cohort, threshold: float) -> Row:
+def _row(name: str, part: Cohort, threshold: float, draw: _Draw) -> Row:
     called = part.probabilities >= threshold
     right = called == (part.labels == 1)
     positive = part.labels == 1
@@ -213,24 +217,24 @@ def _row(name: str, part: Cohort, threshold: float) -> Row:
         wilson(int(right.sum()), len(part)),
         wilson(int(right[positive].sum()), int(positive.sum())),
         wilson(int(right[~positive].sum()), int((~positive).sum())),
-        _auc(part) if both else Estimate(None),
+        _auc(part, draw) if both else Estimate(None),
     )
 
 
-def _auc(part: Cohort) -> Estimate:
-    weights = patient_weights(part.patients, part.labels, 1000)
+def _auc(part: Cohort, draw: _Draw) -> Estimate:
+    weights = draw(part.patients, part.labels)
     whole = float(area(roc_curve(part.labels, part.probabilities)))
     return percentile_interval(whole, area(roc_curve(part.labels, part.probabilities, weights)))
 
 
-def _subgroup(name: str, test: Cohort, threshold: float) -> tuple[Row, ...]:
+def _subgroup(name: str, test: Cohort, threshold: float, draw: _Draw) -> tuple[Row, ...]:
     """Make the rows of one column of the predictions; studies without a value are a row of their own."""
     if not any(name in each.groups for each in test.predictions):
         return ()
     groups: dict[str, list[Prediction]] = {}
     for each in test.predictions:
         groups.setdefault(_group(name, each.groups.get(name)), []).append(each)
-    return tuple(_row(group, Cohort.of(groups[group]), threshold) for group in sorted(groups, key=_in_order))
+    return tuple(_row(group, Cohort.of(groups[group]), threshold, draw) for group in sorted(groups, key=_in_order))
 
 
 def _group(name: str, value: str | None) -> str:

@@ -14,13 +14,19 @@ from app.evaluation.classification import Classification, Difference, Row
 from app.evaluation.intervals import Estimate
 from app.evaluation.page import CLASSIFICATION, render
 from app.evaluation.plots import draw_all
+from app.evaluation.predictions import Refused
 from operators.software import NAME, RESEARCH_NOTICE, VERSION
 
 _RATES = ("accuracy", "sensitivity", "specificity")
 
 
 def write_classification(
-    results: Sequence[Classification], differences: Sequence[Difference], folder: Path, *, replicates: int
+    results: Sequence[Classification],
+    differences: Sequence[Difference],
+    folder: Path,
+    *,
+    replicates: int,
+    refused: Sequence[Refused] = (),
 ) -> None:
     """Write ``classification.json``, ``classification.csv``, ``index.html`` and the pictures.
 
@@ -34,12 +40,16 @@ def write_classification(
         Must exist.
     replicates : int
         Of the bootstrap, to be stated.
+    refused : sequence of Refused
+        Test studies without a prediction, to be stated.
     """
     pictures = draw_all(results, folder)
     content = {
         "software": {"name": NAME, "version": VERSION},
         "notice": RESEARCH_NOTICE,
         "replicates": replicates,
+        "refused_studies": len(refused),
+        "refused": [asdict(each) for each in refused],
         "models": [_as_json(result) for result in results],
         "differences": [asdict(difference) for difference in differences],
     }
@@ -57,6 +67,7 @@ def write_classification(
         differences=differences,
         pictures=pictures,
         replicates=replicates,
+        refused=refused,
         notice=RESEARCH_NOTICE,
         software=f"{NAME} {VERSION}",
     )

@@ -9,11 +9,11 @@ from pathlib import Path
 
 import torch
 
-from app.cohort.cache import prepare, said_of
+from app.cohort.cache import Preparation, StudiesUnusable, prepare, said_of
 from app.cohort.known_patients import read_record, refuse_known_patients
 from app.cohort.preparation import SEGMENTING, segmentation_hashes, slice_preparation
 from app.cohort.table import CohortStudy
-from app.evaluation.predictions import Prediction
+from app.evaluation.predictions import Prediction, Refused
 from app.outcome import UsageError
 from models.classifier.network import Classifier
 from models.classifier.studies import PreparedStudy
@@ -30,8 +30,10 @@ def predict_cohort(
     *,
     workers: int | None = None,
     tell: Callable[[str], None] = lambda line: None,
-) -> list[Prediction]:
+) -> tuple[list[Prediction], list[Refused]]:
     """Predict the validation and test studies of a cohort with the models of a folder, as the application does.
+
+    Test studies that the system refuses are told apart: to take them out of the table would hide its failures.
 
     Parameters
     ----------
@@ -49,7 +51,7 @@ def predict_cohort(
     Raises
     ------
     UsageError
-        If models or studies cannot be used, there is no test study, or a model has learned from a test patient.
+        If models or other studies cannot be used, there is no test study, or a model has learned from a test patient.
     RunFailed
         If the cache cannot be written, or a process died.
     """
@@ -63,7 +65,7 @@ def predict_cohort(
         raise UsageError(str(error)) from error
     if learned_with not in (None, segmentation_hashes(models)):
         raise UsageError(f"the classifier in {models} learned with other segmentation models than those beside it")
-    paths = prepare(judged, preparation, cache, workers=workers, tell=tell)
+    usable, paths, refused = _prepared(judged, preparation, cache, workers, tell)
     use_granted_cores()
 
     @torch.inference_mode()
@@ -72,7 +74,32 @@ def predict_cohort(
         logits = network.aggregate(network.describe(slices, chunk=CHUNK))
         return float(logits.double().softmax(0)[1])
 
-    return predictions_of(f"{record.name} {record.version}", judged, paths, probability)
+    return predictions_of(f"{record.name} {record.version}", usable, paths, probability), refused
+
+
+def _prepared(
+    studies: Sequence[CohortStudy],
+    preparation: Preparation,
+    cache: Path,
+    workers: int | None,
+    tell: Callable[[str], None],
+) -> tuple[list[CohortStudy], list[Path], list[Refused]]:
+    """Prepare studies; part those that are prepared from those of the test split that the system refuses."""
+    try:
+        return list(studies), prepare(studies, preparation, cache, workers=workers, tell=tell), []
+    except StudiesUnusable as error:
+        others = [problem for problem in error.problems if not problem.reason or problem.study.split != "test"]
+        if others:
+            raise StudiesUnusable(others, error.studies) from error
+        reasons = {problem.study: problem.reason for problem in error.problems}
+    usable = [study for study in studies if study not in reasons]
+    paths = prepare(usable, preparation, cache)  # which are in the cache by now
+    refused = [
+        Refused(study.patient, name, study.label, reasons[study])
+        for study, name in zip(studies, names_of(studies), strict=True)
+        if study in reasons
+    ]
+    return usable, paths, refused
 
 
 def held_out(studies: Sequence[CohortStudy]) -> list[CohortStudy]:
@@ -87,6 +114,15 @@ def held_out(studies: Sequence[CohortStudy]) -> list[CohortStudy]:
     if not any(study.split == "test" for study in judged):
         raise UsageError("the table has no test studies: covid-ct cohort FOLDER --split 70 15 15 makes splits")
     return judged
+
+
+def names_of(studies: Sequence[CohortStudy]) -> list[str]:
+    """Name studies for tables, with the folder that they are in where a patient has several of the same name."""
+    times = Counter((study.patient, study.path.name) for study in studies)
+    return [
+        study.path.name if times[study.patient, study.path.name] == 1 else f"{study.path.parent.name}/{study.path.name}"
+        for study in studies
+    ]
 
 
 def predictions_of(
@@ -106,15 +142,13 @@ def predictions_of(
         Gives the probability of positive of a prepared study.
     """
     predictions = []
-    times = Counter((study.patient, study.path.name) for study in studies)
-    for study, path in zip(studies, paths, strict=True):
-        alone = times[study.patient, study.path.name] == 1
+    for study, name, path in zip(studies, names_of(studies), paths, strict=True):
         said = said_of(path)
         groups = json.loads(said["attributes"]) | ({"site": study.site} if study.site else {})
         predictions.append(
             Prediction(
                 study.patient,
-                study.path.name if alone else f"{study.path.parent.name}/{study.path.name}",
+                name,
                 study.label,
                 probability(path),
                 "test" if study.split == "test" else "validation",

@@ -17,7 +17,7 @@ from app.outcome import UsageError
 
 if TYPE_CHECKING:
     from app.cohort.table import CohortStudy
-    from app.evaluation.predictions import Prediction
+    from app.evaluation.predictions import Prediction, Refused
 
 
 def add_evaluate_arguments(parser: argparse.ArgumentParser) -> None:
@@ -143,13 +143,14 @@ def evaluate_classification(arguments: argparse.Namespace) -> None:
 
     with new_folder(arguments.output) as folder:
         made = arguments.predictions is None
-        predictions = _predictions(arguments) if made else read_predictions(arguments.predictions)
-        write_judgement(predictions, folder, made=made, replicates=arguments.replicates, seed=arguments.seed)
+        predictions, refused = _predictions(arguments) if made else (read_predictions(arguments.predictions), ())
+        chance = {"replicates": arguments.replicates, "seed": arguments.seed}
+        write_judgement(predictions, folder, made=made, refused=refused, **chance)
     print(arguments.output / "index.html")
 
 
-def _predictions(arguments: argparse.Namespace) -> Sequence[Prediction]:
-    """Predict the cohort that is asked for."""
+def _predictions(arguments: argparse.Namespace) -> tuple[Sequence[Prediction], Sequence[Refused]]:
+    """Predict the cohort that is asked for, but for what the system refuses of it."""
     from app.cohort.table import read_cohort
     from app.evaluation.cohort_predictions import predict_cohort
 
@@ -167,6 +168,7 @@ def write_judgement(
     replicates: int,
     seed: int,
     pairs: Sequence[tuple[str, str]] | None = None,
+    refused: Sequence[Refused] = (),
 ) -> None:
     """Judge predictions, write all there is to say of them, and tell the most important.
 
@@ -177,7 +179,7 @@ def write_judgement(
         Must exist.
     made : bool
         Whether they were made here, and are to be written.
-    replicates, seed, pairs
+    replicates, seed, pairs, refused
         As for :func:`app.evaluation.protocol.judge`.
 
     Raises
@@ -189,13 +191,15 @@ def write_judgement(
     from app.evaluation.protocol import judge
 
     try:
-        results = judge(predictions, folder, pairs=pairs, replicates=replicates, seed=seed)
+        results = judge(predictions, folder, pairs=pairs, refused=refused, replicates=replicates, seed=seed)
     except ValueError as error:
         raise UsageError(f"the predictions cannot be judged: {error}") from error
     if made:
         write_predictions(folder / "predictions.csv", predictions)
     for result in results:
         tell(f"{result.model}: AUC {result.auc.text}, false positives at 95 % sensitivity {result.fpr_at_95.text}")
+    if refused:
+        tell(f"test studies that the system refuses, left out of these figures: {len(refused)}")
 
 
 def evaluate_segmentation(arguments: argparse.Namespace) -> None:
@@ -217,17 +221,17 @@ def evaluate_segmentation(arguments: argparse.Namespace) -> None:
     if arguments.predictions is not None:
         if arguments.in_given_lungs:
             raise UsageError("--in-given-lungs is for models: masks are judged as they are")
-        segment = from_folder(arguments.predictions, studies)
+        segment, nothing = from_folder(arguments.predictions, studies), None
     else:
         from app.cohort.known_patients import refuse_known_patients
         from app.evaluation.networks import Networks
-        from app.evaluation.segmentation_model import from_models
+        from app.evaluation.segmentation_model import from_models, nothing_of
 
         networks = Networks.load(arguments.model, lungs=not arguments.in_given_lungs)
         refuse_known_patients(arguments.model, networks.segmenting, studies)
-        segment = from_models(arguments.model, networks)
+        segment, nothing = from_models(arguments.model, networks), nothing_of(networks)
     with new_folder(arguments.output) as folder:
-        scores = score_cohort(studies, segment, tell, DifferencesIn(folder))
+        scores = score_cohort(studies, segment, tell, DifferencesIn(folder), nothing)
         write_segmentation(scores, folder, replicates=arguments.replicates, seed=arguments.seed)
     print(arguments.output / "index.html")
 

@@ -24,8 +24,15 @@ figcaption, .note { font: 13px/1.4 system-ui, sans-serif; color: #555; }
 </head>
 """
 
+_LISTED = """{% macro listed(refused) %}
+{% for each in refused %}{{ each.study }} ({{ each.reason }}){{ "" if loop.last else ", " }}{% endfor %}
+{% endmacro %}
+"""
+"""Macro that names refused studies, each with its reason code."""
+
 CLASSIFICATION = (
-    _HEAD
+    _LISTED
+    + _HEAD
     + """<body>
 {% macro rates(row) %}
 <td>{{ row.accuracy.text }}</td><td>{{ row.sensitivity.text }}</td><td>{{ row.specificity.text }}</td>
@@ -44,6 +51,12 @@ CLASSIFICATION = (
 {% endmacro %}
 <h1>Evaluation of classification</h1>
 <p class="notice">{{ notice }} {{ software }}.</p>
+{% if refused %}
+<p class="notice">The system refused {{ refused | length }} of the
+{{ (refused | length) + (results[0].cohort | length) }} test studies, {{ refused | sum(attribute="label") }} of them
+positive. They have no probability, and all figures leave them out:
+{{ listed(refused) }}.</p>
+{% endif %}
 <h2>Models</h2>
 <table>
 <tr><th>model</th><th>studies</th><th>patients</th><th>positive</th><th>AUC</th>
@@ -61,10 +74,10 @@ CLASSIFICATION = (
 <tr><th>from</th><th>to</th><th>AUC</th><th>false positives at 95 %</th><th>DeLong's p</th></tr>
 {% for each in differences %}
 <tr><td>{{ each.first }}</td><td>{{ each.second }}</td><td>{{ each.auc.text }}</td><td>{{ each.fpr_at_95.text }}</td>
-<td class="n">{{ "several studies of a patient" if each.delong_p_value is none else
-"%.3f" | format(each.delong_p_value) }}</td></tr>
+<td class="n">{{ "undefined" if each.delong_p_value is none else "%.3f" | format(each.delong_p_value) }}</td></tr>
 {% endfor %}
 </table>
+<p class="note">DeLong's p is undefined where a patient has several studies, or a class has only one.</p>
 {% endif %}
 {% set captions = {
   "roc": "ROC curves; of a single model also the binormal curve of its logits with its 95 % band (Demidenko).",
@@ -105,7 +118,7 @@ good.</p>
 {% endfor %}
 {% endfor %}
 <p class="note">Intervals: 95 %, percentiles of {{ replicates }} bootstrap replicates, patients drawn within their
-class, all studies of a patient together; in the tables by class and group, Wilson's. The figures are in
+class, all studies of a patient together; of the rates in the tables by class and group, Wilson's. The figures are in
 classification.json and classification.csv.</p>
 </body>
 </html>
@@ -113,11 +126,17 @@ classification.json and classification.csv.</p>
 )
 
 SEGMENTATION = (
-    _HEAD
+    _LISTED
+    + _HEAD
     + """<body>
 <h1>Evaluation of segmentation</h1>
 <p class="notice">{{ notice }} {{ software }}.</p>
 <p>On {{ content.studies }} studies of {{ content.patients }} patients.</p>
+{% if content.refused %}
+<p class="notice">The system refused {{ content.refused_studies }} of the {{ content.studies }} studies, which count as
+studies in which it found nothing:
+{{ listed(content.refused) }}.</p>
+{% endif %}
 <table>
 <tr><th>measure</th><th>mean</th></tr>
 {% for name, estimate in rows %}
@@ -132,7 +151,7 @@ SEGMENTATION = (
 <tr><th>study</th><th>lungs, Dice</th><th>lesions, Dice</th><th>affected lung by 2DS, Dice</th>
 <th>involvement too high by</th></tr>
 {% for score, _ in worst %}
-<tr><td>{{ score.study }}</td>
+<tr><td>{{ score.study }}{{ ": " ~ score.refused if score.refused else "" }}</td>
 {% for name, form in (("lungs_dice", "%.3f"), ("lesions_dice", "%.3f"), ("affected_dice", "%.3f"),
 ("involvement_error", "%+.2f")) %}
 {% set value = score.measures[name] %}

@@ -12,6 +12,7 @@ from typing import Literal
 import numpy as np
 import numpy.typing as npt
 
+from app.cohort.rows import Row, read_table
 from app.evaluation.roc import FloatArray
 from app.outcome import UsageError
 
@@ -54,6 +55,16 @@ class Prediction:
     co_rads: int | None
     involvement: float | None
     groups: Mapping[str, str]
+
+
+@dataclass(frozen=True, slots=True)
+class Refused:
+    """A study of the test split that the system refuses, so that it has no probability; ``reason`` is the code."""
+
+    patient: str
+    study: str
+    label: int
+    reason: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,24 +121,24 @@ def read_predictions(path: Path) -> tuple[Prediction, ...]:
     Raises
     ------
     UsageError
-        If the file cannot be read, lacks a column, or holds rows that are wrong: the first of them are named.
+        If the file cannot be read, lacks a column or has it several times, or holds rows that are wrong: the first of
+        them are named.
     """
     try:
-        with path.open(encoding="utf-8-sig", newline="") as file:
-            reader = csv.DictReader(file)
-            columns = reader.fieldnames or ()
-            missing = [name for name in REQUIRED if name not in columns]
-            if missing:
-                raise UsageError(f"{path} lacks the column {', '.join(missing)}")
-            rows = [{name: (value or "").strip() for name, value in row.items() if name} for row in reader]
+        table = read_table(path)
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise UsageError(f"cannot read {path} as CSV") from error
+    missing = [name for name in REQUIRED if name not in table.columns]
+    if missing:
+        raise UsageError(f"{path} lacks the column {', '.join(missing)}")
+    if table.repeated:
+        raise UsageError(f"{path}: the column {table.repeated[0]} is there several times")
     predictions, wrong = [], []
-    for number, row in enumerate(rows, start=2):
+    for row in table.rows:
         try:
-            predictions.append(_prediction(row, number))
+            predictions.append(_prediction(row))
         except ValueError as error:
-            wrong.append(f"row {number}: {error}")
+            wrong.append(f"row {row.number}: {error}")
     wrong += _inconsistent(predictions)
     if wrong:
         more = f"; and {len(wrong) - _MOST_TOLD} more" if len(wrong) > _MOST_TOLD else ""
@@ -137,7 +148,10 @@ def read_predictions(path: Path) -> tuple[Prediction, ...]:
     return tuple(predictions)
 
 
-def _prediction(row: Mapping[str, str], number: int) -> Prediction:
+def _prediction(of: Row) -> Prediction:
+    row = of.cells
+    if of.surplus:
+        raise ValueError("more cells than columns")
     if not row["patient"]:
         raise ValueError("no patient")
     if row["label"] not in ("0", "1"):
@@ -150,7 +164,7 @@ def _prediction(row: Mapping[str, str], number: int) -> Prediction:
         raise ValueError("co_rads is not 1 to 5")
     return Prediction(
         row["patient"],
-        row.get("study") or str(number),
+        row.get("study") or str(of.number),
         int(row["label"]),
         _number(row["probability"], "probability", 1.0),
         "validation" if split == "validation" else "test",

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from app.evaluation.classification import Classification, compare, evaluate_all
 from app.evaluation.classification_report import write_classification
-from app.evaluation.predictions import Prediction
+from app.evaluation.predictions import Prediction, Refused
 
 
 def judge(
@@ -16,6 +16,7 @@ def judge(
     folder: Path,
     *,
     pairs: Sequence[tuple[str, str]] | None = None,
+    refused: Sequence[Refused] = (),
     replicates: int = 2000,
     seed: int = 0,
 ) -> list[Classification]:
@@ -28,6 +29,8 @@ def judge(
         Must exist.
     pairs : sequence of (str, str), optional
         Names of the models to compare, the second with the first; by default each with the one before it.
+    refused : sequence of Refused
+        Test studies without a prediction, to be stated.
     replicates, seed : int
         Of the bootstrap.
 
@@ -42,5 +45,5 @@ def judge(
     differences = [
         compare(by_name[first], by_name[second], replicates=replicates, seed=seed) for first, second in compared
     ]
-    write_classification(results, differences, folder, replicates=replicates)
+    write_classification(results, differences, folder, refused=refused, replicates=replicates)
     return results

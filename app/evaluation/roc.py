@@ -107,8 +107,13 @@ def delong(labels: npt.ArrayLike, scores: npt.ArrayLike) -> DeLong:
     return DeLong(of_positive.mean(axis=1), covariance)
 
 
-def delong_p_value(labels: npt.ArrayLike, first: npt.ArrayLike, second: npt.ArrayLike) -> float:
-    """Return the two-sided p-value of equal areas of two scores on the same cases; 1 where they never differ."""
+def delong_p_value(labels: npt.ArrayLike, first: npt.ArrayLike, second: npt.ArrayLike) -> float | None:
+    """Return the two-sided p-value of equal areas of two scores on the same cases; 1 where they never differ.
+
+    None where a class has a single case: of its variance nothing is known.
+    """
+    if np.bincount(np.asarray(labels, dtype=np.int64)).min() < 2:
+        return None
     areas, covariance = delong(labels, np.stack([np.asarray(first), np.asarray(second)]))
     variance = covariance[0, 0] + covariance[1, 1] - 2.0 * covariance[0, 1]
     if variance <= 0.0:

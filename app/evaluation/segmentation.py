@@ -5,13 +5,15 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from math import nan
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
-from app.cohort.images import load_mask, load_study
+from app.cohort.images import grid_of, load_mask, load_study
+from app.cohort.refusal import StudyRefused
 from app.cohort.table import CohortStudy
 from app.evaluation.intervals import Estimate, bootstrap, patient_weights
 from app.evaluation.overlap import dice, percent, surface_dice, volume_ml
@@ -47,24 +49,28 @@ class Masks(NamedTuple):
 
 
 Segment = Callable[[CohortStudy, CTVolume], Masks]
-Look = Callable[[CTVolume, Masks, Masks], None]
-"""Receives the CT, the true masks and those that are judged."""
+Nothing = Callable[[Grid], Masks]
+"""Gives the masks of a study in which nothing is found."""
+Look = Callable[[int, CTVolume, Masks, Masks], None]
+"""Receives the number of the study, its CT, the true masks and those that are judged."""
 
 
 @dataclass(frozen=True, slots=True)
 class StudyScore:
-    """All measures of one study."""
+    """All measures of one study; ``refused`` is the reason code where the system refuses it."""
 
     patient: str
     study: str
     measures: Mapping[str, float]
+    refused: str = ""
 
 
 def score_cohort(
     studies: Sequence[CohortStudy],
     segment: Segment,
     tell: Callable[[str], None] = lambda line: None,
-    look: Look = lambda volume, truth, found: None,
+    look: Look = lambda number, volume, truth, found: None,
+    nothing: Nothing | None = None,
 ) -> list[StudyScore]:
     """Score the studies of a cohort whose masks are known, one after the other.
 
@@ -77,7 +83,9 @@ def score_cohort(
     tell : callable
         Receives a line for each study.
     look : callable
-        Called for each study before it is scored.
+        Called for each study whose CT can be loaded before it is scored.
+    nothing : callable, optional
+        Of the system that is judged: what a study counts as that it refuses. Without it, that is an error.
 
     Raises
     ------
@@ -89,15 +97,30 @@ def score_cohort(
         raise UsageError("no study of the cohort has masks of lungs and lesions to judge by")
     scores = []
     for number, study in enumerate(known, start=1):
-        volume = load_study(study)
-        truth, found = _truth(study, volume.grid), segment(study, volume)
-        look(volume, truth, found)
-        measures = measure(truth, found, volume.grid.spacing)
-        scores.append(StudyScore(study.patient, study.path.name, measures))
-        dices = {name: measures[f"{name}_dice"] for name in ("lungs", "lesions", "affected")}
+        score = _score(study, segment, nothing, partial(look, number))
+        scores.append(score)
+        dices = {name: score.measures[f"{name}_dice"] for name in ("lungs", "lesions", "affected")}
         said = ", ".join(f"{name} {value:.3f}" for name, value in dices.items() if not np.isnan(value))
-        tell(f"study {number} of {len(known)}: Dice of {said}")
+        tell(f"study {number} of {len(known)}: {score.refused and f'{score.refused}, '}Dice of {said}")
     return scores
+
+
+def _score(
+    study: CohortStudy, segment: Segment, nothing: Nothing | None, look: Callable[[CTVolume, Masks, Masks], None]
+) -> StudyScore:
+    volume: CTVolume | None = None
+    try:
+        volume = load_study(study)
+        grid, found, refused = volume.grid, segment(study, volume), ""
+    except StudyRefused as refusal:
+        if nothing is None:
+            raise
+        grid = _grid_of_lungs(study) if volume is None else volume.grid
+        found, refused = nothing(grid), refusal.code
+    truth = _truth(study, grid)
+    if volume is not None:
+        look(volume, truth, found)
+    return StudyScore(study.patient, study.path.name, measure(truth, found, grid.spacing), refused)
 
 
 def measure(truth: Masks, found: Masks, spacing: tuple[float, float, float]) -> dict[str, float]:
@@ -112,8 +135,8 @@ def measure(truth: Masks, found: Masks, spacing: tuple[float, float, float]) -> 
     if not (truth.lesions == UNKNOWN_TYPE).any():
         for kind in LesionType:
             values[f"{kind.name.lower()}_dice"] = dice(truth.lesions == kind, found.lesions == kind)
-    true_share, share = percent(truth.lesions > 0, truth.lungs > 0), percent(found.lesions > 0, found.lungs > 0)
-    values["involvement_error"] = share - true_share
+    share = percent(found.lesions > 0, found.lungs > 0) if found.lungs.any() else 0.0
+    values["involvement_error"] = share - percent(truth.lesions > 0, truth.lungs > 0)
     return values
 
 
@@ -172,14 +195,20 @@ def _truth(study: CohortStudy, grid: Grid) -> Masks:
     return Masks(lungs_of(study, grid), load_mask(lesions, grid, UNKNOWN_TYPE))
 
 
+def _grid_of_lungs(study: CohortStudy) -> Grid:
+    lungs = study.lungs
+    assert lungs is not None  # noqa: S101 - only such studies are scored
+    return grid_of(lungs)
+
+
 def lungs_of(study: CohortStudy, grid: Grid) -> LabelArray:
     """Load the lungs of a study whose mask is known."""
     assert study.lungs is not None  # noqa: S101 - as documented
     return load_mask(study.lungs, grid, max(Lung))
 
 
-def lines(scores: Sequence[StudyScore]) -> Iterator[tuple[str, str, str, float | None]]:
-    """Return patient, study, measure and value of everything measured; None where it is undefined."""
+def lines(scores: Sequence[StudyScore]) -> Iterator[tuple[str, str, str, float | None, str]]:
+    """Return patient, study, measure, value (None where it is undefined) and reason code of everything measured."""
     for score in scores:
         for name, value in score.measures.items():
-            yield score.patient, score.study, name, None if np.isnan(value) else value
+            yield score.patient, score.study, name, None if np.isnan(value) else value, score.refused

@@ -4,19 +4,24 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
+
+from app.cohort.refusal import StudyRefused
 from app.cohort.table import CohortStudy
 from app.evaluation.networks import Networks
-from app.evaluation.segmentation import Masks, Segment, lungs_of
+from app.evaluation.segmentation import Masks, Nothing, Segment, lungs_of
 from app.outcome import UsageError
 from operators.findings import Lungs
 from operators.involvement import segment_involvement
 from operators.lesion_segmentation import segment_lesions
 from operators.refusal import InputRefused
-from operators.volume import CTVolume
+from operators.volume import CTVolume, Grid
 
 
 def from_models(folder: Path, networks: Networks) -> Segment:
     """Take masks from the networks of a models folder, as the application does.
+
+    What is returned raises :class:`~app.cohort.refusal.StudyRefused` where no lungs are found.
 
     Parameters
     ----------
@@ -28,7 +33,7 @@ def from_models(folder: Path, networks: Networks) -> Segment:
     Raises
     ------
     UsageError
-        If there is none that finds lesions, or, when asked, no lungs are found.
+        If there is none that finds lesions.
     """
     if networks.lesions is None and networks.involvement is None:
         raise UsageError(f"{folder} holds neither a model lesions nor a model involvement")
@@ -39,7 +44,7 @@ def from_models(folder: Path, networks: Networks) -> Segment:
         try:
             return networks.find_lungs(volume)
         except InputRefused as refusal:
-            raise UsageError(f"study {study.path.name}: {refusal.code}: {refusal.message}") from refusal
+            raise StudyRefused(study, refusal) from refusal
 
     def segment(study: CohortStudy, volume: CTVolume) -> Masks:
         lungs = find_lungs(study, volume)
@@ -49,3 +54,14 @@ def from_models(folder: Path, networks: Networks) -> Segment:
         return Masks(lungs.labels, lesions, affected)
 
     return segment
+
+
+def nothing_of(networks: Networks) -> Nothing:
+    """Give empty masks of what networks look for."""
+
+    def nothing(grid: Grid) -> Masks:
+        empty = np.zeros(grid.shape, np.uint8)
+        lesions = None if networks.lesions is None else empty
+        return Masks(empty, lesions, None if networks.involvement is None else empty > 0)
+
+    return nothing

@@ -33,18 +33,23 @@ def write_segmentation(scores: Sequence[StudyScore], folder: Path, *, replicates
         Of the bootstrap.
     """
     summary = summarise_scores(scores, replicates=replicates, seed=seed)
+    refused = [
+        {"patient": score.patient, "study": score.study, "reason": score.refused} for score in scores if score.refused
+    ]
     content = {
         "software": {"name": NAME, "version": VERSION},
         "notice": RESEARCH_NOTICE,
         "replicates": replicates,
         "studies": len(scores),
         "patients": len({score.patient for score in scores}),
+        "refused_studies": len(refused),
+        "refused": refused,
         "means": {name: asdict(estimate) for name, estimate in summary.items()},
     }
     (folder / "segmentation.json").write_text(json.dumps(content, indent=2) + "\n", "utf-8")
     with (folder / "segmentation.csv").open("w", encoding="utf-8", newline="") as file:
         table = csv.writer(file, lineterminator="\n")
-        table.writerow(("patient", "study", "measure", "value"))
+        table.writerow(("patient", "study", "measure", "value", "refused"))
         table.writerows(lines(scores))
     _draw(scores, folder)
     numbered = sorted(enumerate(scores, start=1), key=lambda numbered: _agreement(numbered[1]))
@@ -61,7 +66,7 @@ def write_segmentation(scores: Sequence[StudyScore], folder: Path, *, replicates
 
 
 class DifferencesIn:
-    """Draws where the masks of one study after the other differ most, into a folder of evaluation.
+    """Draws where the masks of studies differ most, into a folder of evaluation.
 
     Parameters
     ----------
@@ -70,12 +75,11 @@ class DifferencesIn:
     """
 
     def __init__(self, folder: Path) -> None:
-        self._folder, self._studies = folder, 0
+        self._folder = folder
 
-    def __call__(self, volume: CTVolume, truth: Masks, found: Masks) -> None:
-        """Draw the next study."""
-        self._studies += 1
-        path = self._folder / _picture_name(self._studies)
+    def __call__(self, number: int, volume: CTVolume, truth: Masks, found: Masks) -> None:
+        """Draw a study."""
+        path = self._folder / _picture_name(number)
         path.parent.mkdir(exist_ok=True)
         draw_differences(greatest_differences(volume, truth, found), path)
 

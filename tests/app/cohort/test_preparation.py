@@ -20,6 +20,7 @@ from app.cohort import preparation
 from app.cohort.cache import Array, prepare
 from app.cohort.images import load_study
 from app.cohort.preparation import POINTS_KEPT, SlicePreparation, VolumePreparation, slice_preparation
+from app.cohort.refusal import StudyRefused
 from app.cohort.table import CohortStudy
 from app.outcome import RunFailed, UsageError
 from models.classifier.studies import LESION, LUNG, PreparedStudy
@@ -524,8 +525,9 @@ def test_slices_are_read_as_the_classifier_learns_them(
 
 def test_a_study_without_lungs_cannot_be_used(models: Path, tmp_path: Path) -> None:
     write_series(tmp_path / "legs", np.full((36, 24, 30), 40.0), TINY_MM)
-    with pytest.raises(UsageError, match=r"^study legs: NO_LUNGS: no lungs were found: .*$"):
+    with pytest.raises(StudyRefused, match=r"^study legs: NO_LUNGS: no lungs were found: .*$") as error:
         slice_preparation(models, 30).make(CohortStudy("p", tmp_path / "legs", 0))
+    assert error.value.code == "NO_LUNGS"
 
 
 def test_slices_without_hounsfield_units_cannot_be_used(

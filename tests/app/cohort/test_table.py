@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from app.cli import main
-from app.cohort.table import CohortStudy, inspect_cohort, read_cohort, write_table
+from app.cohort.table import CohortStudy, inspect_cohort, read_cohort, read_cohorts, write_table
 from app.outcome import UsageError
 
 _COLUMNS = ("patient", "study", "label", "co_rads", "split", "site", "lungs", "lesions")
@@ -82,6 +82,33 @@ def test_each_mistake_is_named(change: dict[str, str], says: str, folder: Path) 
     assert "\n" not in str(error.value)
 
 
+@pytest.mark.parametrize(
+    ("written", "says"),
+    [
+        ("absolute", "study a is there twice"),
+        ("studies/b/../a", "study a is there twice"),
+        ("elsewhere/a", "study a is there twice"),
+        ("studies/link", "study link is there twice: it is a, too"),
+    ],
+)
+def test_a_ct_is_there_twice_however_its_path_is_written(
+    written: str, says: str, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (folder / "studies" / "link").symlink_to("a")
+    (folder / "elsewhere").symlink_to("studies")
+    monkeypatch.chdir(folder)
+    study = str(folder / "studies" / "a") if written == "absolute" else written
+    again = {"patient": "p4", "study": study, "label": "1"}
+    _write(folder, [*_ROWS, again])
+    assert inspect_cohort(Path())[1] == [says]
+    other = folder / "other"
+    other.mkdir()
+    _write(folder, _ROWS)
+    _write(other, [{**again, "study": str(Path("..", study))}])
+    with pytest.raises(UsageError, match=f"the cohorts together: {says}"):
+        read_cohorts([Path(), other])
+
+
 def test_a_divided_patient_is_an_error(folder: Path) -> None:
     splits = ("train", "test", "train", "test")
     _write(folder, [{**row, "split": split} for row, split in zip(_ROWS, splits, strict=True)])
@@ -105,6 +132,31 @@ def test_columns_are_checked(folder: Path) -> None:
     _, problems = inspect_cohort(folder)
     assert problems[:2] == ["the column study is missing", "the column label is missing"]
     assert problems[2].startswith("unknown column lable; known: patient, study, label")
+
+
+def test_a_column_that_is_there_twice_is_an_error(folder: Path) -> None:
+    (folder / "cohort.csv").write_text("patient,study,label,label\np,studies/a,1,0\n")
+    assert inspect_cohort(folder) == ((), ["the column label is there several times"])
+
+
+def test_rows_are_numbered_as_editors_number_lines(folder: Path) -> None:
+    (folder / "cohort.csv").write_text("\npatient,study,label\n\np,studies/a,1\n\n\np,studies/b,2\n")
+    assert inspect_cohort(folder)[1] == ["row 7: label '2' is not 0 or 1"]
+
+
+def test_empty_columns_at_the_end_do_not_matter(folder: Path) -> None:
+    (folder / "cohort.csv").write_text("patient,study,label,,\np,studies/a,1\nq,studies/b,0,,\nr,studies/c,0,,,\n")
+    assert [study.patient for study in read_cohort(folder)] == ["p", "q", "r"]
+    (folder / "cohort.csv").write_text("patient,study,label,,\np,studies/a,1\nq,studies/b,0,,0\n")
+    assert inspect_cohort(folder)[1] == ["row 3: more cells than columns"]
+    (folder / "cohort.csv").write_text(",patient,study,label\n0,p,studies/a,1\n1,q,studies/b,0\n")
+    assert inspect_cohort(folder)[1] == ["column 1 has no name"]
+
+
+def test_columns_are_separated_by_commas(folder: Path) -> None:
+    (folder / "cohort.csv").write_text("patient;study;label\np;studies/a;1\n")
+    with pytest.raises(UsageError, match=r"cohort\.csv: columns must be separated by commas, not by semicolons"):
+        inspect_cohort(folder)
 
 
 def test_what_is_no_table(folder: Path) -> None:

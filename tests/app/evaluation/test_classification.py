@@ -109,6 +109,13 @@ def test_co_rads_and_groups_are_counted() -> None:
     assert only_negative.auc.text == "undefined"
 
 
+def test_a_group_of_all_studies_has_the_interval_of_all() -> None:
+    """Its replicates are as many, and drawn from the same seed."""
+    whole = Cohort.of(_cohort(2, groups={"site": "A"}))
+    found = evaluate_model("ours", whole, Cohort.of([]), replicates=_REPLICATES, seed=7)
+    assert found.subgroups["site"][0].auc == found.auc
+
+
 def test_studies_of_a_patient_are_not_independent() -> None:
     """Each study ten times is no new information: the interval stays as wide as with one of each."""
     once = _cohort(3, n=60)
@@ -213,6 +220,19 @@ def test_the_command_writes_page_tables_and_pictures(tmp_path: Path, capsys: pyt
         rows = [row for row in csv.DictReader(file) if (row["model"], row["measure"]) == ("ours", "auc")]
     assert float(rows[0]["value"]) == pytest.approx(content["models"][1]["auc"]["value"])
     assert f"{content['models'][1]['auc']['value']:.2f} [" in page
+
+
+def test_what_is_undefined_is_null(tmp_path: Path) -> None:
+    """As DeLong's p of a single positive study; NaN would be no JSON."""
+    path = tmp_path / "predictions.csv"
+    values = {"a": (0.9, 0.1, 0.4), "b": (0.7, 0.3, 0.8)}
+    rows = [f"p{k},s,{int(k == 0)},{value},{model}" for model, of in values.items() for k, value in enumerate(of)]
+    path.write_text("\n".join(["patient,study,label,probability,model", *rows]))
+    output = tmp_path / "out"
+    assert main(["evaluate", "classification", "--predictions", str(path), "-o", str(output)]) == 0
+    content = json.loads((output / "classification.json").read_text(), parse_constant=pytest.fail)
+    assert content["differences"][0]["delong_p_value"] is None
+    assert '<td class="n">undefined</td>' in (output / "index.html").read_text()
 
 
 def test_the_same_predictions_and_seed_give_the_same_files(tmp_path: Path) -> None:

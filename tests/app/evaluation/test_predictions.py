@@ -78,6 +78,35 @@ def test_many_mistakes_are_counted(tmp_path: Path) -> None:
         read_predictions(_file(tmp_path, *[",s,1,0.5,,,,,,"] * 8))
 
 
+def test_a_column_that_is_there_twice_is_refused(tmp_path: Path) -> None:
+    head = "patient,label,probability,probability\n"
+    with pytest.raises(UsageError, match="the column probability is there several times"):
+        read_predictions(_file(tmp_path, "p,1,0.9,0.1", head=head))
+
+
+def test_rows_are_numbered_as_editors_number_lines(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=r"row 5: no patient$"):
+        read_predictions(_file(tmp_path, "", "p,s,1,0.5,,,,,,", "", ",s,1,0.5,,,,,,"))
+
+
+def test_cells_without_a_column_are_no_silent_loss(tmp_path: Path) -> None:
+    """As of a decimal comma: the rest of the number would be dropped."""
+    head = "patient,label,probability,\n"
+    assert read_predictions(_file(tmp_path, "p,1,0.5", "q,0,0.5,,", head=head))[1].probability == 0.5
+    with pytest.raises(UsageError, match="row 2: more cells than columns"):
+        read_predictions(_file(tmp_path, "p,1,0,5", head=head))
+
+
+def test_columns_that_mean_nothing_here_are_left_alone(tmp_path: Path) -> None:
+    head = ",patient,label,probability,remark\n"
+    assert read_predictions(_file(tmp_path, "0,p,1,0.5,none", head=head))[0].patient == "p"
+
+
+def test_columns_are_separated_by_commas(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="columns must be separated by commas, not by semicolons"):
+        read_predictions(_file(tmp_path, "p;1;0,5", head="patient;label;probability\n"))
+
+
 def test_what_is_no_table_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="lacks the column label, probability"):
         read_predictions(_file(tmp_path, head="patient,study\n"))

@@ -107,6 +107,14 @@ def test_delong_finds_no_difference_where_there_is_none() -> None:
     assert delong_p_value(labels, scores, labels + scores / 100) < 0.01
 
 
+@pytest.mark.parametrize("alone", [0, 1])
+def test_delong_says_nothing_of_a_single_case_of_a_class(alone: int) -> None:
+    """Its variance cannot be estimated."""
+    labels = np.full(6, 1 - alone)
+    labels[2] = alone
+    assert delong_p_value(labels, np.arange(6.0), np.arange(6.0)[::-1]) is None
+
+
 def test_the_size_of_delongs_test_is_as_stated() -> None:
     """Under equal areas, one in twenty is below 0.05."""
     rng = np.random.default_rng(5)

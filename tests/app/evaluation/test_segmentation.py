@@ -16,7 +16,7 @@ import SimpleITK as sitk
 from scipy import ndimage
 
 from app.cli import main
-from app.cohort.images import load_mask, load_study
+from app.cohort.images import axial_grid, load_mask, load_study, write_image
 from app.cohort.table import read_cohort
 from app.evaluation.segmentation import (
     MEASURES,
@@ -32,6 +32,7 @@ from app.phantom import COARSE_MM
 from app.phantom.cohort import write_cohort
 from operators.findings import LesionType
 from tests.app.training.small import write_segmentation
+from tests.builders import write_series
 
 SPACING = (3.0, 2.0, 2.0)
 
@@ -191,6 +192,76 @@ def test_what_cannot_be_judged_is_one_line_and_leaves_nothing(
         assert line.count("\n") == 1
         assert says in line
         assert not (tmp_path / "out").exists()
+
+
+def _refused_in_part(folder: Path) -> Path:
+    """Three chests of one truth: as it should be, without air, and without some of its slices."""
+    shape, spacing = (48, 48, 60), (3.0, 6.0, 6.0)
+    hu, lungs, lesions = np.full(shape, 40, np.int16), np.zeros(shape, np.uint8), np.zeros(shape, np.uint8)
+    lungs[8:40, 12:36, 8:26], lungs[8:40, 12:36, 34:52] = 2, 1
+    lesions[20:24, 20:26, 12:18] = 1
+    airless = hu.copy()
+    hu[lungs > 0] = -850
+    grid = axial_grid(shape, spacing)
+    for name, voxels in (("a.nii.gz", hu), ("b.nii.gz", airless), ("lungs.nii.gz", lungs), ("lesions.nii.gz", lesions)):
+        write_image(folder / name, voxels, grid)
+    for path in write_series(folder / "c", hu, spacing)[20:24]:
+        path.unlink()
+    rows = [f"{name},{study},1,lungs.nii.gz,lesions.nii.gz" for name, study in (*_NIFTI, ("pc", "c"))]
+    (folder / "cohort.csv").write_text("\n".join(["patient,study,label,lungs,lesions", *rows]))
+    return folder
+
+
+_NIFTI = (("pa", "a.nii.gz"), ("pb", "b.nii.gz"))
+
+
+def test_studies_that_the_system_refuses_count_as_those_in_which_nothing_is_found(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    cohort = _refused_in_part(tmp_path)
+    models, output = write_segmentation(tmp_path / "models"), tmp_path / "out"
+    shutil.rmtree(models / "involvement")
+    command = ["evaluate", "segmentation", "--cohort", str(cohort), "-m", str(models), "-o", str(output)]
+    assert main([*command, "--replicates", "100"]) == 0, capsys.readouterr().err
+    assert "study 2 of 3: NO_LUNGS, Dice of lungs 0.000, lesions 0.000" in capsys.readouterr().err
+    content = json.loads((output / "segmentation.json").read_text("utf-8"))
+    codes = {"b.nii.gz": "NO_LUNGS", "c": "MISSING_SLICES"}
+    assert content["studies"] == 3
+    assert content["refused_studies"] == 2
+    assert {each["study"]: each["reason"] for each in content["refused"]} == codes
+    with (output / "segmentation.csv").open(encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    assert {row["study"]: row["refused"] for row in rows} == {"a.nii.gz": "", **codes}
+    values = {(row["study"], row["measure"]): row["value"] for row in rows}
+    assert float(values["a.nii.gz", "lungs_dice"]) > 0.9
+    true_ml, true_percent = 2 * 32 * 24 * 18 * 0.108, 100 * 4 * 6 * 6 / (2 * 32 * 24 * 18)
+    for study in codes:
+        for measured in ("lungs_dice", "lungs_surface_dice", "lesions_dice", "lesions_surface_dice"):
+            assert float(values[study, measured]) == 0.0
+        assert float(values[study, "lungs_error_ml"]) == pytest.approx(-true_ml)
+        assert float(values[study, "involvement_error"]) == pytest.approx(-true_percent)
+        assert values[study, "affected_dice"] == "", "nobody looked for it"
+    page = (output / "index.html").read_text("utf-8")
+    assert "refused 2 of the 3 studies" in page
+    assert "b.nii.gz (NO_LUNGS), c (MISSING_SLICES)" in page
+    assert "<td>c: MISSING_SLICES</td>" in page
+    for name in re.findall(r'src="([^"]+)"', page):
+        assert (output / name).is_file()
+
+
+def test_masks_of_a_study_that_cannot_be_loaded_are_not_taken_for_nothing(tmp_path: Path) -> None:
+    """Whoever made them may have read it: how good they are is not known."""
+    studies = read_cohort(_refused_in_part(tmp_path), classes=False)[2:]
+    with pytest.raises(UsageError, match="study c: MISSING_SLICES"):
+        score_cohort(studies, from_folder(tmp_path, studies))
+
+
+def test_where_no_lungs_are_found_no_part_of_them_is_affected() -> None:
+    truth = _random(0)
+    nothing = Masks(np.zeros_like(truth.lungs), np.zeros_like(truth.lungs))
+    assert truth.lesions is not None
+    share = 100 * (truth.lesions > 0).sum() / (truth.lungs > 0).sum()
+    assert measure(truth, nothing, SPACING)["involvement_error"] == pytest.approx(-share)
 
 
 @pytest.mark.slow
