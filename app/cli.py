@@ -28,6 +28,11 @@ from app.training.commands import add_ablation_arguments, add_train_arguments, n
 from operators.software import NAME, RESEARCH_NOTICE, VERSION
 
 _ROOT = Path(__file__).resolve().parent.parent
+_LOOK = 0.1
+"""Seconds between two looks at the signals that have come."""
+_WAKING = signal.SIGURG
+"""Ends whatever the main thread waits for, so that it calls the handlers of the signals before it waits on. Nobody else
+sends it, and where it has no handler, as in a process that was started meanwhile, it does nothing."""
 
 
 def entry() -> int:
@@ -361,7 +366,8 @@ def _interruptible() -> Iterator[None]:
 
     Holoscan installs handlers of its own, which end the process in their own way and may come first. So every thread
     from here on blocks them, and only :func:`_watch` receives them. After the first they stay blocked: the
-    process ends, and a second one, as a terminal and a parent both send it, must not disturb that.
+    process ends, and a second one, as a terminal and a parent both send it, must not disturb that. So it is, too, where
+    a command has handlers of its own for them.
     """
     stop = threading.Event()
 
@@ -371,7 +377,8 @@ def _interruptible() -> Iterator[None]:
 
     mask = signal.pthread_sigmask(signal.SIG_BLOCK, STOPPING)
     previous = {number: signal.signal(number, interrupt) for number in STOPPING}
-    threading.Thread(target=_watch, args=(stop,), name="signals", daemon=True).start()
+    previous[_WAKING] = signal.signal(_WAKING, lambda *_: stop.set())
+    threading.Thread(target=_watch, args=(stop, threading.get_ident()), name="signals", daemon=True).start()
     try:
         yield
     finally:
@@ -382,12 +389,15 @@ def _interruptible() -> Iterator[None]:
             signal.pthread_sigmask(signal.SIG_SETMASK, mask)
 
 
-def _watch(stop: threading.Event) -> None:
-    """Wait for a signal and have its Python handler called in the main thread, once.
+def _watch(stop: threading.Event, main_thread: int) -> None:
+    """Wait for a signal and have its Python handler called in the main thread, once, whatever that waits for.
 
     Not by ``signal.sigtimedwait``: of a process that was stopped and goes on again, it gives a signal that nobody sent.
     """
-    while not stop.wait(0.1):
-        if pending := signal.sigpending() & set(STOPPING):
-            _thread.interrupt_main(signal.Signals(signal.sigwait(pending)))
+    while not (pending := signal.sigpending() & set(STOPPING)):
+        if stop.wait(_LOOK):
             return
+    _thread.interrupt_main(signal.Signals(signal.sigwait(pending)))
+    while not stop.is_set():  # it may have been about to wait, and not have waited yet
+        signal.pthread_kill(main_thread, _WAKING)
+        stop.wait(_LOOK)

@@ -7,7 +7,7 @@ Renaming is atomic only for one folder at a time, so a publication is two steps 
 
 So results are complete whenever ``result.json`` is there. Whatever interrupts it, the staging folder itself tells how
 far it came, and :func:`_undo` restores the earlier state: at once if the process still lives, else when the next run
-finds the folder.
+finds the folder. Runs into one output folder publish and undo one after the other: the results of the last one stay.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ import re
 import shutil
 import tempfile
 import time
-from collections.abc import Callable, Iterable, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -59,8 +59,10 @@ class Staging:
         self._made = _make_folder(output)
         try:
             _sweep(output)
-            _check_owned(output)
-            self._root = Path(tempfile.mkdtemp(prefix=_PREFIX, dir=output))
+            with _alone(output):
+                _check_owned(output)
+                self._root = Path(tempfile.mkdtemp(prefix=_PREFIX, dir=output))
+                self._lock = _lock(self._root)
         except OSError as error:
             self._drop_output()
             line = f"cannot write to the output folder {output} as uid {os.getuid()}: {error.strerror}"
@@ -68,7 +70,6 @@ class Staging:
         except UsageError:
             self._drop_output()
             raise
-        self._lock = _lock(self._root)
         self.folder = self._root / "new"
         """Where the results are to be built."""
         self.folder.mkdir()
@@ -82,8 +83,9 @@ class Staging:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        _undo(self._root, self._output)
-        _remove_busy(self._root)
+        with _alone(self._output):
+            _undo(self._root, self._output)
+            _remove_busy(self._root)
         if self._lock is not None:
             os.close(self._lock)
         self._drop_output()
@@ -103,21 +105,35 @@ class Staging:
         """
         if not (self.folder / RESULT).is_file():
             raise ValueError(f"{RESULT} completes the results and was not built")
-        earlier, built = _results(self._output, self._output / RESULT), _ordered(self.folder)
-        for name in built:
-            if name not in earlier and os.path.lexists(self._output / name):
-                raise UsageError(
-                    f"the output folder {self._output} holds another file named {name}; give an empty folder"
-                )
         _flush(self.folder)
-        self._retire(earlier, "retired")
-        for name in built:
-            (self.folder / name).rename(self._output / name)
-        _sync(self._output)
+        with self._changing():
+            earlier, built = _results(self._output, self._output / RESULT), _ordered(self.folder)
+            for name in built:
+                if name not in earlier and os.path.lexists(self._output / name):
+                    raise UsageError(
+                        f"the output folder {self._output} holds another file named {name}; give an empty folder"
+                    )
+            self._retire(earlier, "retired")
+            for name in built:
+                (self.folder / name).rename(self._output / name)
+            _sync(self._output)
 
     def drop_earlier(self) -> None:
         """Remove all earlier results for good, before any are built: they would not be true of what comes meanwhile."""
-        self._retire(_results(self._output, self._output / RESULT), "dropped")
+        with self._changing():
+            self._retire(_results(self._output, self._output / RESULT), "dropped")
+
+    @contextmanager
+    def _changing(self) -> Iterator[None]:
+        """Change the output folder while no other run does; what fails is undone before another can build on it."""
+        with _alone(self._output):
+            for root in self._output.glob(f"{_PREFIX}*"):
+                _clear(root)
+            try:
+                yield
+            except BaseException:
+                _undo(self._root, self._output)
+                raise
 
     def _retire(self, names: Sequence[str], becomes: str) -> None:
         retiring = self._root / "retiring"
@@ -219,24 +235,43 @@ def _check_owned(output: Path) -> None:
 
 def _sweep(output: Path) -> None:
     """Undo and remove the staging folders of runs that died, also those of single studies in folders of their own."""
-    for root in (*output.glob(f"{_PREFIX}*"), *output.glob(f"*/{_PREFIX}*")):
-        descriptor = _lock(root)
-        if descriptor is not None:
-            _undo(root, root.parent)
-            _remove_busy(root)
-            os.close(descriptor)
-            if root.parent != output:
-                _remove_empty([root.parent])
+    with _alone(output):  # folders must not come and go while it is searched
+        roots = [*output.glob(f"{_PREFIX}*"), *output.glob(f"*/{_PREFIX}*")]
+    for root in roots:
+        with _alone(root.parent):
+            _clear(root)
+        if root.parent != output:
+            _remove_empty([root.parent])
 
 
-def _lock(root: Path) -> int | None:
-    """Mark a staging folder as in use for as long as the process lives; None if it is or cannot be known."""
+def _clear(root: Path) -> None:
+    """Undo and remove a staging folder, unless its run lives; to be called by who is alone in its output folder."""
+    descriptor = _lock(root)
+    if descriptor is not None:
+        _undo(root, root.parent)
+        _remove_busy(root)
+        os.close(descriptor)
+
+
+@contextmanager
+def _alone(output: Path) -> Iterator[None]:
+    """Be the only one that changes an output folder, where its file system can tell; the others wait."""
+    descriptor = _lock(output, fcntl.LOCK_EX)
     try:
-        descriptor = os.open(root, os.O_RDONLY)
+        yield
+    finally:
+        if descriptor is not None:
+            os.close(descriptor)
+
+
+def _lock(folder: Path, how: int = fcntl.LOCK_EX | fcntl.LOCK_NB) -> int | None:
+    """Mark a folder as in use until the descriptor is closed or the process ends; None if it is or cannot be known."""
+    try:
+        descriptor = os.open(folder, os.O_RDONLY)
     except OSError:  # of another user, or gone meanwhile
         return None
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.flock(descriptor, how)
     except OSError:
         os.close(descriptor)
         return None
@@ -248,8 +283,10 @@ def _undo(root: Path, output: Path) -> None:
     if (root / "retired").exists():
         if not (root / "new" / RESULT).exists():  # finished
             return
+        still_here = _ordered(root / "new")
         for name in _results(output, root / "new" / RESULT):
-            _remove(output / name)  # whatever is in place is new
+            if name not in still_here:  # else another run has put its own there
+                _remove(output / name)
         (root / "retired").rename(root / "retiring")
     for name in _ordered(root / "retiring"):
         (root / "retiring" / name).rename(output / name)

@@ -22,6 +22,7 @@ from app.gateway.questions import Question, Questions
 from app.gateway.receiver import NOT_AUTHORIZED, PLAIN
 from app.gateway.scu import call, reference_to, why_not
 from app.gateway.spool import Refused, Spool, checked_uid
+from app.outcome import UsageError
 
 _REQUEST = 1
 """Action type of a request (PS3.4, table J.3.2-1)."""
@@ -100,7 +101,10 @@ class Commitment:
     def _answered(self, caller: Caller, question: Question) -> bool:
         """Tell a caller what is kept; say whether it has taken note."""
         report = self._report(question)
-        problem = self._send(caller, report)
+        try:
+            problem = self._send(caller, report)
+        except UsageError as error:  # the files of TLS may be readable again the next time
+            problem = str(error)
         if problem is not None:
             self._complain(question.caller, problem)
             return False

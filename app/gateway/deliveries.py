@@ -6,7 +6,7 @@ import socket
 import threading
 import time
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -14,7 +14,7 @@ from app.gateway.configuration import Destination, DicomDestination, GatewayConf
 from app.gateway.dicom_sender import DicomSender
 from app.gateway.dicomweb import WebSender
 from app.gateway.events import Event, Kind, Peer, Tell
-from app.gateway.jobs import Delivery, Job, Jobs
+from app.gateway.jobs import Delivery, Job, Jobs, pause_after
 from app.gateway.sender import Failure, Sender
 from app.gateway.spool import Spool
 
@@ -22,8 +22,8 @@ SEND_PAUSE, _LONGEST_PAUSE = 5.0, 900.0
 """Seconds before a failed delivery is repeated the first time, and at most."""
 DOWN_PAUSE = 30.0
 """Seconds for which a destination that could not be reached is left alone, whatever there is for it."""
-COMMITMENT_PAUSE = 60.0
-"""Seconds that a destination has to report on storage commitment before it is asked again."""
+COMMITMENT_PAUSE, _LONGEST_COMMITMENT_PAUSE = 60.0, 3600.0
+"""Seconds that a destination has to report on storage commitment before it is asked again: at first, and at most."""
 
 
 class Deliveries:
@@ -67,9 +67,11 @@ class Deliveries:
     def _send(self, job: Job) -> None:
         """Take the next step of a delivery to each destination: send, ask whether it is kept, or wait for that."""
         known = {destination.name for destination in self._configuration.destinations}
-        failures = _blamed(self._open(job) - known, "there is no such destination any more")
+        waiting = self._open(job)
+        failures = _blamed(waiting - known, "there is no such destination any more")
         for destination in self._configuration.destinations:
-            failures |= self._deliver(destination, job)
+            if destination.name in waiting:
+                failures |= self._deliver(destination, job)
         now = time.time()
         if self._jobs.delivered(job, now):
             self._tell(Event(Kind.DELIVERED, "delivered", job.study))
@@ -147,13 +149,8 @@ class Deliveries:
             return []
         with self._lock:
             self._asked = {key: each for key, each in self._asked.items() if now - each.since < self._give_up}
-            asked = {
-                (delivery.ran, delivery.sop_instance)
-                for question in self._asked.values()
-                for delivery in question.deliveries
-                if delivery.destination == destination.name and now - question.since < COMMITMENT_PAUSE
-            }
-        left = [each for each in left if (each.ran, each.sop_instance) not in asked]
+            unanswered = [each for each in self._asked.values() if each.job.study == job.study]
+        left = [each for each in left if not _may_be_answered(each, unanswered, now)]
         if not left:
             return []
 
@@ -183,6 +180,17 @@ class Deliveries:
             name = question.deliveries[0].destination
             self._postpone(question.job, _blamed({name}, f"it does not keep {missing} of the results"))
         question.answered.set()
+
+
+def _may_be_answered(delivery: Delivery, unanswered: Sequence[_Question], now: float) -> bool:
+    """Say whether a destination still has time to say of an object whether it keeps it."""
+    about = (delivery.ran, delivery.destination, delivery.sop_instance)
+    asked = [
+        question.since
+        for question in unanswered
+        if any((each.ran, each.destination, each.sop_instance) == about for each in question.deliveries)
+    ]
+    return bool(asked) and now - max(asked) < pause_after(len(asked), COMMITMENT_PAUSE, _LONGEST_COMMITMENT_PAUSE)
 
 
 def _blamed(names: set[str], cause: str) -> dict[str, str]:

@@ -18,13 +18,17 @@ from pynetdicom.sop_class import (  # type: ignore[attr-defined]
 )
 
 from app.gateway.configuration import DicomDestination, Tls
+from app.gateway.incoming import SUCCESS
 from app.gateway.jobs import Delivery
 from app.gateway.receiver import PLAIN, reported
 from app.gateway.scu import call, reference_to, status_of, why_not
 from app.gateway.sender import Failure, Report
+from app.gateway.spool import DUPLICATE
 
 _REQUEST_COMMITMENT = 1
 """Action type (PS3.4, table J.3.2-1)."""
+_STORED = (SUCCESS, DUPLICATE)
+"""Of what it has already, storage commitment tells whether it keeps it."""
 _WARNINGS = range(0xB000, 0xC000)
 """Stored, but not as it was (PS3.4, table B.2-1)."""
 
@@ -123,7 +127,7 @@ def _store(association: Association, file: Dataset) -> str | None:
         return "the destination does not take such objects"
     except RuntimeError:
         return "the association has ended"
-    if "Status" in status and (status.Status == 0x0000 or status.Status in _WARNINGS):
+    if "Status" in status and (status.Status in _STORED or status.Status in _WARNINGS):
         return None
     return status_of(status)
 

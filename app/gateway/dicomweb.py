@@ -17,6 +17,7 @@ from pydicom.uid import generate_uid
 from app.gateway.configuration import Tls, WebDestination, WebNode
 from app.gateway.jobs import Delivery
 from app.gateway.sender import Failure, Report
+from app.gateway.spool import DUPLICATE
 
 _WAIT = (10.0, 60.0)
 """Seconds for the connection, and between two parts of an answer."""
@@ -147,17 +148,31 @@ class WebSender:
 
 
 def _store(client: DICOMwebClient, path: Path, instance: str) -> str | None:
-    """Send an object; return why it was not stored."""
+    """Send an object; return why it was not stored. What is there already is: a search tells whether it is kept."""
     try:
         answer = client.store_instances([pydicom.dcmread(path)])
     except requests.HTTPError as error:
-        if _status(error) in _OF_THE_OBJECT:
-            return f"HTTP {_status(error)}"
-        raise
+        if _status(error) not in _OF_THE_OBJECT:
+            raise
+        return None if DUPLICATE in _reasons(_body(error)) else f"HTTP {_status(error)}"
     if any(item.ReferencedSOPInstanceUID == instance for item in answer.get("ReferencedSOPSequence") or []):
         return None
-    reasons = [item.FailureReason for item in answer.get("FailedSOPSequence") or [] if "FailureReason" in item]
+    reasons = _reasons(answer)
+    if DUPLICATE in reasons:
+        return None
     return f"status {reasons[0]:04X}" if reasons else "it does not say that it has stored it"
+
+
+def _reasons(answer: Dataset) -> list[int]:
+    return [item.FailureReason for item in answer.get("FailedSOPSequence") or [] if "FailureReason" in item]
+
+
+def _body(error: requests.HTTPError) -> Dataset:
+    """Return what an answer says beside its status; nothing where that is not in JSON."""
+    try:
+        return Dataset.from_json({} if error.response is None else error.response.json())
+    except Exception:  # it may be anything
+        return Dataset()
 
 
 def _status(error: requests.HTTPError) -> int:

@@ -27,7 +27,7 @@ from app.gateway.jobs import Jobs, State
 from app.gateway.receiver import ACCEPTED_CLASSES, ACCEPTED_SYNTAXES, PLAIN
 from app.gateway.scu import call, status_of, why_not
 from app.gateway.spool import FETCHED, Arrival, Refused, Spool, checked_uid
-from app.outcome import RunFailed, UsageError
+from app.outcome import Interrupted, RunFailed, UsageError
 
 _PENDING = (0xFF00, 0xFF01)
 """Statuses of C-FIND and C-MOVE (PS3.4, C.4.1.1.4 and C.4.2.1.5)."""
@@ -123,6 +123,9 @@ def _associated(configuration: GatewayConfiguration, source: DicomNode) -> Itera
         yield association
     except (RuntimeError, ValueError) as error:
         raise Unreachable(f"{source.name}: it can neither be searched nor does it move studies") from error
+    except Interrupted:  # as long as it moves a series, it would not answer that the association is to end
+        association.abort()
+        raise
     finally:
         association.release()
 
@@ -250,9 +253,7 @@ def _keep(spool: Spool, jobs: Jobs, study: str, caller: str, arrivals: Mapping[s
     with spool.alone():
         known = jobs.knows(study)
         new = {uid: each for uid, each in arrivals.items() if not (spool.holds(study, uid, each) and known)}
-        if not new:
-            return []
-        if not jobs.receive(study, caller, time.time(), State.FETCHING):
+        if new and not jobs.receive(study, caller, time.time(), State.FETCHING):
             raise Refused(0, "its study is being deleted")
         try:
             for uid, arrival in new.items():
@@ -260,5 +261,5 @@ def _keep(spool: Spool, jobs: Jobs, study: str, caller: str, arrivals: Mapping[s
         except Refused:
             jobs.fetched(study, time.time(), "only a part of it could be kept; fetch it again, or drop it")
             raise
-        jobs.fetched(study, time.time())
+        jobs.fetched(study, time.time())  # also if nothing is new: a fetch before may not have come so far
     return list(new)

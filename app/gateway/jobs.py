@@ -159,14 +159,18 @@ class Jobs:
 
     # --- what arrives ---
 
-    def receive(self, study: str, caller: str, now: float, state: State = State.RECEIVING) -> bool:
+    def receive(
+        self, study: str, caller: str, now: float, state: State = State.RECEIVING, *, again: bool = False
+    ) -> bool:
         """Note that new instances of a study begin to arrive, before the first is acknowledged.
 
-        A run in progress goes on, but what it finds will not count. False if the study is just being deleted. With the
-        state ``FETCHING`` nothing else is done with it before :meth:`fetched`.
+        A run in progress goes on, but what it finds will not count. False if the study is just being deleted or, where
+        some of it has come ``again``, has been. With the state ``FETCHING`` nothing else is done with it before
+        :meth:`fetched`.
         """
         with self._transaction() as database:
-            if _studies(database, "study = ? AND state = ?", study, State.DROPPING):
+            known = {job.state for job in _studies(database, "study = ?", study)}
+            if State.DROPPING in known or (again and not known):
                 return False
             database.execute(
                 "INSERT INTO studies (study, state, revision, failures, due, since, caller, reason, arrived)"

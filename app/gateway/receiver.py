@@ -25,12 +25,12 @@ from app.gateway.configuration import DicomNode, GatewayConfiguration
 from app.gateway.events import Event, Kind, Peer, Tell
 from app.gateway.incoming import SUCCESS, Incoming
 from app.gateway.jobs import Jobs
+from app.gateway.ports import not_had
 from app.gateway.sender import Report
 from app.gateway.spool import NOT_UNDERSTOOD, OUT_OF_RESOURCES, Arrival, Refused, Spool
 from app.gateway.store_command import StoreRequest
 from app.gateway.tls import for_server, shake_hands
 from app.gateway.upper_layer import Sink, StreamingEntity, cut
-from app.outcome import UsageError
 from operators.ct_pixels import READABLE_SYNTAXES
 from operators.dicom_folder import MULTI_FRAME_CT
 
@@ -98,6 +98,8 @@ class Receiver:
         ------
         UsageError
             If the port cannot be had.
+        RunFailed
+            If it cannot be had now: another process has it, or its address is not there.
         """
         handlers: list[Any] = [
             (evt.EVT_CONN_OPEN, self._prepare),
@@ -111,7 +113,7 @@ class Receiver:
         try:
             self._server = self._entity.start_server(where, block=False, evt_handlers=handlers, ssl_context=tls)
         except OSError as error:
-            raise UsageError(f"cannot listen on {where[0]}, port {where[1]}: {error.strerror}") from error
+            raise not_had(f"{where[0]}, port {where[1]}", error) from error
         self._server.socket.listen(_BACKLOG)
 
     def stop(self) -> None:
@@ -247,12 +249,18 @@ class Receiver:
             self._tell(Event(Kind.ARRIVING, f"arriving from {caller.name}", study, caller))
 
     def _begin(self, association: Association, study: str) -> None:
-        """Note in the job table that an association sends a study, when its first new instance comes."""
+        """Note in the job table that an association sends a study, when its first new instance comes.
+
+        Deliveries end by that, so there must be room. A study is not to begin with the rest of what was there and has
+        been deleted since: what came again before is not kept any more.
+        """
         with self._lock:
             known = self._arriving.setdefault(association, {})
             if study not in known:
-                if not self._jobs.receive(study, _peer(association).name, time.time()):
-                    raise Refused(OUT_OF_RESOURCES, "its study is being deleted")
+                self._spool.check_room()
+                again = study in self._repeating.get(association, ())
+                if not self._jobs.receive(study, _peer(association).name, time.time(), again=again):
+                    raise Refused(OUT_OF_RESOURCES, "its study is being deleted, or has been: send all of it again")
                 known[study] = Counter()
 
     def _event(self, event: Any) -> tuple[int, None]:

@@ -26,7 +26,7 @@ from app.gateway.spool import Spool
 from app.gateway.web import Pages
 from app.gateway.web_server import WebServer
 from app.gateway.worker import Worker
-from app.outcome import UsageError
+from app.outcome import RunFailed, UsageError
 
 TABLE = "jobs.sqlite3"
 TICK = 0.5
@@ -39,8 +39,8 @@ def _own(spool: Path) -> IO[str]:
 
     Raises
     ------
-    UsageError
-        If another gateway has it.
+    RunFailed
+        If another gateway has it: it may be about to end.
     """
     lock = (spool / "lock").open("w")
     for _ in range(_ATTEMPTS):
@@ -49,7 +49,7 @@ def _own(spool: Path) -> IO[str]:
             return lock
         time.sleep(0.1)
     lock.close()
-    raise UsageError(f"another gateway uses the spool {spool}")
+    raise RunFailed(f"another gateway uses the spool {spool}")
 
 
 @contextmanager
@@ -108,7 +108,9 @@ class Gateway:
     Raises
     ------
     UsageError
-        If the spool cannot be written or the port cannot be had.
+        If the spool cannot be written or a port cannot be had.
+    RunFailed
+        If another gateway has the spool, or another process a port.
     """
 
     def __init__(self, configuration: GatewayConfiguration, worker: Worker, tell: Tell) -> None:

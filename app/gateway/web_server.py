@@ -10,7 +10,7 @@ from wsgiref.types import WSGIApplication
 from waitress import create_server, wasyncore
 
 from app.gateway.configuration import Web
-from app.outcome import UsageError
+from app.gateway.ports import not_had
 
 _BOUNDS = {"threads": 4, "connection_limit": 64, "max_request_header_size": 1 << 14, "max_request_body_size": 1 << 10}
 """Whoever watches has no need for more."""
@@ -43,13 +43,15 @@ class WebServer:
         ------
         UsageError
             If the port cannot be had.
+        RunFailed
+            If it cannot be had now: another process has it, or its address is not there.
         """
         host, port = str(self._where.host), self._where.port
         family = socket.AF_INET6 if self._where.host.version == 6 else socket.AF_INET
         try:
             listener = socket.create_server((host, port), family=family)
         except OSError as error:
-            raise UsageError(f"cannot listen on {host}, port {port}, for the web: {error.strerror}") from error
+            raise not_had(f"{host}, port {port}, for the web", error) from error
         self._server = create_server(
             self._application,
             map=self._sockets,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import json
 import os
 import subprocess
@@ -198,6 +200,95 @@ def test_the_staging_folder_of_a_living_run_is_left_alone(tmp_path: Path) -> Non
         with Staging(tmp_path):
             pass
         assert first.folder.is_dir()
+
+
+def _is_locked(folder: Path) -> bool:
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    finally:
+        os.close(descriptor)
+    return False
+
+
+def test_nobody_else_publishes_between_the_look_at_the_output_folder_and_the_end_also_of_undoing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _run(tmp_path, "one")
+    locked, rename = [], Path.rename
+
+    def watched(self: Path, target: Path) -> Path:
+        locked.append(_is_locked(tmp_path))
+        if len(locked) == 9:
+            raise _Crash
+        return rename(self, target)
+
+    monkeypatch.setattr(Path, "rename", watched)
+    with pytest.raises(_Crash):
+        _run(tmp_path, "two")
+    assert len(locked) > 9
+    assert all(locked)
+    assert not _is_locked(tmp_path)
+
+
+_MANY_RUNS = """
+import json, sys
+from pathlib import Path
+from app.publish import Staging
+for number in range(40):
+    with Staging(Path(sys.argv[1])) as staging:
+        for name in sys.argv[3:]:
+            (staging.folder / name).mkdir()
+            (staging.folder / name / f"{sys.argv[2]}-{number}.dcm").write_text("")
+        result = {"software": {"name": "covid-ct-map"}, "mark": f"{sys.argv[2]}-{number}"}
+        (staging.folder / "result.json").write_text(json.dumps(result))
+        staging.publish()
+"""
+
+
+def test_of_runs_at_the_same_time_the_last_one_leaves_its_results_and_none_fails(tmp_path: Path) -> None:
+    names = {"one": ("sr", "seg", "sc", "pm", "pdf"), "two": ("sr", "seg")}
+    commands = [[sys.executable, "-c", _MANY_RUNS, str(tmp_path), mark, *built] for mark, built in names.items()]
+    processes = [subprocess.Popen(command) for command in commands]
+    assert [process.wait() for process in processes] == [0, 0]
+    mark = json.loads((tmp_path / "result.json").read_text())["mark"]
+    assert set(_tree(tmp_path)) == {*(f"{name}/{mark}.dcm" for name in names[mark.split("-")[0]]), "result.json"}
+    assert not list(tmp_path.glob(".*"))
+
+
+def test_what_a_run_that_died_has_put_into_place_is_taken_back_before_another_publishes(tmp_path: Path) -> None:
+    with Staging(tmp_path) as staging:
+        process = subprocess.run([sys.executable, "-c", _KILLED_RUN, str(tmp_path), "3"], check=False)
+        assert process.returncode == 9
+        _build(staging.folder, "one")
+        staging.publish()
+    before = _tree(tmp_path)
+    with Staging(tmp_path):
+        pass
+    assert _tree(tmp_path) == before
+    assert {path.stem for path in tmp_path.glob("*/*.dcm")} == {"one"}
+
+
+def test_what_another_run_has_published_meanwhile_stays_where_folders_cannot_be_locked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(descriptor: int, how: int) -> None:
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    rename = Path.rename
+
+    def overtaken(self: Path, target: Path) -> Path:
+        monkeypatch.setattr(Path, "rename", rename)
+        _run(tmp_path, "one")
+        return rename(self, target)
+
+    monkeypatch.setattr(Path, "rename", overtaken)
+    with pytest.raises(OSError, match="not empty"):
+        _run(tmp_path, "two")
+    assert set(_tree(tmp_path)) == {*(f"{name}/one.dcm" for name in ("sr", "seg", "sc", "pm")), "result.json"}
 
 
 def _run_flat(output: Path, mark: str) -> None:

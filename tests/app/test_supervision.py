@@ -247,6 +247,33 @@ sys.exit(app.cli.entry())
 """
 
 
+_WAITING = """
+import threading
+from app.cli import _interruptible
+from app.outcome import Interrupted
+
+try:
+    with _interruptible():
+        print("ready", flush=True)
+        threading.Event().wait()
+except Interrupted as interrupt:
+    print("interrupted by", interrupt.exit_status, flush=True)
+"""
+
+
+def test_what_waits_for_another_thread_is_interrupted() -> None:
+    """However long it would wait: no other signal has to come."""
+    command = [sys.executable, "-c", _WAITING]
+    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "ready\n"
+        process.terminate()
+        try:
+            assert process.communicate(timeout=30) == ("interrupted by 143\n", "")
+        finally:
+            process.kill()
+
+
 _SUSPENDED = """
 import time
 from app.cli import _interruptible

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager
 from pathlib import Path
@@ -17,10 +18,14 @@ from pynetdicom import AE, evt
 from pynetdicom.sop_class import StorageCommitmentPushModel, StorageCommitmentPushModelInstance
 
 from app.gateway import commitment
-from app.gateway.jobs import State
-from app.gateway.questions import Questions
+from app.gateway.commitment import Commitment
+from app.gateway.configuration import GatewayConfiguration
+from app.gateway.events import Event, Peer
+from app.gateway.jobs import Jobs, State
+from app.gateway.questions import Question, Questions
 from app.gateway.service import TABLE
-from tests.app.gateway.peers import CALLER, TITLE, free_port, send, wait_until
+from app.gateway.spool import Spool
+from tests.app.gateway.peers import CALLER, PACS_TITLE, TITLE, free_port, send, wait_until
 from tests.app.gateway.site import Site
 from tests.builders import write_series
 
@@ -158,6 +163,24 @@ def test_a_question_that_cannot_be_answered_for_long_is_given_up(site: Site, fil
     assert _ask(site, _uids(files)) == 0
     wait_until(lambda: any("was given up" in line for line in site.lines))
     wait_until(lambda: not _open_questions(site))
+
+
+def test_certificates_that_cannot_be_read_for_a_while_hold_up_nothing_else(tmp_path: Path) -> None:
+    """What is deleted in time comes after the answers, in the same thread."""
+    callers = [{"ae_title": title, "address": "127.0.0.1", "port": free_port()} for title in (CALLER, "OTHER")]
+    destination = {"name": "pacs", "ae_title": PACS_TITLE, "host": "127.0.0.1", "port": 104}
+    files = dict.fromkeys(("certificate", "key", "authorities"), tmp_path / "gone")
+    stated = {"spool": tmp_path, "callers": callers, "destinations": [destination], "tls": files}
+    told: list[Event] = []
+    with closing(Jobs(tmp_path / TABLE)) as jobs, closing(Questions(tmp_path / TABLE)) as questions:
+        for number, title in enumerate((CALLER, CALLER, "OTHER")):
+            questions.put(Question(f"1.2.{number}", title, ((CTImageStorage, "1.2.3"),), time.time()))
+        configuration = GatewayConfiguration.model_validate(stated)
+        Commitment(configuration, Spool(tmp_path, 0), jobs, questions, threading.Event(), told.append).answer()
+        assert questions.due(time.time()) == []
+        assert [question.failures for question in questions.due(1e12)] == [1, 1, 1]
+    assert [event.peer for event in told] == [Peer(CALLER), Peer("OTHER")]
+    assert all("cannot be read" in event.message for event in told)
 
 
 def test_many_ask_at_once(site: Site, files: list[Path]) -> None:

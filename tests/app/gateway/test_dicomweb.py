@@ -77,12 +77,31 @@ def test_an_object_that_is_refused_does_not_hold_back_the_others(site: Site, pac
 
 
 def test_a_failure_reason_is_told(site: Site, pacs: WebPacs, files: list[Path]) -> None:
-    pacs.fails = {"OT"}
+    pacs.fails = {"OT": 0xA700}
     site.start(limits={"send_hours": 0.0}, **_to(pacs))
     send(site.port, files)
     wait_until(lambda: site.states() == [State.FAILED])
     (job,) = site.jobs()
     assert job.reason == "web: sc/summary.dcm: status A700"
+
+
+@pytest.mark.parametrize("status", [200, 409])
+def test_what_a_pacs_has_already_is_stored(site: Site, pacs: WebPacs, files: list[Path], status: int) -> None:
+    pacs.fails, pacs.failed_status = {"OT": 0x0111}, status
+    site.start(**_to(pacs, commitment=False), limits={"send_hours": 0.0})
+    send(site.port, files)
+    wait_until(lambda: site.states() in ([State.COMMITTED], [State.FAILED]))
+    assert site.states() == [State.COMMITTED]
+
+
+@pytest.mark.parametrize("reasons", [{"OT": 0xA700}, {}])
+def test_another_conflict_is_told(site: Site, pacs: WebPacs, files: list[Path], reasons: dict[str, int]) -> None:
+    pacs.fails, pacs.failed_status = reasons, 409
+    pacs.refuses = {} if reasons else {"OT": 409}
+    site.start(limits={"send_hours": 0.0}, **_to(pacs))
+    send(site.port, files)
+    wait_until(lambda: site.states() == [State.FAILED])
+    assert site.jobs()[0].reason == "web: sc/summary.dcm: HTTP 409"
 
 
 def test_nothing_is_sent_to_where_a_pacs_redirects(site: Site, pacs: WebPacs, files: list[Path]) -> None:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import struct
+import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,8 @@ from pydicom.uid import SecondaryCaptureImageStorage, generate_uid
 
 from app.cli import main
 from app.gateway.configuration import GatewayConfiguration
-from app.gateway.jobs import State
+from app.gateway.jobs import Jobs, State
+from app.gateway.service import TABLE
 from app.gateway.spool import Arrival, Refused, Spool
 from app.outcome import ExitStatus
 from tests.app.gateway.archive import Archive, searchable
@@ -206,6 +208,17 @@ def test_of_what_could_be_kept_in_part_nothing_is_run_before_all_of_it_is_there(
     assert _fetch(site, {"url": web.url}, _study(files)) == ExitStatus.OK
     wait_until(lambda: site.states() == [State.COMMITTED] * 2)
     assert {str(each.SeriesDescription) for each in site.pacs.objects.values()} == {"2 instances", "3 instances"}
+
+
+def test_what_is_all_there_is_taken_up_though_a_fetch_before_could_not_say_so(
+    site: Site, web: WebPacs, files: list[Path]
+) -> None:
+    """As where it was killed at the very end, or what it could not keep has been sent since."""
+    assert _fetch(site, {"url": web.url}, _study(files)) == ExitStatus.OK
+    with closing(Jobs(site.folder / "spool" / TABLE)) as jobs:
+        assert jobs.receive(_study(files), "archive", time.time(), State.FETCHING)
+    assert _fetch(site, {"url": web.url}, _study(files)) == ExitStatus.OK
+    assert site.states() == [State.RECEIVING]
 
 
 def test_what_was_fetched_and_what_is_sent_are_the_same(site: Site, web: WebPacs, files: list[Path]) -> None:

@@ -15,8 +15,10 @@ from PIL import Image
 from pydicom.uid import generate_uid
 
 from app.gateway import deliveries, receiver
+from app.gateway.events import Event, Kind
 from app.gateway.jobs import State
-from app.outcome import UsageError
+from app.gateway.service import delete
+from app.outcome import RunFailed
 from tests.app.gateway import stand_ins
 from tests.app.gateway.browsing import look
 from tests.app.gateway.peers import CALLER, PACS_TITLE, accepts, free_port, listening, send, sending, wait_until
@@ -128,6 +130,36 @@ def test_a_disk_that_fills_up_takes_nothing_of_a_study_that_is_there(
     wait_until(lambda: site.states() == [State.COMMITTED] and site.summary() == "3 instances")
 
 
+def test_a_late_image_for_which_there_is_no_room_takes_nothing_from_what_is_to_be_sent(
+    site: Site, files: list[Path]
+) -> None:
+    site.pacs.silent = 1000
+    gateway = site.start()
+    send(site.port, files[:2])
+    wait_until(lambda: len(gateway._deliveries._asked) == 1)
+    (job,) = site.jobs()
+    open_ones = gateway._jobs.deliveries(job.study)
+    gateway._spool._free = 1 << 62
+    assert send(site.port, files[2:]) == [0xA700]
+    assert (site.states(), gateway._jobs.deliveries(job.study)) == ([State.SENDING], open_ones)
+
+
+def test_a_study_that_is_dropped_while_it_is_sent_again_is_not_kept_in_part(site: Site, files: list[Path]) -> None:
+    gateway = site.start()
+    send(site.port, files)
+    wait_until(lambda: site.states() == [State.COMMITTED])
+    dropped = Event(Kind.DROPPED, "dropped", site.jobs()[0].study)
+    with sending(site.port, files) as association:
+        assert association.send_c_store(pydicom.dcmread(files[0])).Status == 0
+        assert delete(gateway._jobs, gateway._spool, dropped, site.hear)
+        assert [association.send_c_store(pydicom.dcmread(file)).Status for file in files[1:]] == [0xA700] * 2
+    assert site.jobs() == []
+    assert not list((site.folder / "spool" / "studies").iterdir())
+    assert send(site.port, files) == [0, 0, 0]
+    wait_until(lambda: site.states() == [State.COMMITTED])
+    assert site.summary() == "3 instances"
+
+
 def test_sending_again_changes_nothing(site: Site, files: list[Path]) -> None:
     site.start()
     send(site.port, files)
@@ -218,6 +250,16 @@ def test_what_a_pacs_will_not_take_waits_for_a_person(site: Site, files: list[Pa
     send(site.port, files)
     wait_until(lambda: site.states() == [State.FAILED])
     assert site.jobs()[0].reason == "pacs: sc/summary.dcm: status A700"
+
+
+def test_of_what_a_pacs_says_to_have_already_it_is_asked_whether_it_keeps_it(site: Site, files: list[Path]) -> None:
+    site.pacs.status = 0x0111
+    site.start()
+    send(site.port, files)
+    wait_until(lambda: site.states() == [State.SENDING] and bool(site.jobs()[0].reason))
+    assert site.jobs()[0].reason == "pacs: it does not keep 1 of the results"
+    site.pacs.status = 0x0000
+    wait_until(lambda: site.states() == [State.COMMITTED])
 
 
 def test_what_a_pacs_does_not_keep_is_sent_again(site: Site, files: list[Path]) -> None:
@@ -356,7 +398,7 @@ def test_two_gateways_do_not_share_a_spool_and_one_that_ends_hangs_up(site: Site
     with ExitStack() as first:
         site.stack, whole = first, site.stack
         site.start()
-        with pytest.raises(UsageError, match="another gateway uses the spool"):
+        with pytest.raises(RunFailed, match="another gateway uses the spool"):
             site.start(port=free_port())
         association = first.enter_context(sending(site.port, files))
         association.send_c_store(pydicom.dcmread(files[0]))

@@ -30,8 +30,10 @@ class WebPacs:
         HTTP status with which it answers a request to store an object of a Modality.
     forgets : int
         So many searches find nothing.
-    fails : set
-        Modalities that it refuses in the answer, with Failure Reason A700.
+    fails : dict
+        Failure Reason with which it refuses, in the answer, an object of a Modality.
+    failed_status : int
+        HTTP status of such an answer.
     wants : str, optional
         Value of the header Authorization without which it lets nobody in.
     redirects_to : str
@@ -46,7 +48,8 @@ class WebPacs:
     files: dict[str, bytes] = field(default_factory=dict)
     refuses: dict[str, int] = field(default_factory=dict)
     forgets: int = 0
-    fails: set[str] = field(default_factory=set)
+    fails: dict[str, int] = field(default_factory=dict)
+    failed_status: int = 200
     wants: str | None = None
     redirects_to: str = ""
     instead: dict[str, bytes] = field(default_factory=dict)
@@ -100,12 +103,13 @@ class _Handler(BaseHTTPRequestHandler):
             item = Dataset()
             item.ReferencedSOPClassUID, item.ReferencedSOPInstanceUID = image.SOPClassUID, image.SOPInstanceUID
             if image.Modality in self.owner.fails:
-                item.FailureReason = 0xA700
+                item.FailureReason = self.owner.fails[image.Modality]
                 answer.FailedSOPSequence.append(item)
             else:
                 self.owner.files[image.SOPInstanceUID] = file
                 answer.ReferencedSOPSequence.append(item)
-        self._answer(200, json.dumps(answer.to_json_dict()).encode(), "application/dicom+json")
+        status = self.owner.failed_status if answer.FailedSOPSequence else 200
+        self._answer(status, json.dumps(answer.to_json_dict()).encode(), "application/dicom+json")
 
     def do_GET(self) -> None:
         if not self._let_in():
