@@ -15,6 +15,7 @@ from app.outcome import RunFailed
 from app.publish import RESULT_FOLDERS
 from operators.volume import CTVolume
 
+_PATIENT = ("PatientID", "PatientName")
 _CONTENTS = ("PixelData", "FloatPixelData", "ContentSequence", "EncapsulatedDocument")
 
 
@@ -79,6 +80,6 @@ def _same_study(written: Dataset, volume: CTVolume) -> bool:
     source = volume.headers[0]
     return (
         written.StudyInstanceUID == volume.study_uid
-        and (written.get("PatientID") or "") == (source.get("PatientID") or "")
+        and all((written.get(keyword) or "") == (source.get(keyword) or "") for keyword in _PATIENT)
         and written.file_meta.MediaStorageSOPInstanceUID == written.SOPInstanceUID
     )

@@ -10,8 +10,9 @@ import imagecodecs
 import numpy as np
 import numpy.typing as npt
 from pydicom.uid import (
+    JPEG2000,
     UID,
-    JPEG2000TransferSyntaxes,
+    JPEG2000Lossless,
     JPEGLossless,
     JPEGLosslessSV1,
     JPEGLSTransferSyntaxes,
@@ -35,7 +36,9 @@ _END, _PADDING = b"\xff\xd9", b"\0"
 _JPEG_2000 = b"\xff\x4f\xff\x51"
 """Start of codestream, then the marker of the image size (ISO/IEC 15444-1, A.5.1)."""
 _LEAST_BITS, _MOST_BITS = 12, 16
-SYNTAXES = (RLELossless, JPEGLossless, JPEGLosslessSV1, *JPEGLSTransferSyntaxes, *JPEG2000TransferSyntaxes)
+_JPEG_2000_SYNTAXES = (JPEG2000Lossless, JPEG2000)
+"""Part 1 alone: the library counts Part 2 and High-Throughput JPEG 2000 to them."""
+SYNTAXES = (RLELossless, JPEGLossless, JPEGLosslessSV1, *JPEGLSTransferSyntaxes, *_JPEG_2000_SYNTAXES)
 """Transfer syntaxes of compressed CT images that are decoded."""
 _RLE_HEADER = 64
 
@@ -91,7 +94,7 @@ def decode(codestream: bytes, syntax: UID, shape: Shape, bits_stored: int, *, si
         raise ValueError("another image than the header says")
     if (frame.signed and not signed) or (signed and not frame.signed and frame.bits < bits_stored):
         raise ValueError("header and codestream differ in sign")  # nothing tells which is right
-    if syntax in JPEG2000TransferSyntaxes:
+    if syntax in _JPEG_2000_SYNTAXES:
         values = imagecodecs.jpeg2k_decode(codestream, numthreads=1)
     elif syntax in JPEGLSTransferSyntaxes:
         values = imagecodecs.jpegls_decode(codestream)
@@ -119,7 +122,7 @@ def _decode_rle(frame: bytes, shape: Shape) -> StoredArray:
 
 def _announced(codestream: bytes, syntax: UID) -> Frame:
     """Read what a codestream announces; raise where it is none of its transfer syntax, or not whole."""
-    if syntax in JPEG2000TransferSyntaxes:
+    if syntax in _JPEG_2000_SYNTAXES:
         return _jpeg_2000(codestream)
     if syntax in JPEGLSTransferSyntaxes:
         return _jpeg(codestream, _JPEG_LS)

@@ -13,8 +13,10 @@ from typing import NamedTuple
 
 import pydicom
 from pydicom.datadict import dictionary_has_tag, dictionary_VR
-from pydicom.dataelem import RawDataElement
+from pydicom.dataelem import DataElement, RawDataElement
 from pydicom.dataset import FileDataset
+from pydicom.filebase import DicomBytesIO
+from pydicom.filewriter import write_data_element
 from pydicom.tag import BaseTag
 from pydicom.uid import (
     CTImageStorage,
@@ -22,7 +24,7 @@ from pydicom.uid import (
     LegacyConvertedEnhancedCTImageStorage,
     MediaStorageDirectoryStorage,
 )
-from pydicom.valuerep import EXPLICIT_VR_LENGTH_32
+from pydicom.valuerep import CUSTOMIZABLE_CHARSET_VR, EXPLICIT_VR_LENGTH_32, VR, PersonName
 
 from operators.refusal import InputRefused, ReasonCode
 
@@ -36,6 +38,11 @@ _SHORT_VALUE = 64
 _LONG_VALUE = 1 << 16
 """Longer values are left in the file: nothing that a volume needs is so long, but descriptions of frames."""
 UNDEFINED_LENGTH = 0xFFFFFFFF
+_TEXT_PADDING = b"\0 "
+_IMPLICIT_HEAD = 8
+"""Bytes of tag and length before a value in implicit VR (PS3.5, 7.1.3)."""
+Characters = str | list[str] | None
+"""Specific Character Set."""
 _INFLATED = 64 << 20
 """A deflated data set may grow to this many bytes, which a CT image of any size does not exceed,"""
 _GROWTH = 100
@@ -72,6 +79,9 @@ class DicomFile:
         object.
     stamp : Stamp
         Size and time of the file when the header was read.
+    texts : tuple of DataElement
+        Texts of the header that the library would write in other bytes than it has read, as those that do not fit the
+        character set; in their bytes.
     """
 
     path: Path
@@ -79,6 +89,7 @@ class DicomFile:
     header: FileDataset
     pixels_at: int
     stamp: Stamp
+    texts: tuple[DataElement, ...] = ()
 
     @property
     def sop_class(self) -> str:
@@ -178,8 +189,7 @@ def _read_file(path: Path, number: int, examination: _Examination) -> DicomFile 
     if _ends_early(header) or (header.get("SOPClassUID") in MULTI_FRAME_CT and pixels_at >= stamp.size):
         raise ValueError("the header ends early")
     _drop_long_values(header, stamp.size)
-    examination.check(header)
-    return DicomFile(path, number, header, pixels_at, stamp)
+    return DicomFile(path, number, header, pixels_at, stamp, examination.check(header))
 
 
 def _read_header(path: Path) -> tuple[FileDataset, int]:
@@ -287,22 +297,48 @@ class _Examination:
     """
 
     def __init__(self) -> None:
-        self._sound: set[Hashable] = set()
+        self._sound: dict[Hashable, DataElement | None] = {}
 
-    def check(self, header: FileDataset) -> None:
-        """Raise for a header with an element that cannot be decoded."""
+    def check(self, header: FileDataset) -> tuple[DataElement, ...]:
+        """Return the texts that would be written in other bytes; raise for an element that cannot be decoded."""
         characters = header.get("SpecificCharacterSet")
+        texts = []
         for tag, element in header.items():
             key = _key(element, str(characters))
             if not tag.is_private and key not in self._sound:
-                _decode(header, tag)
+                decoded = _decode(header, tag)
                 if key is not None:
-                    self._sound.add(key)
+                    self._sound[key] = _in_its_bytes(element.value, decoded, characters)
+            texts.append(self._sound.get(key))
+        return tuple(text for text in texts if text is not None)
 
 
-def _decode(header: FileDataset, tag: BaseTag) -> None:
+def _decode(header: FileDataset, tag: BaseTag) -> DataElement:
     if header[tag].VR == "SQ" and _is_plain(tag):
         raise ValueError("a sequence in the place of a plain value")  # endless where it is written as text
+    return header[tag]
+
+
+def _in_its_bytes(value: bytes | None, decoded: DataElement, characters: Characters) -> DataElement | None:
+    """Return a text in the bytes that it was read from, where the library would write others; else None.
+
+    What it cannot decode by the character set, or not encode again, it replaces (PS3.5, 6.1.2.5).
+    """
+    if value is None or decoded.VR not in CUSTOMIZABLE_CHARSET_VR:
+        return None
+    value = value.rstrip(_TEXT_PADDING)
+    if _encoded(decoded, characters) == value:
+        return None
+    name = PersonName(value) if decoded.VR == VR.PN else value  # without encodings, it keeps its bytes
+    return DataElement(decoded.tag, decoded.VR, name, already_converted=True)
+
+
+def _encoded(element: DataElement, characters: Characters) -> bytes:
+    """Return the value of an element as the library writes it, without padding."""
+    target = DicomBytesIO()
+    target.is_little_endian = target.is_implicit_VR = True
+    write_data_element(target, element, characters)
+    return target.getvalue()[_IMPLICIT_HEAD:].rstrip(_TEXT_PADDING)
 
 
 def _key(element: object, characters: str) -> Hashable:

@@ -6,14 +6,17 @@ import copy
 import hashlib
 import re
 import uuid
+from collections.abc import Callable, Sequence
 from dataclasses import astuple, dataclass, fields
 from datetime import datetime, tzinfo
+from functools import partial
 from typing import Any
 
 from highdicom import AlgorithmIdentificationSequence, ContributingEquipment
-from pydicom import Dataset
+from pydicom import DataElement, Dataset
+from pydicom.config import RAISE
 from pydicom.uid import UID
-from pydicom.valuerep import DA, DT, TM, PersonName
+from pydicom.valuerep import DA, DT, TM, PersonName, validate_value
 
 from models.record import ModelRecord
 from operators.codes import ARTIFICIAL_INTELLIGENCE, PROCESSING_EQUIPMENT
@@ -37,7 +40,16 @@ _PATIENT_AND_STUDY = (
 )
 
 _NAMES = ("PatientName", "ReferringPhysicianName")
-_DATES_AND_TIMES: dict[str, type[DA] | type[TM]] = {"PatientBirthDate": DA, "StudyDate": DA, "StudyTime": TM}
+_STUDY_DATE_AND_TIME = ("StudyDate", "StudyTime")
+_PATIENT_GROUP = 0x0010
+_RULES: dict[str, Callable[[str], object]] = {
+    "DA": DA,
+    "TM": TM,
+    **{vr: partial(validate_value, vr, validation_mode=RAISE) for vr in ("AS", "DS", "IS")},
+}
+"""What raises ValueError for a string that is none of its value representation (PS3.5, 6.2)."""
+LOSSY = ("LossyImageCompression", "LossyImageCompressionRatio", "LossyImageCompressionMethod")
+"""Once lossy, always lossy: said of all that derives from such an image (PS3.3, C.7.6.1.1.5)."""
 
 
 def _uid(*parts: str) -> UID:
@@ -46,6 +58,11 @@ def _uid(*parts: str) -> UID:
 
 
 IMPLEMENTATION_UID = _uid("implementation", NAME)
+
+
+def frame_of_reference_uid(series: str) -> UID:
+    """UID of the frame of reference of a series that names none."""
+    return _uid("frame of reference", series)
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,8 +140,9 @@ def model_uid(model: ModelRecord) -> UID:
 def source_headers(volume: CTVolume) -> list[Dataset]:
     """Header of each source image, the first completed so that outputs can take patient and study from it.
 
-    De-identified images often lack attributes that an output must have, even if empty. What is no valid sex, date or
-    time is left out too. A name with a backslash, which parts values, is one name all the same.
+    De-identified images often lack attributes that an output must have, even if empty. What is no valid sex, age,
+    number, date or time is left out too. A name with a backslash, which parts values, is one name all the same. Where
+    any image was once compressed with loss, the first says so.
     """
     first = copy.deepcopy(volume.headers[0])
     for keyword in _PATIENT_AND_STUDY:
@@ -135,18 +153,37 @@ def source_headers(volume: CTVolume) -> list[Dataset]:
             setattr(first, keyword, PersonName("\\".join(str(name) for name in first[keyword].value)))
     if str(first.PatientSex) not in {"M", "F", "O"}:
         first.PatientSex = ""
-    for keyword, kind in _DATES_AND_TIMES.items():
-        if not _valid(first[keyword].value, kind):
-            setattr(first, keyword, "")
+    for element in [*first.group_dataset(_PATIENT_GROUP), *(first[keyword] for keyword in _STUDY_DATE_AND_TIME)]:
+        if not _valid(element):
+            _leave_out(first, element.keyword)
+    _copy_loss(volume.headers, first)
     return [_without_empty(header) for header in (first, *volume.headers[1:])]
 
 
-def _valid(value: object, kind: type[DA] | type[TM]) -> bool:
+def _valid(element: DataElement) -> bool:
+    if element.VR not in _RULES:
+        return True
     try:
-        kind(str(value or ""))
+        for value in element.value if element.VM > 1 else [element.value]:
+            _RULES[element.VR]("" if value is None else str(value))
     except ValueError:
         return False
     return True
+
+
+def _leave_out(header: Dataset, keyword: str) -> None:
+    if keyword in _PATIENT_AND_STUDY:
+        setattr(header, keyword, "")
+    else:
+        delattr(header, keyword)
+
+
+def _copy_loss(headers: Sequence[Dataset], first: Dataset) -> None:
+    """Say in ``first`` what the first of the headers says that tells of loss."""
+    lossy = next((header for header in headers if header.get("LossyImageCompression") == "01"), Dataset())
+    for keyword in LOSSY:
+        if keyword in lossy:
+            first[keyword] = lossy[keyword]
 
 
 def source_references(volume: CTVolume) -> list[Dataset]:
@@ -234,5 +271,14 @@ def sign(dataset: Dataset, volume: CTVolume, provenance: Provenance) -> None:
     for item in dataset.ContributingEquipmentSequence:
         if item.get("ManufacturerModelName") == "highdicom":  # which states the time by a clock of its own
             item.ContributionDateTime = DT(produced)
+    _put_back_texts(dataset, volume)
     dataset.file_meta.ImplementationClassUID = IMPLEMENTATION_UID
     dataset.file_meta.ImplementationVersionName = f"COVIDCTMAP {VERSION}"[:16]
+
+
+def _put_back_texts(dataset: Dataset, volume: CTVolume) -> None:
+    """Put the bytes of the source where ``dataset`` has a text of the source that the library would damage."""
+    first = source_headers(volume)[0] if volume.texts else Dataset()
+    for text in volume.texts:
+        if text.tag in dataset and text.tag in first and dataset[text.tag] == first[text.tag]:
+            dataset[text.tag] = text

@@ -83,7 +83,6 @@ def make_parametric_map(
     heatmap: FloatArray = getattr(arranged, channel)
     grid = arranged.grid
     z, y, x = grid.spacing
-    directions = grid.affine[:3, :3] / grid.spacing
     places = (grid.affine @ [k, 0, 0, 1] for k in range(grid.shape[0]))
     mapping = RealWorldValueMapping(
         lut_label="RELEVANCE",
@@ -95,7 +94,7 @@ def make_parametric_map(
         quantity_definition=SALIENCY,
     )
     made = ParametricMap(
-        source_images=as_single_frames(volume),
+        source_images=as_single_frames(volume, grid),
         pixel_array=np.ascontiguousarray(heatmap),
         series_instance_uid=derived_uid(volume, provenance, f"relevance {channel} series"),
         series_number=SERIES_NUMBERS[channel],
@@ -106,7 +105,7 @@ def make_parametric_map(
         real_world_value_mappings=[mapping],
         voi_lut_transformations=[_window(float(np.abs(heatmap).max()))],
         pixel_measures=PixelMeasuresSequence(pixel_spacing=(y, x), slice_thickness=z, spacing_between_slices=z),
-        plane_orientation=PlaneOrientationSequence("PATIENT", [*directions[:, 2], *directions[:, 1]]),
+        plane_orientation=PlaneOrientationSequence("PATIENT", grid.orientation),
         plane_positions=[PlanePositionSequence("PATIENT", place[:3].tolist()) for place in places],
         content_label="RELEVANCE",
         content_description=f"Relevance of the {CHANNELS[channel]}, near the lungs",

@@ -18,6 +18,7 @@ from pydicom.uid import JPEG2000Lossless
 
 from operators.findings import Explanation, Lesions, Lungs
 from operators.identity import (
+    LOSSY,
     Provenance,
     contributing_equipment,
     derived_uid,
@@ -105,10 +106,6 @@ def _relevance_by_slice(lesions: Lesions, explanation: Explanation) -> npt.NDArr
     return np.where(inside, np.take(total, nearest, mode="clip"), 0.0)
 
 
-_LOSSY = ("LossyImageCompression", "LossyImageCompressionRatio", "LossyImageCompressionMethod")
-"""Once lossy, always lossy: said of all that derives from such an image (PS3.3, C.7.6.1.1.5)."""
-
-
 def _source_image(volume: CTVolume, index: int) -> Dataset:
     """Refer to the image of a slice."""
     source = volume.places.index(index)
@@ -191,13 +188,14 @@ def _picture(volume: CTVolume, page: _Page, codestream: bytes, number: int, prov
     )
     image.copy_patient_and_study_information(first)
     image.ImageType = ["DERIVED", "SECONDARY"]
+    image.ConversionType = "WSD"
     # What acquired the data (PS3.3, C.7.3.1.1.1). Of OT, viewers offer to play a film.
     image.Modality = first.get("Modality") or "CT"
     image.BodyPartExamined = "CHEST"
     image.BurnedInAnnotation = "YES"
     image.DateOfSecondaryCapture, image.TimeOfSecondaryCapture = image.ContentDate, image.ContentTime
     image.SourceImageSequence = [_source_image(volume, index) for index in page.sources]
-    for keyword in _LOSSY:
+    for keyword in LOSSY:
         if first.get(keyword):
             setattr(image, keyword, first[keyword].value)
     if not page.oriented:

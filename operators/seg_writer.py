@@ -43,8 +43,9 @@ from operators.identity import (
     source_references,
 )
 from operators.journal import Journal
+from operators.remarks import RemarkCode
 from operators.saving import save
-from operators.volume import BoolArray, CTVolume
+from operators.volume import BoolArray, CTVolume, Grid
 
 SERIES_NUMBER = 9001
 SERIES_DESCRIPTION = "COVID-CT segmentation (research)"
@@ -118,12 +119,22 @@ def _frame(lungs: Lungs, lesions: Lesions, segment: int, place: int) -> BoolArra
     return np.asarray(lesions.labels[place] == _LESION_OF_SEGMENT[segment])
 
 
-def as_single_frames(volume: CTVolume) -> list[Dataset]:
+def as_single_frames(volume: CTVolume, grid: Grid) -> list[Dataset]:
     """Return the source headers; frames of multi-frame images as if each were an image of its own.
 
     These have stand-ins for UIDs: :func:`refer_to_sources` is to put things right in what is made from them.
+
+    All are oriented as the volume, and as far apart as the slices of ``grid``, on which the object to be made lies:
+    the library takes both from them, compares the orientations digit by digit, and what headers say of the distances
+    may be wrong, or missing.
     """
-    headers = source_headers(volume)
+    z = grid.spacing[0]
+    measured: dict[str, Any] = {
+        "ImageOrientationPatient": volume.grid.orientation,
+        "SliceThickness": z,
+        "SpacingBetweenSlices": z,
+    }
+    headers = [with_values(header, **measured) for header in source_headers(volume)]
     if not any(volume.frames):
         return headers
     frame = {"SOPClassUID": CTImageStorage, "NumberOfFrames": None}
@@ -150,6 +161,11 @@ def _pack_frames(segmentation: Segmentation, volume: CTVolume, lungs: Lungs, les
         packed += np.packbits(np.stack(eight), axis=None, bitorder="little").tobytes()
     segmentation.PixelData = bytes(packed) + b"\0" * (len(packed) % 2)
     _, segmentation.Rows, segmentation.Columns = volume.grid.shape
+
+
+def _evenly_spaced(volume: CTVolume) -> bool:
+    """Tell whether the frames lie on the slices of the volume: else no one spacing is theirs (PS3.3, C.7.6.16.2.1)."""
+    return all(remark.code != RemarkCode.GAPS_RESAMPLED for remark in volume.remarks)
 
 
 def refer_to_sources(dataset: Dataset, volume: CTVolume) -> None:
@@ -205,10 +221,7 @@ def make_segmentation(volume: CTVolume, lungs: Lungs, lesions: Lesions, provenan
         raise ValueError("a segmentation needs at least one lung")
     # The library takes and checks whole masks of all segments at once, more than a GB. It is shown images of 1 x 8
     # pixels, to say which frames there are and where; the frames themselves are packed one by one.
-    # Between slices they measure what the positions say: what headers say of it may be wrong.
-    z = volume.grid.spacing[0]
-    measured: dict[str, Any] = {"Rows": 1, "Columns": 8, "SliceThickness": z, "SpacingBetweenSlices": z}
-    small = [with_values(header, **measured) for header in as_single_frames(volume)]
+    small = [with_values(header, Rows=1, Columns=8) for header in as_single_frames(volume, volume.grid)]
     segmentation = Segmentation(
         source_images=small,
         pixel_array=np.repeat(occupied[:, None, None], 8, axis=2).astype(np.uint8),
@@ -229,6 +242,8 @@ def make_segmentation(volume: CTVolume, lungs: Lungs, lesions: Lesions, provenan
     )
     _pack_frames(segmentation, volume, lungs, lesions)
     refer_to_sources(segmentation, volume)
+    if not _evenly_spaced(volume):
+        del segmentation.SharedFunctionalGroupsSequence[0].PixelMeasuresSequence[0].SpacingBetweenSlices
     segmentation.BodyPartExamined = "CHEST"
     dimensions = derived_uid(volume, provenance, "segmentation dimensions")
     for item in (*segmentation.DimensionOrganizationSequence, *segmentation.DimensionIndexSequence):

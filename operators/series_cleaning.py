@@ -9,11 +9,12 @@ from dataclasses import dataclass, replace
 from itertools import pairwise
 
 import numpy as np
-from pydicom.uid import UID, generate_uid
+from pydicom.uid import UID
 
 from operators.ct_geometry import SAME_POSITION_MM, Vectors, numbers, plane_of
 from operators.ct_images import SliceImage, with_values
 from operators.dicom_folder import DicomFile, read_object
+from operators.identity import frame_of_reference_uid
 from operators.pixel_data import transfer_syntax
 from operators.refusal import InputRefused, ReasonCode
 from operators.remarks import Remark, RemarkCode
@@ -236,7 +237,7 @@ def _with_frame_of_reference(slices: list[SliceImage]) -> tuple[list[SliceImage]
     """Complete a frame of reference that no slice names; refuse slices of several."""
     named = {str(image.header.get("FrameOfReferenceUID") or "") for image in slices}
     if named == {""}:
-        uid = generate_uid(entropy_srcs=["frame of reference", str(slices[0].header.SeriesInstanceUID)])
+        uid = frame_of_reference_uid(str(slices[0].header.SeriesInstanceUID))
         completed = [replace(image, header=with_values(image.header, FrameOfReferenceUID=uid)) for image in slices]
         message = "The images name no frame of reference; the results name one that stands for the series."
         return completed, [Remark(RemarkCode.FRAME_OF_REFERENCE_ADDED, message)]

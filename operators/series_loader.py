@@ -127,7 +127,8 @@ def load_study(study: Study, rules: SelectionRules, max_gap_mm: float = MAX_GAP_
     headers = tuple(image.header for image in plan.slices)
     places = tuple(int(place + 0.5) for place in plan.stack.places)
     frames = tuple(image.frame for image in plan.slices)
-    return CTVolume(hu, plan.stack.grid, headers, places, frames, plan.remarks)
+    texts = plan.slices[0].file.texts
+    return CTVolume(hu, plan.stack.grid, headers, places, frames, plan.remarks, texts)
 
 
 def _filled(ordered: Sequence[SliceImage], stack: Stack) -> HuArray:

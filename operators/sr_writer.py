@@ -268,18 +268,29 @@ def _remarks(findings: Findings) -> ContainerContentItem:
 _CODE = ("CodeValue", "CodingSchemeDesignator", "CodeMeaning")
 
 
-def _referenced_request(header: Dataset) -> Dataset:
-    """Request that the report answers, as far as the source names it (PS3.3 C.17.2, macro table C.17-3c)."""
+_OF_REQUEST = (
+    "AccessionNumber",
+    "PlacerOrderNumberImagingServiceRequest",
+    "FillerOrderNumberImagingServiceRequest",
+    "RequestedProcedureID",
+    "RequestedProcedureDescription",
+)
+
+
+def _referenced_requests(header: Dataset) -> list[Dataset]:
+    """Return the requests that the report answers, as far as the source names them (PS3.3 C.17.2, table C.17-3c)."""
+    return [_referenced_request(header, request) for request in header.get("RequestAttributesSequence") or [Dataset()]]
+
+
+def _referenced_request(header: Dataset, request: Dataset) -> Dataset:
+    """Return a request; what it does not say of itself, the image says of all."""
     item = Dataset()
     item.StudyInstanceUID = header.StudyInstanceUID
     item.ReferencedStudySequence = []
-    item.AccessionNumber = header.get("AccessionNumber", "")
-    item.PlacerOrderNumberImagingServiceRequest = header.get("PlacerOrderNumberImagingServiceRequest", "")
-    item.FillerOrderNumberImagingServiceRequest = header.get("FillerOrderNumberImagingServiceRequest", "")
-    requests = header.get("RequestAttributesSequence") or [Dataset()]
-    item.RequestedProcedureID = requests[0].get("RequestedProcedureID", "")
-    item.RequestedProcedureDescription = header.get("RequestedProcedureDescription", "")
-    codes_ = header.get("RequestedProcedureCodeSequence") or []
+    for keyword in _OF_REQUEST:
+        setattr(item, keyword, request.get(keyword) or header.get(keyword) or "")
+    keyword = "RequestedProcedureCodeSequence"
+    codes_ = request.get(keyword) or header.get(keyword) or []
     item.RequestedProcedureCodeSequence = [code for code in codes_ if all(code.get(name) for name in _CODE)]
     return item
 
@@ -334,7 +345,7 @@ def make_report(
         sop_instance_uid=derived_uid(volume, provenance, "report"),
         instance_number=1,
         is_complete=True,
-        requested_procedures=[_referenced_request(headers[0])],
+        requested_procedures=_referenced_requests(headers[0]),
         contributing_equipment=contributing_equipment(provenance),
         coding_schemes=[codes.private_scheme()],
         **equipment(volume, provenance),

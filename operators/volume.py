@@ -7,7 +7,7 @@ from typing import Self
 
 import numpy as np
 import numpy.typing as npt
-from pydicom import Dataset
+from pydicom import DataElement, Dataset
 
 from operators.remarks import Remark
 
@@ -61,6 +61,12 @@ class Grid:
         return z, y, x
 
     @property
+    def orientation(self) -> list[float]:
+        """Directions of the rows and of the columns: Image Orientation (Patient)."""
+        directions = self.affine[:3, :3] / self.spacing
+        return [*directions[:, 2].tolist(), *directions[:, 1].tolist()]
+
+    @property
     def voxel_ml(self) -> float:
         """Volume of one voxel in ml."""
         return float(np.prod(self.spacing)) / 1000.0
@@ -99,6 +105,9 @@ class CTVolume:
         Frame number of each source image in its multi-frame object, from 1; 0, the default, for single-frame images.
     remarks : tuple of Remark
         What was repaired in the input.
+    texts : tuple of DataElement
+        Texts of the first header, in their bytes, that outputs would have in other bytes, as those that do not fit
+        the character set.
 
     Raises
     ------
@@ -112,6 +121,7 @@ class CTVolume:
     places: tuple[int, ...] = ()
     frames: tuple[int, ...] = ()
     remarks: tuple[Remark, ...] = ()
+    texts: tuple[DataElement, ...] = ()
 
     def __post_init__(self) -> None:
         slices = self.grid.shape[0]

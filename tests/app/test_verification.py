@@ -60,6 +60,10 @@ def _of_another_patient(dataset: Dataset) -> None:
     dataset.PatientID = "another"
 
 
+def _of_another_name(dataset: Dataset) -> None:
+    dataset.PatientName = "another"
+
+
 def _emptied(dataset: Dataset) -> None:
     dataset.ContentSequence = []
 
@@ -74,6 +78,7 @@ def _emptied(dataset: Dataset) -> None:
         ("sr/report.dcm", lambda path: _change(path, _emptied), "not written whole"),
         ("sc/summary.dcm", lambda path: _change(path, _foreign), "not of the study"),
         ("pm/relevance_lesions.dcm", lambda path: _change(path, _of_another_patient), "not of the study"),
+        ("pm/relevance_lesions.dcm", lambda path: _change(path, _of_another_name), "not of the study"),
         (
             "sc/keyslice_01.dcm",
             lambda path: shutil.copy(path.parent / "summary.dcm", path),

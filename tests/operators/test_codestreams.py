@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 from pydicom.uid import (
+    JPEG2000,
     UID,
     JPEG2000Lossless,
     JPEGBaseline8Bit,
@@ -19,6 +20,7 @@ from pydicom.uid import (
     RLELossless,
 )
 
+from operators.codestreams import SYNTAXES as READ
 from operators.codestreams import decode
 
 Stored = npt.NDArray[np.uint16]
@@ -145,3 +147,9 @@ def test_colours_raise() -> None:
     codestream = imagecodecs.jpegls_encode(np.stack([_image(16)] * 3, axis=-1))
     with pytest.raises(ValueError, match="another image"):
         decode(codestream, JPEGLSLossless, SHAPE, 16, signed=False)
+
+
+def test_of_jpeg_2000_part_1_alone_is_decoded() -> None:
+    """As the conformance statement says."""
+    read = {syntax for syntax in READ if "2000" in syntax.name}
+    assert read == {JPEG2000Lossless, JPEG2000}

@@ -5,6 +5,7 @@ from pathlib import Path
 import pydicom
 import pytest
 from pydicom import Dataset
+from pydicom.datadict import dictionary_VR
 from pydicom.dataelem import RawDataElement
 from pydicom.tag import Tag
 from pydicom.uid import UID
@@ -168,3 +169,43 @@ def test_missing_attributes_are_completed_without_touching_the_source() -> None:
     assert "PatientName" not in volume.headers[0]
     assert volume.headers[0].PatientSex == "MALE"
     assert all(other is header for other, header in zip(others, volume.headers[1:], strict=True))
+
+
+INVALID = {
+    "PatientWeight": (b"70,5", b"70.5"),
+    "PatientSize": (b"1,75", b"1.75"),
+    "PatientAge": (b"45", b"045Y"),
+    "PatientBirthTime": (b"12:30 ", b"1230"),
+    "LastMenstrualDate": (b"20200230", b"20200229"),
+}
+
+
+def _raw(keyword: str, value: bytes) -> RawDataElement:
+    tag = Tag(keyword)
+    return RawDataElement(tag, dictionary_VR(tag), len(value), value, 0, False, True)
+
+
+@pytest.mark.filterwarnings("ignore:Invalid value for VR")
+def test_what_is_no_valid_number_age_date_or_time_of_the_patient_is_left_out() -> None:
+    invalid, valid = case(), case()
+    for keyword, values in INVALID.items():
+        for found, value in zip((invalid, valid), values, strict=True):
+            found.volume.headers[0][keyword] = _raw(keyword, value)
+    invalid.volume.headers[0].PatientBirthDate = "1960"
+    for made in every_object(invalid):
+        assert not [keyword for keyword in INVALID if keyword in made]
+        assert made.PatientBirthDate == ""
+    for made in every_object(valid):
+        assert [str(made[keyword].value) for keyword in INVALID] == [good.decode() for _, good in INVALID.values()]
+
+
+def test_once_lossy_always_lossy_whichever_slice_it_was() -> None:
+    found = case(LossyImageCompression="00")
+    header = found.volume.headers[5]
+    header.LossyImageCompression, header.LossyImageCompressionRatio = "01", 9.5
+    header.LossyImageCompressionMethod = "ISO_15444_1"
+    segmentation, _, relevance, *pictures, _ = every_object(found)
+    for made in (segmentation, relevance, *pictures):
+        assert _stated(made, "LossyImageCompression", "LossyImageCompressionRatio") == ("01", "9.5")
+        assert made.LossyImageCompressionMethod == "ISO_15444_1"
+    assert found.volume.headers[0].LossyImageCompression == "00"

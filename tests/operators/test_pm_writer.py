@@ -113,3 +113,29 @@ def test_multi_frame_sources_are_referred_to_once_as_what_they_are(objects: int)
 
 def references(items: Sequence[Dataset]) -> list[tuple[str, str]]:
     return [(item.ReferencedSOPClassUID, item.ReferencedSOPInstanceUID) for item in items]
+
+
+def test_is_oriented_as_the_volume_where_the_slices_differ_in_the_last_digits() -> None:
+    found = case()
+    for header in found.volume.headers[1::2]:
+        header.ImageOrientationPatient = [1, 1e-7, 0, 0, 1, 0]
+    made = make_parametric_map(found.volume, found.explanation, "ct", provenance())
+    (shared,) = made.SharedFunctionalGroupsSequence
+    assert shared.PlaneOrientationSequence[0].ImageOrientationPatient == [1, 0, 0, 0, 1, 0]
+
+
+@pytest.mark.parametrize("stated", ["", [1.25, 5], None])
+@pytest.mark.parametrize("shape", [(12, 20, 24), (6, 40, 48)], ids=["pixels larger", "pixels as of the CT"])
+def test_measures_its_own_slices_whatever_the_source_says_of_its_own(
+    stated: str | list[float] | None, shape: tuple[int, int, int], tmp_path: Path
+) -> None:
+    found = case(SliceThickness=stated, SpacingBetweenSlices=stated)
+    if stated is None:
+        for header in found.volume.headers:
+            del header.SliceThickness, header.SpacingBetweenSlices
+    grid = found.volume.grid.resampled(shape)
+    explanation = replace(found.explanation, **dict.fromkeys(CHANNELS, np.zeros(shape, np.float32)), grid=grid)
+    made = make_parametric_map(found.volume, explanation, "ct", provenance())
+    ((measures,),) = [item.PixelMeasuresSequence for item in made.SharedFunctionalGroupsSequence]
+    assert (measures.SliceThickness, measures.SpacingBetweenSlices) == (grid.spacing[0], grid.spacing[0])
+    assert_valid(made, tmp_path)

@@ -133,6 +133,7 @@ def test_says_what_it_is_and_where_it_comes_from() -> None:
         assert image.Modality == "CT"
         assert image.BurnedInAnnotation == "YES"
         assert image.ImageType == ["DERIVED", "SECONDARY"]
+        assert image.ConversionType == "WSD"
         assert image.BodyPartExamined == "CHEST"
         assert image.ContentQualification == "RESEARCH"
         for keyword in [

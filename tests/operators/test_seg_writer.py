@@ -1,4 +1,5 @@
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import highdicom
@@ -10,8 +11,9 @@ from pydicom.sr.coding import Code
 from pydicom.uid import EnhancedCTImageStorage
 
 from operators.findings import Lesions, LesionType, Lung, Lungs
+from operators.remarks import Remark, RemarkCode
 from operators.seg_writer import LESION_SEGMENTS, LUNGS_SEGMENT, make_segmentation
-from operators.volume import BoolArray
+from operators.volume import BoolArray, CTVolume
 from tests.builders import ct_volume
 from tests.operators.dicom_results import (
     CASES,
@@ -185,3 +187,25 @@ def test_rejects_a_study_without_lungs_and_findings_on_another_grid() -> None:
     other = ct_volume(found.volume.hu, (5.0, 1.5, 1.5))
     with pytest.raises(ValueError, match="grid"):
         make_segmentation(other, found.lungs, found.lesions, provenance())
+
+
+@pytest.mark.parametrize("volume", [case().volume, multi_frame()], ids=["single-frame", "multi-frame"])
+def test_is_oriented_as_the_volume_where_the_slices_differ_in_the_last_digits(volume: CTVolume) -> None:
+    found = replace(case(), volume=volume)
+    for header in found.volume.headers[1::2]:
+        header.ImageOrientationPatient = [1, 1e-7, 0, 0, 1, 0]
+    (shared,) = segmentation(found).SharedFunctionalGroupsSequence
+    assert shared.PlaneOrientationSequence[0].ImageOrientationPatient == [1, 0, 0, 0, 1, 0]
+
+
+@pytest.mark.parametrize("uneven", [False, True])
+def test_states_the_spacing_of_frames_only_where_they_have_one(uneven: bool, tmp_path: Path) -> None:
+    found = case()
+    if uneven:
+        resampled = Remark(RemarkCode.GAPS_RESAMPLED, "The gaps vary.")
+        found = replace(found, volume=replace(found.volume, remarks=(resampled,)))
+        found.volume.headers[3].ImagePositionPatient = [0, 0, 10]
+    made = segmentation(found)
+    ((measures,),) = [item.PixelMeasuresSequence for item in made.SharedFunctionalGroupsSequence]
+    assert measures.get("SpacingBetweenSlices") == (None if uneven else 3)
+    assert_valid(made, tmp_path)

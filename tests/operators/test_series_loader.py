@@ -945,6 +945,13 @@ def test_a_name_written_in_two_ways_is_one_name(files: Files) -> None:
     assert load_ct_series(files[0].parent).hu.shape == HU.shape
 
 
+def test_a_frame_of_reference_that_is_added_has_the_root_of_all_uids_and_is_the_same_again(files: Files) -> None:
+    set_all(files, FrameOfReferenceUID="")
+    first, again = (load_ct_series(files[0].parent).headers[0].FrameOfReferenceUID for _ in range(2))
+    assert first == again
+    assert 0 < int(first.removeprefix("2.25.")) < 2**128
+
+
 @pytest.mark.parametrize("preferred", ["^STANDARD", "^LUNG"])
 def test_of_two_kernels_in_one_series_the_preferred_is_taken(files: Files, preferred: str) -> None:
     set_all(files, ConvolutionKernel="STANDARD")

@@ -243,3 +243,26 @@ def test_no_group_refers_to_a_segment_without_frames(tmp_path: Path) -> None:
         "Left lung",
         "Right lung",
     }
+
+
+def _request(**attributes: object) -> Dataset:
+    request = Dataset()
+    for keyword, value in attributes.items():
+        setattr(request, keyword, value)
+    return request
+
+
+def test_refers_to_each_request_that_the_source_names() -> None:
+    code = _request(CodeValue="CT1", CodingSchemeDesignator="99LOCAL", CodeMeaning="CT of the chest")
+    requests = [
+        _request(RequestedProcedureID="P1", RequestedProcedureDescription="Chest", AccessionNumber="A1"),
+        _request(RequestedProcedureID="P2", RequestedProcedureCodeSequence=[code]),
+    ]
+    found = case(AccessionNumber="A7", RequestedProcedureDescription="CT", RequestAttributesSequence=requests)
+    first, second = report(found).ReferencedRequestSequence
+    assert (first.RequestedProcedureID, second.RequestedProcedureID) == ("P1", "P2")
+    assert (first.AccessionNumber, second.AccessionNumber) == ("A1", "A7")
+    assert (first.RequestedProcedureDescription, second.RequestedProcedureDescription) == ("Chest", "CT")
+    assert not first.RequestedProcedureCodeSequence
+    assert [item.CodeValue for item in second.RequestedProcedureCodeSequence] == ["CT1"]
+    assert {first.StudyInstanceUID, second.StudyInstanceUID} == {found.volume.study_uid}
