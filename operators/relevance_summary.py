@@ -95,7 +95,7 @@ def lung_share(classification: Classification, explanation: Explanation) -> floa
     The lungs are where the masked CT channel is not 0, with enclosed air at or below -1000 HU filled in. Without
     any relevance the share is 0.
     """
-    lung = np.stack([binary_fill_holes(image > 0) for image in classification.inputs[:, 0]])
+    lung = binary_fill_holes(classification.inputs[:, 0] > 0)  # in 3D: in a slice, the dome of the diaphragm is a hole
     magnitude = np.abs(explanation.ct) + np.abs(explanation.lesions)
     total = float(magnitude.sum(dtype=np.float64))
     return float(magnitude[lung].sum(dtype=np.float64)) / total if total else 0.0

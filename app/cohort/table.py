@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -203,6 +204,15 @@ def part(
         raise UsageError(f"no study is of patient {min(absent)}")
     theirs = tuple(study for study in studies if study.patient in patients)
     return theirs, tuple(study for study in studies if study.patient not in patients)
+
+
+def names_of(studies: Sequence[CohortStudy]) -> list[str]:
+    """Name studies for tables, with the folder that they are in where a patient has several of the same name."""
+    times = Counter((study.patient, study.path.name) for study in studies)
+    return [
+        study.path.name if times[study.patient, study.path.name] == 1 else f"{study.path.parent.name}/{study.path.name}"
+        for study in studies
+    ]
 
 
 def write_table(folder: Path, studies: Sequence[CohortStudy]) -> None:

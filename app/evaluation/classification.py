@@ -238,14 +238,14 @@ def _subgroup(name: str, test: Cohort, threshold: float, draw: _Draw) -> tuple[R
 
 
 def _group(name: str, value: str | None) -> str:
-    if value is None:
-        return "unknown"
     bounds = _RANGES.get(name)
-    if bounds is None:
-        return value
+    if value is None or bounds is None:
+        return value or "unknown"
     try:
         number = float(value)
     except ValueError:
+        number = np.nan
+    if not 0.0 <= number < np.inf:
         return "unknown"
     place = int(np.searchsorted(bounds, number, side="right"))
     if place == 0:

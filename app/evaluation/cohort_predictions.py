@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -12,7 +11,7 @@ import torch
 from app.cohort.cache import Preparation, StudiesUnusable, prepare, said_of
 from app.cohort.known_patients import read_record, refuse_known_patients
 from app.cohort.preparation import SEGMENTING, segmentation_hashes, slice_preparation
-from app.cohort.table import CohortStudy
+from app.cohort.table import CohortStudy, names_of
 from app.evaluation.predictions import Prediction, Refused
 from app.outcome import UsageError
 from models.classifier.network import Classifier
@@ -114,15 +113,6 @@ def held_out(studies: Sequence[CohortStudy]) -> list[CohortStudy]:
     if not any(study.split == "test" for study in judged):
         raise UsageError("the table has no test studies: covid-ct cohort FOLDER --split 70 15 15 makes splits")
     return judged
-
-
-def names_of(studies: Sequence[CohortStudy]) -> list[str]:
-    """Name studies for tables, with the folder that they are in where a patient has several of the same name."""
-    times = Counter((study.patient, study.path.name) for study in studies)
-    return [
-        study.path.name if times[study.patient, study.path.name] == 1 else f"{study.path.parent.name}/{study.path.name}"
-        for study in studies
-    ]
 
 
 def predictions_of(

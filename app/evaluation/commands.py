@@ -232,7 +232,8 @@ def evaluate_segmentation(arguments: argparse.Namespace) -> None:
         segment, nothing = from_models(arguments.model, networks), nothing_of(networks)
     with new_folder(arguments.output) as folder:
         scores = score_cohort(studies, segment, tell, DifferencesIn(folder), nothing)
-        write_segmentation(scores, folder, replicates=arguments.replicates, seed=arguments.seed)
+        chance = {"replicates": arguments.replicates, "seed": arguments.seed}
+        write_segmentation(scores, folder, in_given_lungs=arguments.in_given_lungs, **chance)
     print(arguments.output / "index.html")
 
 

@@ -63,7 +63,7 @@ positive. They have no probability, and all figures leave them out:
 <th>false positives at 95 % sensitivity</th><th>ECE</th></tr>
 {% for result in results %}
 <tr><td>{{ result.model }}</td><td class="n">{{ result.cohort | length }}</td>
-<td class="n">{{ result.cohort.patients.tolist() | unique | list | length }}</td>
+<td class="n">{{ result.cohort.patients.tolist() | unique(case_sensitive=true) | list | length }}</td>
 <td class="n">{{ result.cohort.labels.sum() }}</td><td>{{ result.auc.text }}</td><td>{{ result.fpr_at_95.text }}</td>
 <td class="n">{{ "%.3f" | format(result.calibration.before.expected_error) }}</td></tr>
 {% endfor %}
@@ -90,7 +90,8 @@ positive. They have no probability, and all figures leave them out:
 {% endfor %}
 {% for result in results %}
 <h2>{{ result.model }}</h2>
-<p>Of {{ result.cohort | length }} studies of {{ result.cohort.patients.tolist() | unique | list | length }} patients,
+<p>Of {{ result.cohort | length }} studies of
+{{ result.cohort.patients.tolist() | unique(case_sensitive=true) | list | length }} patients,
 {{ result.cohort.labels.sum() }} were positive. The area under the ROC curve was <strong>{{ result.auc.text }}</strong>;
 at a sensitivity of 95 %, the rate of false positives was <strong>{{ result.fpr_at_95.text }}</strong>.</p>
 <table>
@@ -131,7 +132,8 @@ SEGMENTATION = (
     + """<body>
 <h1>Evaluation of segmentation</h1>
 <p class="notice">{{ notice }} {{ software }}.</p>
-<p>On {{ content.studies }} studies of {{ content.patients }} patients.</p>
+<p>On {{ content.studies }} studies of {{ content.patients }} patients{{ ", in the lungs of the cohort" if
+content.in_given_lungs }}.</p>
 {% if content.refused %}
 <p class="notice">The system refused {{ content.refused_studies }} of the {{ content.studies }} studies, which count as
 studies in which it found nothing:

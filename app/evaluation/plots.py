@@ -73,7 +73,7 @@ def _draw_roc(results: Sequence[Classification], folder: Path) -> None:
         for result, colour, dash in zip(results, cycle(_COLOURS), cycle(_DASHES), strict=False):
             curve = roc_curve(result.cohort.labels, result.cohort.probabilities)
             label = f"{result.model}: AUC {result.auc.text}"
-            axes.plot(curve.fpr, curve.tpr, color=colour, linestyle=dash, drawstyle="steps-post", label=label)
+            axes.plot(curve.fpr, curve.tpr, color=colour, linestyle=dash, label=label)
         if len(results) == 1:
             _draw_band(results[0], axes)
         axes.axhline(0.95, color="0.6", linewidth=0.6, linestyle=":")

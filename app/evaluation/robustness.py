@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from app.cohort.images import bare_volume, load_study
-from app.cohort.table import CohortStudy
+from app.cohort.refusal import StudyRefused
+from app.cohort.table import CohortStudy, names_of
 from app.evaluation.networks import Networks
 from app.evaluation.overlap import dice, outside_ml, percent, surface_dice
-from app.evaluation.quality import QUALITIES, Quality
+from app.evaluation.quality import QUALITIES
 from app.evaluation.segmentation import TOLERANCE_MM, lungs_of
 from app.outcome import UsageError
 from models.morphology import BoolArray, Spacing
@@ -36,7 +37,10 @@ MEASURES = {
 
 @dataclass(frozen=True, slots=True)
 class Trial:
-    """What was measured of a study at one quality; ``refused`` is the reason code where no lungs were found."""
+    """What was measured of a study at one quality; ``refused`` is the reason code where the system refuses it.
+
+    No other study of the patient has its name.
+    """
 
     patient: str
     study: str
@@ -69,33 +73,31 @@ def try_qualities(
     if not known:
         raise UsageError("no study of the cohort has a mask of the lungs to judge by")
     trials = []
-    for number, study in enumerate(known, start=1):
-        volume = load_study(study)
-        upright = standard_volume(volume)
-        lungs = standard_arrangement(volume.grid).apply(lungs_of(study, volume.grid)) > 0
-        for name, quality in QUALITIES.items():
-            trial = _try(study, upright, lungs, networks, name, quality, np.random.default_rng(seed))
+    for number, (study, name) in enumerate(zip(known, names_of(known), strict=True), start=1):
+        for trial in _tried(study, name, networks, seed):
             trials.append(trial)
             said = ", ".join(f"{measure} {value:.3f}" for measure, value in trial.measures.items())
-            tell(f"study {number} of {len(known)}, {name}: {said or trial.refused}")
+            tell(f"study {number} of {len(known)}, {trial.quality}: {said or trial.refused}")
     return trials
 
 
-def _try(
-    study: CohortStudy,
-    upright: CTVolume,
-    lungs: BoolArray,
-    networks: Networks,
-    name: str,
-    quality: Quality,
-    rng: np.random.Generator,
-) -> Trial:
-    hu, spacing = quality(upright.hu.astype(np.float32), upright.grid.spacing, rng)
+def _tried(study: CohortStudy, name: str, networks: Networks, seed: int) -> Iterator[Trial]:
+    """Measure a study at every quality."""
     try:
-        measures = _measure(bare_volume(hu, spacing), lungs, upright.grid.spacing, networks)
-    except InputRefused as refusal:
-        return Trial(study.patient, study.name, name, {}, str(refusal.code))
-    return Trial(study.patient, study.name, name, measures)
+        volume = load_study(study)
+    except StudyRefused as refusal:
+        yield from (Trial(study.patient, name, quality, {}, refusal.code) for quality in QUALITIES)
+        return
+    upright = standard_volume(volume)
+    lungs = standard_arrangement(volume.grid).apply(lungs_of(study, volume.grid)) > 0
+    for quality, change in QUALITIES.items():
+        hu, spacing = change(upright.hu.astype(np.float32), upright.grid.spacing, np.random.default_rng(seed))
+        try:
+            measures = _measure(bare_volume(hu, spacing), lungs, upright.grid.spacing, networks)
+        except InputRefused as refusal:
+            yield Trial(study.patient, name, quality, {}, str(refusal.code))
+        else:
+            yield Trial(study.patient, name, quality, measures)
 
 
 def _measure(volume: CTVolume, truth: BoolArray, spacing: Spacing, networks: Networks) -> dict[str, float]:

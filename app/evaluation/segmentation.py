@@ -35,17 +35,22 @@ MEASURES = {
     "lesions_error_ml": "lesions, volume too large by (ml)",
     **{f"{kind.name.lower()}_dice": f"{kind.name.lower().replace('_', ' ')}, Dice" for kind in LesionType},
     "affected_dice": "affected lung by 2DS, Dice",
-    "involvement_error": "involvement too high by (percentage points)",
+    "lesions_error_percent": "lesions, share of the lungs too high by (percentage points)",
+    "involvement_error": "involvement by 2DS too high by (percentage points)",
 }
 """Name and description of every measure; NaN where it is undefined, as the Dice of lesions that are not there."""
 
 
 class Masks(NamedTuple):
-    """Lungs, lesions and affected lung of a study on the grid of its CT; None for what nobody has looked for."""
+    """Lungs, lesions and affected lung of a study on the grid of its CT; None for what nobody has looked for.
+
+    ``given`` says that the lungs are the true ones, so that nothing is to be said of them.
+    """
 
     lungs: LabelArray
     lesions: LabelArray | None
     affected: BoolArray | None = None
+    given: bool = False
 
 
 Segment = Callable[[CohortStudy, CTVolume], Masks]
@@ -126,18 +131,26 @@ def _score(
 def measure(truth: Masks, found: Masks, spacing: tuple[float, float, float]) -> dict[str, float]:
     """Return all :data:`MEASURES` of one study, whose true lesions are known."""
     assert truth.lesions is not None  # noqa: S101 - as documented
-    values = dict.fromkeys(MEASURES, nan) | _overlap("lungs", truth.lungs, found.lungs, spacing)
+    values = dict.fromkeys(MEASURES, nan)
+    ill = truth.lesions > 0
+    if not found.given:
+        values |= _overlap("lungs", truth.lungs, found.lungs, spacing)
     if found.affected is not None:
-        values["affected_dice"] = dice(truth.lesions > 0, found.affected)
+        values["affected_dice"] = dice(ill, found.affected)
+        values["involvement_error"] = _share(found.affected, found.lungs) - _share(ill, truth.lungs)
     if found.lesions is None:
         return values
     values |= _overlap("lesions", truth.lesions, found.lesions, spacing)
-    if not (truth.lesions == UNKNOWN_TYPE).any():
+    values["lesions_error_percent"] = _share(found.lesions > 0, found.lungs) - _share(ill, truth.lungs)
+    if ill.any() and not (truth.lesions == UNKNOWN_TYPE).any():  # of healthy lungs nobody has stated types
         for kind in LesionType:
             values[f"{kind.name.lower()}_dice"] = dice(truth.lesions == kind, found.lesions == kind)
-    share = percent(found.lesions > 0, found.lungs > 0) if found.lungs.any() else 0.0
-    values["involvement_error"] = share - percent(truth.lesions > 0, truth.lungs > 0)
     return values
+
+
+def _share(part: BoolArray, lungs: LabelArray) -> float:
+    """Return how much of the lungs is affected, in percent; of no lungs nothing."""
+    return percent(part, lungs > 0) if lungs.any() else 0.0
 
 
 def _overlap(name: str, truth: LabelArray, found: LabelArray, spacing: tuple[float, float, float]) -> dict[str, float]:

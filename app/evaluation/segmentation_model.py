@@ -51,7 +51,7 @@ def from_models(folder: Path, networks: Networks) -> Segment:
         unet, two_ds = networks.lesions, networks.involvement
         lesions = None if unet is None else segment_lesions(volume, lungs, unet).labels
         affected = None if two_ds is None else segment_involvement(volume, lungs, two_ds).mask
-        return Masks(lungs.labels, lesions, affected)
+        return Masks(lungs.labels, lesions, affected, given=networks.lungs is None)
 
     return segment
 

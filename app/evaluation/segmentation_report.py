@@ -20,7 +20,9 @@ from operators.volume import CTVolume
 _MOST_LISTED = 10
 
 
-def write_segmentation(scores: Sequence[StudyScore], folder: Path, *, replicates: int, seed: int) -> None:
+def write_segmentation(
+    scores: Sequence[StudyScore], folder: Path, *, in_given_lungs: bool, replicates: int, seed: int
+) -> None:
     """Write ``segmentation.json``, ``segmentation.csv``, ``index.html`` and ``dice``.
 
     Parameters
@@ -29,6 +31,8 @@ def write_segmentation(scores: Sequence[StudyScore], folder: Path, *, replicates
         At least one; what :class:`DifferencesIn` drew of them is shown.
     folder : Path
         Must exist.
+    in_given_lungs : bool
+        Lesions were looked for in the lungs of the cohort.
     replicates, seed : int
         Of the bootstrap.
     """
@@ -39,6 +43,7 @@ def write_segmentation(scores: Sequence[StudyScore], folder: Path, *, replicates
     content = {
         "software": {"name": NAME, "version": VERSION},
         "notice": RESEARCH_NOTICE,
+        "in_given_lungs": in_given_lungs,
         "replicates": replicates,
         "studies": len(scores),
         "patients": len({score.patient for score in scores}),

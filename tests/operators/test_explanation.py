@@ -69,18 +69,26 @@ def test_a_network_in_double_precision_explains_too() -> None:
 
 
 def hand_made(lung_value: float) -> tuple[Classification, Explanation]:
-    """A ring of lung around one air voxel; relevance 3 in the ring, 2 in the air, -5 and 2 outside."""
-    inputs = np.zeros((1, 2, 7, 7), np.float32)
-    inputs[0, 0, 2:5, 2:5] = lung_value
-    inputs[0, 0, 3, 3] = 0.0
-    ct, lesions = np.zeros((2, 1, 7, 7), np.float32)
-    ct[0, 2, 2], ct[0, 3, 3], ct[0, 0, 0], lesions[0, 6, 6] = 3.0, 2.0, -5.0, 2.0
-    grid = axial_grid((1, 7, 7))
+    """Lung all around one air voxel of the middle slice; relevance 3 in the lung, 2 in the air, -5 and 2 outside."""
+    inputs = np.zeros((3, 2, 7, 7), np.float32)
+    inputs[:, 0, 2:5, 2:5] = lung_value
+    inputs[1, 0, 3, 3] = 0.0
+    ct, lesions = np.zeros((2, 3, 7, 7), np.float32)
+    ct[1, 2, 2], ct[1, 3, 3], ct[1, 0, 0], lesions[1, 6, 6] = 3.0, 2.0, -5.0, 2.0
+    grid = axial_grid((3, 7, 7))
     return Classification(inputs, grid, (0.0, 0.0), 0.5, 0.5), Explanation(ct, lesions, grid, 1, 2.0)
 
 
 def test_lung_share_counts_absolute_relevance_of_both_channels_and_enclosed_air() -> None:
     assert lung_share(*hand_made(0.4)) == pytest.approx(5 / 12)
+
+
+def test_the_dome_of_the_diaphragm_is_no_lung() -> None:
+    """Lung is all around it in a slice, and not below."""
+    classification, explanation = hand_made(0.4)
+    inputs = classification.inputs.copy()
+    inputs[0, 0, 3, 3] = 0.0
+    assert lung_share(replace(classification, inputs=inputs), explanation) == pytest.approx(3 / 12)
 
 
 def test_lung_share_without_relevance_is_zero() -> None:

@@ -87,7 +87,8 @@ def test_a_test_split_of_one_class_is_refused() -> None:
 
 def test_co_rads_and_groups_are_counted() -> None:
     def classed(each: Prediction, number: int) -> Prediction:
-        groups = {"site": "AB"[number % 2], "age": str(30 + number), "slice_thickness": "many" if number else "1.0"}
+        unusable = ("many", "nan", "-1", "inf")[number % 4]
+        groups = {"site": "AB"[number % 2], "age": str(30 + number), "slice_thickness": unusable if number else "1.0"}
         return _prediction(number, each.label, each.probability, co_rads=1 + number % 3, groups=groups)
 
     predictions = [classed(each, k) for k, each in enumerate(_cohort(2, n=60))]

@@ -22,6 +22,7 @@ from models.store import save_weights
 from operators.volume import FloatArray
 from tests.app.tiny_run import threshold_network
 from tests.app.training.small import write_segmentation
+from tests.builders import write_series
 
 SPACING = (2.0, 0.8, 0.8)
 
@@ -148,6 +149,30 @@ def test_a_quality_at_which_nothing_is_found_is_said(tmp_path: Path) -> None:
     trials = json.loads((tmp_path / "out" / "robustness.json").read_text())["trials"]
     assert {trial["refused"] for trial in trials} == {"NO_LUNGS"}
     assert "| as it is | NO_LUNGS |" in (tmp_path / "out" / "robustness.md").read_text()
+
+
+def test_studies_that_cannot_be_loaded_are_said_and_others_of_their_name_told_apart(tmp_path: Path) -> None:
+    """Both studies of the patient are called ct; slices are missing in them, which the system refuses."""
+    cohort = _cohort(tmp_path)
+    rows = [("patient", "study", "label", "lungs")]
+    for when in ("first", "second"):
+        folder = tmp_path / when / "ct"
+        folder.parent.mkdir()
+        for path in write_series(folder, np.full((48, 48, 60), 40), (3.0, 6.0, 6.0), study=when)[20:24]:
+            path.unlink()
+        rows.append(("p", f"{when}/ct", "1", "a_lungs.nii.gz"))
+    with (cohort / "cohort.csv").open("w", newline="") as file:
+        csv.writer(file).writerows(rows)
+    settings = {"spacing": [10.0, 10.0, 10.0]}
+    save_weights(tmp_path / "models" / "lungs", _blind(), {"name": "test", "version": "0"}, settings)
+    arguments = ["--cohort", str(cohort), "-m", str(tmp_path / "models"), "-o", str(tmp_path / "out")]
+    assert main(["evaluate", "robustness", *arguments]) == 0
+    trials = json.loads((tmp_path / "out" / "robustness.json").read_text())["trials"]
+    assert {(trial["study"], trial["refused"]) for trial in trials} == {
+        ("first/ct", "MISSING_SLICES"),
+        ("second/ct", "MISSING_SLICES"),
+    }
+    assert "| | first/ct | second/ct |" in (tmp_path / "out" / "robustness.md").read_text()
 
 
 def _blind() -> DeepMedic:

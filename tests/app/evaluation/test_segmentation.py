@@ -80,7 +80,21 @@ def test_measures_are_those_of_counts() -> None:
         2 * (kind[0] & kind[1]).sum() / (kind[0].sum() + kind[1].sum())
     )
     shares = [100 * lesions.sum() / (lungs > 0).sum() for lungs, lesions in ((found.lungs, seen), (truth.lungs, true))]
-    assert values["involvement_error"] == pytest.approx(shares[0] - shares[1])
+    assert values["lesions_error_percent"] == pytest.approx(shares[0] - shares[1])
+    twice = found._replace(affected=found.lungs > 0)
+    assert measure(truth, twice, SPACING)["involvement_error"] == pytest.approx(100 - shares[1]), "that of 2DS"
+    assert np.isnan(measure(truth, found._replace(affected=None), SPACING)["involvement_error"])
+    given = measure(truth, found._replace(given=True), SPACING)
+    assert all(np.isnan(value) == name.startswith("lungs_") for name, value in given.items())
+
+
+def test_of_lungs_without_lesions_no_type_is_judged() -> None:
+    """Whoever marked lesions of unknown type in others has stated none here."""
+    healthy, found = _random(0), _random(1)
+    assert healthy.lesions is not None
+    values = measure(healthy._replace(lesions=np.zeros_like(healthy.lesions)), found, SPACING)
+    assert values["lesions_dice"] == 0.0
+    assert all(np.isnan(values[f"{kind.name.lower()}_dice"]) for kind in LesionType)
 
 
 def test_perfect_masks_are_perfect() -> None:
@@ -239,7 +253,7 @@ def test_studies_that_the_system_refuses_count_as_those_in_which_nothing_is_foun
         for measured in ("lungs_dice", "lungs_surface_dice", "lesions_dice", "lesions_surface_dice"):
             assert float(values[study, measured]) == 0.0
         assert float(values[study, "lungs_error_ml"]) == pytest.approx(-true_ml)
-        assert float(values[study, "involvement_error"]) == pytest.approx(-true_percent)
+        assert float(values[study, "lesions_error_percent"]) == pytest.approx(-true_percent)
         assert values[study, "affected_dice"] == "", "nobody looked for it"
     page = (output / "index.html").read_text("utf-8")
     assert "refused 2 of the 3 studies" in page
@@ -258,10 +272,11 @@ def test_masks_of_a_study_that_cannot_be_loaded_are_not_taken_for_nothing(tmp_pa
 
 def test_where_no_lungs_are_found_no_part_of_them_is_affected() -> None:
     truth = _random(0)
-    nothing = Masks(np.zeros_like(truth.lungs), np.zeros_like(truth.lungs))
+    nothing = Masks(np.zeros_like(truth.lungs), np.zeros_like(truth.lungs), truth.lungs > 9)
     assert truth.lesions is not None
     share = 100 * (truth.lesions > 0).sum() / (truth.lungs > 0).sum()
-    assert measure(truth, nothing, SPACING)["involvement_error"] == pytest.approx(-share)
+    for name in ("lesions_error_percent", "involvement_error"):
+        assert measure(truth, nothing, SPACING)[name] == pytest.approx(-share)
 
 
 @pytest.mark.slow
@@ -292,8 +307,8 @@ def test_what_nobody_looked_for_is_undefined() -> None:
     whole = measure(truth, found, SPACING)
     lungs = {name for name in MEASURES if name.startswith("lungs")}
     for part, known in (
-        (Masks(found.lungs, None, found.affected), lungs | {"affected_dice"}),
-        (Masks(found.lungs, found.lesions), MEASURES.keys() - {"affected_dice"}),
+        (Masks(found.lungs, None, found.affected), lungs | {"affected_dice", "involvement_error"}),
+        (Masks(found.lungs, found.lesions), MEASURES.keys() - {"affected_dice", "involvement_error"}),
     ):
         values = measure(truth, part, SPACING)
         assert {name for name, value in values.items() if not math.isnan(value)} == known
@@ -303,7 +318,7 @@ def test_what_nobody_looked_for_is_undefined() -> None:
 def test_lesions_are_looked_for_in_the_lungs_that_are_given(
     cohort: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """No lung network is needed, and what is judged are the given lungs; nor need there be both lesion networks."""
+    """No lung network is needed, and nothing is said of lungs; nor need there be both lesion networks."""
     models, output = tmp_path / "models", tmp_path / "out"
     write_segmentation(models)
     command = ["evaluate", "segmentation", "--cohort", str(cohort), "-m", str(models), "-o", str(output)]
@@ -312,8 +327,11 @@ def test_lesions_are_looked_for_in_the_lungs_that_are_given(
     assert main(command) == 64
     assert "model lungs: cannot read" in capsys.readouterr().err
     assert main([*command, "--in-given-lungs", "--only", "p000", "--replicates", "100"]) == 0
-    means = json.loads((output / "segmentation.json").read_text("utf-8"))["means"]
-    assert means["lungs_dice"]["value"] == means["lungs_surface_dice"]["value"] == 1.0
+    content = json.loads((output / "segmentation.json").read_text("utf-8"))
+    assert content["in_given_lungs"] is True
+    means = content["means"]
+    assert means["lungs_dice"]["value"] is means["lungs_surface_dice"]["value"] is None
+    assert "1 patients, in the lungs of the cohort." in " ".join((output / "index.html").read_text("utf-8").split())
     assert 0.0 <= means["affected_dice"]["value"] <= 1.0
     assert math.isnan(means["lesions_dice"]["value"] or math.nan)
     shutil.rmtree(models / "involvement")
