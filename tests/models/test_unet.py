@@ -1,9 +1,12 @@
 """The two U-Nets: sizes, shapes, and instance normalisation."""
 
 import itertools
+from collections.abc import Mapping
 
 import pytest
 import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
 
 from models.involvement.network import WIDTHS as WIDTHS_2D
 from models.involvement.network import InvolvementNetwork
@@ -32,7 +35,7 @@ def test_lesion_network_has_16_3_million_parameters() -> None:
 def test_involvement_network_has_five_levels_and_16_features() -> None:
     network = InvolvementNetwork()
     assert network.factor == 2**4
-    assert network.encoder[0][0].out_channels == 16
+    assert network.encoder[0][0].out_channels == 16  # type: ignore[index]
     assert sum(p.numel() for p in network.parameters() if p.dim() > 1) == _convolution_weights(WIDTHS_2D, 9, 1)
 
 
@@ -40,6 +43,76 @@ def test_involvement_network_has_five_levels_and_16_features() -> None:
 def test_output_has_the_size_of_the_input(dimensions: int, shape: tuple[int, ...]) -> None:
     network = UNet(dimensions, ((4, 4), (8, 8), (8, 16)), classes=3)  # type: ignore[arg-type]
     assert network(torch.rand(2, 1, *shape)).shape == (2, 3, *shape)
+
+
+def _convolved(x: Tensor, weights: Tensor) -> Tensor:
+    """Sum over the offsets of the kernel: what lies beyond the image is 0."""
+    sizes = x.shape[2:]
+    padded = F.pad(x, [1, 1] * len(sizes))
+    result = x.new_zeros(len(x), len(weights), *sizes)
+    for offset in itertools.product(range(3), repeat=len(sizes)):
+        moved = padded
+        for axis, (start, size) in enumerate(zip(offset, sizes, strict=True), start=2):
+            moved = moved.narrow(axis, start, size)
+        result += torch.einsum("oi,bi...->bo...", weights[:, :, *offset], moved)
+    return result
+
+
+def _double_convolution(x: Tensor, weights: Mapping[str, Tensor], name: str) -> Tensor:
+    spatial = tuple(range(2, x.ndim))
+    for convolution, norm in ((0, 1), (3, 4)):
+        x = _convolved(x, weights[f"{name}.{convolution}.weight"])
+        mean = x.mean(spatial, keepdim=True)
+        variance = (x - mean).square().mean(spatial, keepdim=True)
+        factor, offset = (
+            weights[f"{name}.{norm}.{kind}"].reshape(-1, *(1 for _ in spatial)) for kind in ("weight", "bias")
+        )
+        x = (x - mean) / (variance + 1e-5).sqrt() * factor + offset
+        x = torch.where(x > 0, x, x / 100)
+    return x
+
+
+def _largest_of_two(x: Tensor) -> Tensor:
+    for axis in range(2, x.ndim):
+        x = x.reshape(*x.shape[:axis], -1, 2, *x.shape[axis + 1 :]).amax(axis + 1)
+    return x
+
+
+def _twice_as_fine(x: Tensor) -> Tensor:
+    """Each sample is parted in two, a quarter of a step to either side; beyond the outer ones nothing changes."""
+    for axis in range(2, x.ndim):
+        first, last = x.narrow(axis, 0, 1), x.narrow(axis, x.shape[axis] - 1, 1)
+        before = torch.cat([first, x.narrow(axis, 0, x.shape[axis] - 1)], axis)
+        after = torch.cat([x.narrow(axis, 1, x.shape[axis] - 1), last], axis)
+        x = torch.stack([0.75 * x + 0.25 * before, 0.75 * x + 0.25 * after], axis + 1).flatten(axis, axis + 1)
+    return x
+
+
+def _u_net(x: Tensor, weights: Mapping[str, Tensor]) -> Tensor:
+    """A U-Net of three levels."""
+    fine = _double_convolution(x, weights, "encoder.0")
+    middle = _double_convolution(_largest_of_two(fine), weights, "encoder.1")
+    coarse = _double_convolution(_largest_of_two(middle), weights, "encoder.2")
+    middle = _double_convolution(torch.cat([_twice_as_fine(coarse), middle], 1), weights, "decoder.0")
+    fine = _double_convolution(torch.cat([_twice_as_fine(middle), fine], 1), weights, "decoder.1")
+    head = weights["head.weight"].flatten(1)
+    bias = weights["head.bias"].reshape(-1, *(1 for _ in x.shape[2:]))
+    return torch.einsum("oi,bi...->bo...", head, fine) + bias
+
+
+@pytest.mark.parametrize("batch", [1, 2])
+@pytest.mark.parametrize("shape", [(12, 20), (8, 12, 16)])
+def test_the_network_is_the_u_net_that_is_written_out_here(batch: int, shape: tuple[int, ...]) -> None:
+    torch.manual_seed(0)
+    network = UNet(len(shape), ((4, 4), (8, 8), (8, 16)), classes=3).double().eval()  # type: ignore[arg-type]
+    with torch.no_grad():
+        for module in network.modules():
+            if isinstance(module, InstanceNorm):
+                module.weight.normal_(1.0, 0.3)
+                module.bias.normal_(0.0, 0.3)
+    x = torch.rand(batch, 1, *shape, dtype=torch.float64)
+    with torch.inference_mode():
+        torch.testing.assert_close(network(x), _u_net(x, network.state_dict()), rtol=0, atol=1e-9)
 
 
 @pytest.mark.parametrize("batch", [1, 3])
@@ -77,7 +150,7 @@ def test_instance_norm_keeps_channels_last(batch: int) -> None:
 def test_bfloat16_gradients_are_those_of_float32(depth: int) -> None:
     """Also on two slices, where PyTorch's own gradient of the weights holds what was in memory before."""
     torch.manual_seed(0)
-    convolution = Conv3d(16, 32, 3, padding=1, bias=False).to(memory_format=torch.channels_last_3d)
+    convolution = Conv3d(16, 32, 3, padding=1, bias=False).to(memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
     x, weights = torch.rand(1, 16, depth, 12, 12).requires_grad_(), torch.randn(1, 32, depth, 12, 12)
 
     def gradients(lowered: bool) -> tuple[torch.Tensor, ...]:
@@ -145,7 +218,53 @@ def test_involvement_is_a_probability_for_any_size() -> None:
     network = UNet(2, ((4, 4), (8, 8)), classes=1).eval().double()
     network.patch = (64, 48)  # type: ignore[assignment]
     image = torch.rand(5, 150, 40, dtype=torch.float64)
-    got = predict_2d(network, image, batch=4)
+    got = predict_2d(network, image, batch=4)  # type: ignore[arg-type]
     assert got.shape == image.shape
     assert 0.0 <= float(got.min()) <= float(got.max()) <= 1.0
-    torch.testing.assert_close(got, predict_2d(network, image, batch=5), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(got, predict_2d(network, image, batch=5), rtol=1e-4, atol=1e-5)  # type: ignore[arg-type]
+
+
+class _Slanted(nn.Module):
+    """Gives logits of the image that rise along the rows and columns of each patch, and notes the patches."""
+
+    patch = (32, 16)
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: list[tuple[int, ...]] = []
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.seen.append(tuple(x.shape))
+        return 4 * x - 2 + _slant(self.patch)
+
+
+def _slant(patch: tuple[int, int]) -> Tensor:
+    rows, columns = (torch.arange(size) / size for size in patch)
+    return rows[:, None] - 2 * columns
+
+
+def test_patches_of_the_involvement_network_are_blended_into_one() -> None:
+    """The logits of patches a quarter of which overlaps, weighted by a Gaussian of an eighth of their size."""
+    torch.manual_seed(0)
+    network, image = _Slanted(), torch.rand(5, 40, 34)
+    weight = torch.ones(1)
+    for size in network.patch:
+        distance = torch.arange(size) - (size - 1) / 2
+        weight = weight[..., None] * torch.exp(-0.5 * (distance / (size / 8)) ** 2)
+    weight = weight[0].clamp(min=1e-3)
+    total, weights = torch.zeros(image.shape), torch.zeros(image.shape[1:])
+    for row, column in itertools.product((0, 8), (0, 12, 18)):
+        where = (slice(row, row + 32), slice(column, column + 16))
+        total[:, *where] += weight * (4 * image[:, *where] - 2 + _slant(network.patch))
+        weights[where] += weight
+    got = predict_2d(network, image, batch=2)  # type: ignore[arg-type]
+    torch.testing.assert_close(got, 1 / (1 + torch.exp(-total / weights)), rtol=0, atol=1e-5)
+    assert {size[1:] for size in network.seen} == {(1, 32, 16)}
+    assert max(size[0] for size in network.seen) == 2
+
+
+def test_involvement_of_less_than_a_patch_is_that_of_its_place_in_it() -> None:
+    image = torch.rand(3, 20, 9)
+    got = predict_2d(_Slanted(), image)  # type: ignore[arg-type]
+    expected = torch.sigmoid(4 * image - 2 + _slant((32, 16))[6:26, 3:12])
+    torch.testing.assert_close(got, expected, rtol=0, atol=1e-5)

@@ -7,10 +7,11 @@ from itertools import permutations, product
 import numpy as np
 import pytest
 
-from operators.findings import Explanation, Lesions, Lung, Lungs
+from operators.findings import Explanation, Involvement, Lesions, Lung, Lungs
 from operators.orientation import (
     arrangement_like,
     explanation_like,
+    involvement_on,
     lesions_on,
     lungs_on,
     standard_arrangement,
@@ -66,10 +67,13 @@ def test_findings_go_to_the_standard_arrangement_and_back(axes: tuple[int, ...],
         (standard_lungs, lungs_on, Lungs),
         (standard_lesions, lesions_on, Lesions),
     ):
-        upright = standard(kind(other_labels, other_grid))  # type: ignore[operator]
+        upright = standard(kind(other_labels, other_grid))  # type: ignore[arg-type]
         np.testing.assert_array_equal(upright.labels, labels)
         assert upright.grid.matches(grid)
-        np.testing.assert_array_equal(back(other_grid, upright).labels, other_labels)  # type: ignore[operator]
+        np.testing.assert_array_equal(back(other_grid, upright).labels, other_labels)  # type: ignore[arg-type]
+    involvement = involvement_on(other_grid, Involvement(labels > 0, grid))
+    np.testing.assert_array_equal(involvement.mask, other_labels > 0)
+    assert involvement.grid.matches(other_grid)
     volume = CTVolume(other, other_grid, ct_volume(values).headers[:1], (0,))
     np.testing.assert_array_equal(standard_volume(volume).hu, values)
 
