@@ -36,7 +36,6 @@ from tests.app.tiny_run import (
     arguments,
     run,
     run_as_a_person,
-    write_lungs,
     write_models,
 )
 from tests.builders import write_series
@@ -67,8 +66,11 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def series(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two lungs of 28 x 14 x 9 (right) and x 7 voxels of 108 cubic mm in soft tissue."""
     folder = tmp_path_factory.mktemp("series")
-    write_lungs(folder)
+    hu = np.full((36, 24, 30), 40.0)
+    hu[4:32, 5:19, 4:13] = hu[4:32, 5:19, 18:25] = -850.0
+    write_series(folder, hu, SPACING, PatientName="Doe^Jane", PatientID="4711")
     return folder
 
 
@@ -129,8 +131,9 @@ def test_the_result_lists_exactly_what_is_there(finished: tuple[Path, str]) -> N
 def test_the_result_is_what_the_graph_measured(finished: tuple[Path, str], models: Path) -> None:
     result = _result(finished[0])
     total, left, right = (result["measurements"][name] for name in ("total", "left", "right"))
-    assert left["volume_ml"] == pytest.approx(28 * 14 * 9 * 0.108)
-    assert right["volume_ml"] == pytest.approx(left["volume_ml"])
+    assert left["volume_ml"] == pytest.approx(28 * 14 * 7 * 0.108)
+    assert right["volume_ml"] == pytest.approx(28 * 14 * 9 * 0.108)
+    assert total["volume_ml"] == pytest.approx(28 * 14 * 16 * 0.108)
     assert total["mean_hu"] == pytest.approx(-850.0)
     assert result["decision"] == ("positive" if result["probability"] >= 0.5 else "negative")
     for task, model in result["models"].items():

@@ -141,15 +141,17 @@ def test_a_launcher_may_ignore_the_end_of_children(tmp_path: Path) -> None:
 
 
 def test_the_end_of_a_terminal_is_nothing_where_it_is_to_be_ignored(tmp_path: Path) -> None:
-    """As under nohup."""
+    """As under nohup: the parent lives on and does not hand it on. Of two signals the lower number comes first."""
     work = """
+    signal.signal(signal.SIGHUP, lambda *_: os._exit(9))
+    signal.signal(signal.SIGTERM, lambda *_: os._exit(3))
     folder.joinpath("ready").touch()
-    time.sleep(0.5)
-    return 3
+    time.sleep(60)
     """
     with _start(tmp_path, work, "SIG_IGN") as process:
         _wait_for(tmp_path / "ready")
         process.send_signal(signal.SIGHUP)
+        process.terminate()
         process.communicate()
     assert process.returncode == 3
 

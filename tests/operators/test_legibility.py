@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from itertools import combinations
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -11,9 +12,11 @@ from matplotlib.colors import to_rgb
 from matplotlib.text import Text
 
 from operators.codes import LEFT_LUNG_COLOR, LESION_TERMS, RIGHT_LUNG_COLOR
+from operators.findings import Lesions, Lungs
 from operators.page import DPI, RELEVANCE_COLORS, WIDTH, Page
-from operators.rendering import render_overlay
+from operators.rendering import Study, render_overlay
 from operators.summary_page import Summary, render_summary
+from operators.volume import CTVolume, Grid
 from tests.operators.dicom_results import case, provenance
 
 Color = npt.NDArray[np.float64]
@@ -71,6 +74,79 @@ def texts(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> li
     else:
         render_overlay(found.study, 5)
     return [text for text in pages[0].figure.findobj(Text) if text.get_text() and text.get_visible()]
+
+
+def _place(text: Text) -> tuple[float, float]:
+    x, y = text.get_position()
+    return float(x), float(y)
+
+
+@pytest.fixture
+def panels(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, tuple[float, float]]]:
+    """Of each panel that is drawn, the places of its words: to the right and up."""
+    drawn: list[dict[str, tuple[float, float]]] = []
+    draw = Page.plane
+
+    def plane(page: Page, *what: Any) -> None:
+        before = len(page.figure.texts)
+        draw(page, *what)
+        drawn.append({text.get_text(): _place(text) for text in page.figure.texts[before:]})
+
+    monkeypatch.setattr(Page, "plane", plane)
+    return drawn
+
+
+def _letters(panel: dict[str, tuple[float, float]]) -> tuple[str, str]:
+    """Letters of a panel: those beside it from left to right, those above and below it from the top."""
+    letters = [word for word in panel if len(word) == 1]
+    assert len(letters) == 4
+    xs, ys = ({letter: panel[letter][axis] for letter in letters} for axis in (0, 1))
+    by_x = sorted(letters, key=lambda letter: xs[letter])
+    by_y = sorted(letters, key=lambda letter: -ys[letter])
+    return by_x[0] + by_x[-1], by_y[0] + by_y[-1]
+
+
+def _mirrored(study: Study) -> Study:
+    """The same study whose columns run from the left of the patient to the right."""
+    grid = study.volume.grid
+    affine = np.array(grid.affine)
+    affine[:, 3] = affine @ [0, 0, grid.shape[2] - 1, 1]
+    affine[:3, 2] *= -1
+    other = Grid(grid.shape, affine)
+    return Study(
+        CTVolume(np.ascontiguousarray(study.volume.hu[..., ::-1]), other, study.volume.headers),
+        Lungs(np.ascontiguousarray(study.lungs.labels[..., ::-1]), other),
+        Lesions(np.ascontiguousarray(study.lesions.labels[..., ::-1]), other),
+        study.classification,
+        study.explanation,
+    )
+
+
+@pytest.mark.parametrize("mirrored", [False, True])
+def test_letters_of_a_key_slice_are_on_the_sides_that_they_name(
+    panels: list[dict[str, tuple[float, float]]], mirrored: bool
+) -> None:
+    study = case().study
+    render_overlay(_mirrored(study) if mirrored else study, 5)
+    assert [_letters(panel) for panel in panels] == [("LR" if mirrored else "RL", "AP")] * 4
+
+
+@pytest.mark.parametrize("mirrored", [False, True])
+def test_letters_of_the_summary_are_on_the_sides_that_they_name(
+    panels: list[dict[str, tuple[float, float]]], mirrored: bool
+) -> None:
+    """It shows any study as radiologists look at it: the patient's right is on the left, the head is up."""
+    found = case()
+    study = _mirrored(found.study) if mirrored else found.study
+    render_summary(Summary(study, found.measurements, (), provenance().models.records))
+    titles = [next(word for word in panel if len(word) > 1).partition("\n")[0] for panel in panels]
+    named = {title: _letters(panel) for title, panel in zip(titles, panels, strict=True)}
+    assert named == {
+        "axial, lesions": ("RL", "AP"),
+        "axial, relevance": ("RL", "AP"),
+        "coronal, lesions": ("RL", "HF"),
+        "coronal, relevance": ("RL", "HF"),
+    }
 
 
 def test_words_are_large_enough_on_a_screen_of_1024_pixels(texts: list[Text]) -> None:

@@ -17,9 +17,9 @@ from operators.pm_writer import CHANNELS, cropped_to_lungs, make_parametric_map
 from tests.operators.dicom_results import CASES, Case, assert_valid, case, multi_frame, provenance, written
 
 
-def _with_lungs(found: Case) -> Case:
+def _with_lungs(found: Case, rows: slice = slice(6, 14), columns: slice = slice(4, 20)) -> Case:
     inputs = np.zeros_like(found.classification.inputs)
-    inputs[:, 0, 6:14, 4:20] = 0.5
+    inputs[:, 0, rows, columns] = 0.5
     return replace(found, classification=replace(found.classification, inputs=inputs))
 
 
@@ -45,17 +45,32 @@ def test_values_come_back_where_they_are_in_the_patient(channel: str, tmp_path: 
     assert 0 < kept <= 1
 
 
-def test_crop_keeps_the_lungs_with_a_margin_and_all_slices() -> None:
-    found = _with_lungs(case())
-    cropped = cropped_to_lungs(found.classification, found.explanation)
-    _, dy, dx = found.explanation.grid.spacing
-    first = np.linalg.inv(found.explanation.grid.affine) @ cropped.grid.affine @ [0, 0, 0, 1]
-    row, column = round(first[1]), round(first[2])
-    assert row == max(0, int(6 - 8.0 / dy))
-    assert column == max(0, int(4 - 8.0 / dx))
-    assert cropped.grid.shape[0] == found.explanation.grid.shape[0]
-    rows, columns = cropped.grid.shape[1:]
-    np.testing.assert_array_equal(cropped.ct, found.explanation.ct[:, row : row + rows, column : column + columns])
+@pytest.mark.parametrize(
+    ("rows", "columns", "shape"),
+    [
+        (slice(6, 14), slice(4, 20), (12, 13, 21)),
+        (slice(14, 19), slice(12, 23), (12, 9, 15)),  # 8 mm would lead over the end of both
+        (slice(1, 3), slice(2, 4), (12, 5, 6)),  # and over their start
+    ],
+    ids=["in the middle", "near the bottom right", "near the top left"],
+)
+def test_crop_keeps_the_lungs_with_a_margin_and_all_slices(
+    rows: slice, columns: slice, shape: tuple[int, int, int]
+) -> None:
+    """Pixels are 3 mm. All within 8 mm of the lungs stay, and next to nothing else; counted pixel by pixel."""
+    found = _with_lungs(case(), rows, columns)
+    whole = found.explanation
+    cropped = cropped_to_lungs(found.classification, whole)
+    assert cropped.grid.shape == cropped.ct.shape == cropped.lesions.shape == shape
+    starts = np.rint(np.linalg.inv(whole.grid.affine) @ cropped.grid.affine @ [0, 0, 0, 1])[1:3].astype(int).tolist()
+    for lung, start, kept, size in zip((rows, columns), starts, shape[1:], whole.grid.shape[1:], strict=True):
+        near = [at for at in range(size) if any(3.0 * abs(at - there) <= 8.0 for there in range(size)[lung])]
+        assert max(0, near[0] - 1) <= start <= near[0]
+        assert near[-1] <= start + kept - 1 <= min(size - 1, near[-1] + 1)
+    (row, column), (_, height, width) = starts, shape
+    place = slice(None), slice(row, row + height), slice(column, column + width)
+    np.testing.assert_array_equal(cropped.ct, whole.ct[place])
+    np.testing.assert_array_equal(cropped.lesions, whole.lesions[place])
 
 
 def test_without_lungs_nothing_is_cropped() -> None:

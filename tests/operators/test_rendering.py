@@ -1,14 +1,16 @@
 import copy
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import pytest
+from scipy.ndimage import binary_erosion
 from scipy.spatial.transform import Rotation
 
 from operators.codes import LESION_TERMS
 from operators.findings import Explanation, Lesions, LesionType
-from operators.page import direction_letter, relevance_rgba, window
+from operators.page import RELEVANCE_COLORS, Page, direction_letter, relevance_rgba, window
 from operators.remarks import Remark, RemarkCode
 from operators.rendering import Study, _KeySlicePage, relevance_limit, relevance_on_slice, render_overlay, stated
 from operators.volume import CTVolume, Grid
@@ -195,10 +197,47 @@ def test_a_channel_without_relevance_has_no_colour_scale() -> None:
     assert silent.any()
 
 
-def test_the_scale_is_that_of_the_volume_not_of_the_slice() -> None:
+def _opacity(drawn: Image, bare: Image, color: npt.ArrayLike) -> float:
+    """How opaque a colour lies over the middle of where two pictures differ."""
+    inside = binary_erosion(np.any(drawn != bare, axis=-1), iterations=30)
+    assert inside.sum() > 100
+    over, under = drawn[inside].astype(float), bare[inside].astype(float)
+    full = 255.0 * np.asarray(color) - under
+    return float(np.median(((over - under) * full).sum(axis=-1) / (full**2).sum(axis=-1)))
+
+
+def test_the_scale_is_that_of_the_volume_not_of_the_slice(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of 100 pixels each, those in slice 2 have four times the relevance of those in slice 5, which is shown."""
     study = case().study
-    assert study.ct_limit == relevance_limit(study.explanation.ct)
-    assert study.lesions_limit == relevance_limit(study.explanation.lesions)
+    heatmaps = [np.zeros_like(study.explanation.ct) for _ in range(2)]
+    for heatmap, most in zip(heatmaps, (1.0, 2.0), strict=True):
+        heatmap[2, 6:16, 6:16] = most
+        heatmap[5, 6:16, 6:16] = most / 4
+    ct, lesions = heatmaps
+    explanation = replace(study.explanation, ct=ct, lesions=lesions, residual_limit=np.inf)
+    shown = without(study, explanation=explanation)
+    assert (shown.ct_limit, shown.lesions_limit) == (1.0, 2.0)
+
+    words: list[str] = []
+    write = Page.text
+
+    def text(page: Page, x: float, y: float, what: str, *style: Any, **more: Any) -> None:
+        words.append(what)
+        write(page, x, y, what, *style, **more)
+
+    monkeypatch.setattr(Page, "text", text)
+    drawn = render_overlay(shown, 5)
+    assert [word for word in words if word[0] in "\u2264\u2265"] == [
+        "\u2264 -1.0e+00",
+        "\u2265 1.0e+00",
+        "\u2264 -2.0e+00",
+        "\u2265 2.0e+00",
+    ]
+    bare = render_overlay(without(study, explanation=replace(explanation, ct=0 * ct, lesions=0 * lesions)), 5)
+    color = RELEVANCE_COLORS((1 + 1 / 4) / 2)[:3]
+    for half in (slice(0, 700), slice(700, 1400)):
+        panel = slice(drawn.shape[0] // 2, -90), half
+        assert _opacity(drawn[panel], bare[panel], color) == pytest.approx(0.25 + 0.65 * (1 / 4) ** 0.5, abs=0.02)
 
 
 def test_the_notice_is_on_every_picture_also_without_lesions() -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -468,6 +468,37 @@ def three_thin_slices_missing_in_two_places(files: Files) -> Expected:
     return Expected(hu, axial_grid(hu.shape, (2.0, 1.0, 1.0)).affine, (RemarkCode.SLICES_INTERPOLATED,), places)
 
 
+def _millimetre(files: Files, *, missing: Sequence[int]) -> Expected:
+    """120 slices 1 mm apart in the place of the six, of which some are gone; what they hold is found by a loop."""
+    for path in files:
+        path.unlink()
+    written = np.random.default_rng(2).integers(-1024, 1500, (120, 4, 5)).astype(np.float32)
+    paths = write_series(files[0].parent, written, (1.0, 1.0, 1.0))
+    hu = written.copy()
+    for k in missing:
+        paths[k].unlink()
+        below, above = k, k
+        while below in missing:
+            below -= 1
+        while above in missing:
+            above += 1
+        hu[k] = ((above - k) * written[below] + (k - below) * written[above]) / (above - below)
+    places = tuple(k for k in range(120) if k not in missing)
+    affine = axial_grid((120, 4, 5), (1.0, 1.0, 1.0)).affine
+    return Expected(hu, affine, (RemarkCode.SLICES_INTERPOLATED,), places)
+
+
+@accepted
+def two_thin_slices_missing_in_a_row(files: Files) -> Expected:
+    """Each is nearer to one of its neighbours: two thirds of it."""
+    return _millimetre(files, missing=(40, 41, 70))
+
+
+@accepted
+def a_tenth_of_the_slices_missing(files: Files) -> Expected:
+    return _millimetre(files, missing=range(5, 120, 10))
+
+
 @accepted
 def gaps_of_two_and_three_millimetres(files: Files) -> Expected:
     """Every place is interpolated between its neighbours, naively here."""
@@ -700,6 +731,10 @@ def _half_missing(files: Files) -> None:
         path.unlink()
 
 
+def _more_than_a_tenth_missing(files: Files) -> None:
+    _millimetre(files, missing=(*range(5, 120, 10), 60))
+
+
 def _wild_gaps(files: Files) -> None:
     _, thin = _thin(files)
     for k, path in enumerate(thin):
@@ -802,6 +837,7 @@ REFUSALS: list[tuple[str, ReasonCode, Damage]] = [
     ("first gap wrong", ReasonCode.MISSING_SLICES, _drop(1)),
     ("slice moved", ReasonCode.MISSING_SLICES, _set(3, ImagePositionPatient=[-5, -7, 195])),
     ("many thin slices missing", ReasonCode.MISSING_SLICES, _half_missing),
+    ("more than a tenth missing", ReasonCode.MISSING_SLICES, _more_than_a_tenth_missing),
     ("gaps vary wildly", ReasonCode.MISSING_SLICES, _wild_gaps),
     ("short stack", ReasonCode.PARTIAL_COVERAGE, lambda files: [path.unlink() for path in files[3:]]),
     ("two slices", ReasonCode.NO_CT_SERIES, lambda files: [path.unlink() for path in files[2:]]),
@@ -894,6 +930,20 @@ def test_damaged_folder_is_refused(files: Files, code: ReasonCode, damage: Damag
     assert "\n" not in refused.message
     assert "Phantom" not in refused.message
     assert "PHANTOM" not in refused.message
+
+
+def test_how_large_a_gap_is_interpolated_can_be_set(files: Files) -> None:
+    """Slices 2 mm apart, with one gap of 6 mm."""
+    _, thin = _thin(files)
+    for path in thin[30:32]:
+        path.unlink()
+    (study,) = group_studies(scan_folder(files[0].parent))
+    with pytest.raises(InputRefused, match="more than 5 mm are not interpolated") as refused:
+        load_study(study, ANY_SERIES, 5.0)
+    assert refused.value.code is ReasonCode.MISSING_SLICES
+    volume = load_study(study, ANY_SERIES, 7.0)
+    assert volume.grid.shape == (60, 4, 5)
+    assert [remark.code for remark in volume.remarks] == [RemarkCode.SLICES_INTERPOLATED]
 
 
 def test_no_truncation_is_accepted(files: Files) -> None:

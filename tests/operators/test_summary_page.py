@@ -7,17 +7,21 @@ from dataclasses import replace
 import numpy as np
 import pypdfium2
 import pytest
+from matplotlib.colors import to_hex
+from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
 from scipy.ndimage import binary_dilation
 
 from operators.codes import LESION_TERMS
 from operators.findings import Lesions, LesionType, Lungs
-from operators.page import DPI, Page, RGBImage
+from operators.measurements import Amount, Measurements
+from operators.page import DPI, Page, RGBImage, hex_color
 from operators.remarks import Remark, RemarkCode
 from operators.rendering import Study, relevance_on_slice
 from operators.summary_page import Summary, most_affected, relevance_on_plane, render_document, render_summary
 from operators.volume import CTVolume, Grid
 from tests.builders import axial_grid
-from tests.operators.dicom_results import CASES, Case, case, no_lesions, provenance
+from tests.operators.dicom_results import CASES, Case, case, no_lesions, one_lung, provenance
 
 NOTICE = (240, 192, 0)
 
@@ -43,6 +47,72 @@ def test_bars_are_as_long_as_there_is_disease() -> None:
     with_, without = _page(case()), _page(no_lesions())
     for color in colors:
         assert _share(with_, color) > 1.5 * _share(without, color), "without lesions the legend alone has the colour"
+
+
+@pytest.fixture
+def figures(monkeypatch: pytest.MonkeyPatch) -> list[Figure]:
+    """Figures of the pages that are drawn."""
+    drawn: list[Figure] = []
+    draw = Page.pixels
+
+    def pixels(page: Page) -> RGBImage:
+        drawn.append(page.figure)
+        return draw(page)
+
+    monkeypatch.setattr(Page, "pixels", pixels)
+    return drawn
+
+
+def test_each_bar_is_that_of_the_lung_beside_it(figures: list[Figure]) -> None:
+    found = case()
+    _page(found)
+    ((axes,),) = [figure.axes for figure in figures]
+    lungs = {"both": found.measurements.total, "right": found.measurements.right, "left": found.measurements.left}
+    rows = {label.get_text(): place for label, place in zip(axes.get_yticklabels(), axes.get_yticks(), strict=True)}
+    written = {text.get_position()[1]: text.get_text().strip() for text in axes.texts}
+    for name, lung in lungs.items():
+        percents = {
+            hex_color(LESION_TERMS[kind].color): lung.lesion(kind).percent_of_lung or 0.0 for kind in LesionType
+        }
+        drawn = [bar for bar in axes.patches if isinstance(bar, Rectangle)]
+        bars = [bar for bar in drawn if bar.get_y() < rows[name] < bar.get_y() + bar.get_height()]
+        assert {to_hex(bar.get_facecolor()): bar.get_width() for bar in bars} == pytest.approx(percents)
+        ends = [0.0]
+        for bar in bars:
+            assert bar.get_x() == pytest.approx(ends[-1]), "they follow each other"
+            ends.append(bar.get_x() + bar.get_width())
+        assert ends[-1] == pytest.approx(lung.all_lesions.percent_of_lung)
+        assert written[rows[name]] == f"{lung.all_lesions.percent_of_lung:.1f} %"
+    for kind in LesionType:
+        right, left = (lungs[name].lesion(kind).percent_of_lung for name in ("right", "left"))
+        assert right != pytest.approx(left), "else one could stand for the other"
+
+
+def test_a_side_without_lung_is_the_one_that_is_called_so(figures: list[Figure]) -> None:
+    _page(one_lung())
+    (axes,) = figures[0].axes
+    rows = [label.get_text() for label in axes.get_yticklabels()]
+    assert {rows[round(text.get_position()[1])] for text in axes.texts if "no lung" in text.get_text()} == {"left"}
+
+
+def test_each_figure_is_beside_what_it_measures() -> None:
+    found = case()
+    lungs = dict(zip(("total", "left", "right"), (4000.0, 1700.0, 2300.0), strict=True))
+    amounts = dict(zip(LesionType, (31.0, 42.0, 5.3, 64.0), strict=True))
+    amount = {kind.name.lower(): Amount(volume_ml=ml, percent_of_lung=1.0) for kind, ml in amounts.items()}
+    amount["involvement"] = Amount(volume_ml=77.4, percent_of_lung=1.94)
+    sides = {
+        name: getattr(found.measurements, name).model_copy(
+            update={"volume_ml": ml} | (amount if name == "total" else {})
+        )
+        for name, ml in lungs.items()
+    }
+    words = _words(replace(found, measurements=Measurements(**sides)))
+    assert "Lungs 4.0 L: right 2.3 L, left 1.7 L" in words
+    assert "COVID-19 POSITIVE, 1.9 % of the lungs involved" in words
+    assert "Involved (2D model), any type 77 ml" in words
+    for kind, ml in zip(LesionType, ("31 ml", "42 ml", "5.3 ml", "64 ml"), strict=True):
+        assert f"{LESION_TERMS[kind].label} {ml}" in words
 
 
 def test_notice_and_remarks_are_on_the_page() -> None:
