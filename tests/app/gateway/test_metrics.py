@@ -99,8 +99,9 @@ def test_runs_are_counted_by_how_they_ended(
     site.start(serve, limits={"runs": 2}, web={"port": port})  # type: ignore[arg-type]
     send(site.port, files)
     wait_until(lambda: site.states() == [state])
-    figures = _figures(look(port, "/metrics").text)
     runs = 2 if outcome == "failed" else 1
+    wait_until(lambda: _figures(look(port, "/metrics").text)[f"runs_total {outcome}"] == runs)  # told after the state
+    figures = _figures(look(port, "/metrics").text)
     assert figures[f"runs_total {outcome}"] == figures[f"run_seconds_count {outcome}"] == runs
     assert figures["runs_total done"] == 0
     assert figures[f"studies {state}"] == 1
