@@ -64,7 +64,7 @@ def predict_cohort(
         raise UsageError(str(error)) from error
     if learned_with not in (None, segmentation_hashes(models)):
         raise UsageError(f"the classifier in {models} learned with other segmentation models than those beside it")
-    usable, paths, refused = _prepared(judged, preparation, cache, workers, tell)
+    usable, paths, refused = prepare_usable(judged, preparation, cache, workers=workers, tell=tell)
     use_granted_cores()
 
     @torch.inference_mode()
@@ -76,14 +76,37 @@ def predict_cohort(
     return predictions_of(f"{record.name} {record.version}", usable, paths, probability), refused
 
 
-def _prepared(
+def prepare_usable(
     studies: Sequence[CohortStudy],
     preparation: Preparation,
     cache: Path,
-    workers: int | None,
-    tell: Callable[[str], None],
+    *,
+    workers: int | None = None,
+    tell: Callable[[str], None] = lambda line: None,
 ) -> tuple[list[CohortStudy], list[Path], list[Refused]]:
-    """Prepare studies; part those that are prepared from those of the test split that the system refuses."""
+    """Prepare studies, but for those of the test split that the system refuses.
+
+    Parameters
+    ----------
+    studies, preparation, cache, workers, tell
+        As for :func:`app.cohort.cache.prepare`.
+
+    Returns
+    -------
+    studies : list of CohortStudy
+        That are prepared.
+    paths : list of Path
+        Their files.
+    refused : list of Refused
+        The others.
+
+    Raises
+    ------
+    UsageError
+        If any other study cannot be used.
+    RunFailed
+        If the cache cannot be written, or a process died.
+    """
     try:
         return list(studies), prepare(studies, preparation, cache, workers=workers, tell=tell), []
     except StudiesUnusable as error:

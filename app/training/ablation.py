@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,16 +20,17 @@ from app.cohort.cache import said_of
 from app.cohort.known_patients import RECORD, refuse_known_patients
 from app.cohort.preparation import SEGMENTING
 from app.cohort.table import CohortStudy
-from app.evaluation.cohort_predictions import held_out, predictions_of
-from app.evaluation.predictions import Prediction
+from app.evaluation.cohort_predictions import held_out, predictions_of, prepare_usable
+from app.evaluation.predictions import Prediction, Refused
 from app.outcome import RunFailed, UsageError
 from app.training.checks import check_devices, learnable
 from app.training.configuration import load_training_settings
-from app.training.data import prepared
+from app.training.data import preparation_for, prepared
 from app.training.output import new_folder_in
 from app.training.run import Devices, Training, run_training
 from app.training.tasks import TASKS, Prepared
 from models.baselines.infection_forest import InfectionForest, infection_features
+from models.classifier.network import CLASSES
 from models.classifier.studies import PreparedStudy
 from models.record import ModelUnavailable
 from models.store import load_network, save_weights
@@ -127,8 +128,7 @@ class Ablation:
             task = _task_of(row)
             for split in ("train", "validation"):
                 learnable(self.studies, TASKS[task], split)
-            changes = row.changes if row.task != "forest" else {}
-            check_devices(self._settings(task, changes), self.devices)
+            check_devices(self._row_settings(row), self.devices)
             if row.cvae:
                 check_devices(self._settings("cvae", {"side_branch": row.changes["side_branch"]}), self.devices)
 
@@ -144,6 +144,25 @@ class Ablation:
             said = f"holds {unknown[0]}" if unknown else "holds no settings"
             raise UsageError(f"the folder {self.settings} {said}; known: {', '.join(known)}")
 
+    def without_refused(self, rows: Sequence[str], tell: Tell) -> tuple[Ablation, list[Refused]]:
+        """Leave out the test studies that the system refuses, before the first row is trained.
+
+        Raises
+        ------
+        UsageError
+            If models or other studies cannot be used, or what is left of the test split lacks a class.
+        RunFailed
+            If the cache cannot be written.
+        """
+        row = ROWS[rows[0]]  # rows see other sizes of the same studies
+        how = preparation_for(TASKS[_task_of(row)], self._row_settings(row), self.models)
+        judged = held_out(self.studies)
+        usable, _, refused = prepare_usable(judged, how, self.cache, workers=self.workers, tell=tell)
+        if len({study.label for study in usable if study.split == "test"}) < CLASSES:
+            raise UsageError(f"the system refuses {len(refused)} test studies, and the others are not of both classes")
+        left = tuple(study for study in self.studies if study in usable or study not in judged)
+        return replace(self, studies=left), refused
+
     def predict(self, name: str, tell: Tell) -> list[Prediction]:
         """Train a row and predict the validation and test studies with it.
 
@@ -157,12 +176,11 @@ class Ablation:
         row = ROWS[name]
         tell(f"{row.title}:")
         judged = held_out(self.studies)
+        settings = self._row_settings(row)
         if row.task == "forest":
-            settings = self._settings("classifier", {})
             probability = forest_on(self._prepared("classifier", settings, "train", tell))
         else:
             cvae = self._autoencoder(name, row, tell) if row.cvae else None
-            settings = self._settings(row.task, row.changes)
             probability = _network(row, self._trained(name, row.task, settings, cvae, tell))
         made = self._made(judged, _task_of(row), settings, tell)
         return predictions_of(row.title, judged, [study.path for study in made], probability)
@@ -170,6 +188,9 @@ class Ablation:
     def _autoencoder(self, name: str, row: Row, tell: Tell) -> Path:
         settings = self._settings("cvae", {"side_branch": row.changes["side_branch"]})
         return self._trained(name, "cvae", settings, None, tell)
+
+    def _row_settings(self, row: Row) -> TrainingSettings:
+        return self._settings(_task_of(row), row.changes)
 
     def _settings(self, task: str, changes: Mapping[str, object]) -> TrainingSettings:
         chosen = None if self.settings is None else self.settings / f"{task}.yaml"

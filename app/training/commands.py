@@ -104,9 +104,10 @@ def ablation(arguments: argparse.Namespace) -> None:
     rows = [row for row in ROWS if row in arguments.rows]
     work.check(rows)
     with new_folder(arguments.output) as folder:
+        work, refused = work.without_refused(rows, tell)
         predictions = [each for row in rows for each in work.predict(row, tell)]
         chance = {"replicates": arguments.replicates, "seed": arguments.seed}
-        write_judgement(predictions, folder, made=True, pairs=compared(rows), **chance)
+        write_judgement(predictions, folder, made=True, pairs=compared(rows), refused=refused, **chance)
     print(arguments.output / "index.html")
 
 

@@ -33,13 +33,21 @@ def prepared(
     RunFailed
         If the cache cannot be written, or a process died.
     """
-    how: Preparation
-    if task.spacing is not None:
-        how = VolumePreparation(task.spacing(settings), task.masks)
-    else:
-        try:
-            how = slice_preparation(models, in_plane_of(settings))
-        except ModelUnavailable as error:
-            raise UsageError(str(error)) from error
-    paths = prepare(studies, how, cache, workers=workers, tell=tell)
+    paths = prepare(studies, preparation_for(task, settings, models), cache, workers=workers, tell=tell)
     return tuple(Prepared(path, study.label) for path, study in zip(paths, studies, strict=True))
+
+
+def preparation_for(task: Task, settings: TrainingSettings, models: Path) -> Preparation:
+    """Return how studies are prepared for a model; lungs and lesions are found by a models folder, where it needs them.
+
+    Raises
+    ------
+    UsageError
+        If models cannot be used.
+    """
+    if task.spacing is not None:
+        return VolumePreparation(task.spacing(settings), task.masks)
+    try:
+        return slice_preparation(models, in_plane_of(settings))
+    except ModelUnavailable as error:
+        raise UsageError(str(error)) from error

@@ -3,53 +3,22 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 import pytest
 
 from app.cli import main
-from app.cohort.cache import Array
-from app.cohort.refusal import StudyRefused
-from app.cohort.table import CohortStudy, Split, write_table
 from app.evaluation import cohort_predictions
-from app.outcome import UsageError
-from models.classifier.studies import CT, LABELS
-from operators.refusal import no_lungs
+from tests.app.noise_slices import NoiseSlices, write_noise_cohort
 from tests.app.training.small import write_segmentation
-
-
-@dataclass(frozen=True)
-class _Slices:
-    """Prepares a study as slices of noise, unless its file says that it is to be refused, or is broken."""
-
-    made_with: Mapping[str, object]
-    name: str = "noise"
-
-    def make(self, study: CohortStudy) -> tuple[dict[str, Array], dict[str, str]]:
-        content = study.path.read_text()
-        if content == "refused":
-            raise StudyRefused(study, no_lungs())
-        if content == "broken":
-            raise UsageError(f"study {study.path.name}: it is broken")
-        slices = np.random.default_rng(int(content)).random((4, 32, 32))
-        arrays: dict[str, Array] = {CT: slices.astype(np.float16), LABELS: np.ones(slices.shape, np.uint8)}
-        return arrays, {"attributes": "{}", "involvement": "1.5", "spacing": "[1, 1, 1]"}
 
 
 @pytest.fixture
 def command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Two studies for validation, four for testing, of both classes each."""
-    splits: list[Split] = ["validation"] * 2 + ["test"] * 4
-    studies = []
-    for number, split in enumerate(splits):
-        (tmp_path / f"ct{number}.nii.gz").write_text(str(number))
-        studies.append(CohortStudy(f"p{number}", tmp_path / f"ct{number}.nii.gz", number % 2, split=split))
-    write_table(tmp_path, studies)
+    write_noise_cohort(tmp_path, ["validation"] * 2 + ["test"] * 4)
     models = write_segmentation(tmp_path / "models")
-    monkeypatch.setattr(cohort_predictions, "slice_preparation", lambda models, in_plane: _Slices({}))
+    monkeypatch.setattr(cohort_predictions, "slice_preparation", lambda models, in_plane: NoiseSlices({}))
     paths = ["--cohort", str(tmp_path), "-m", str(models), "--cache", str(tmp_path / "cache")]
     output = ["-o", str(tmp_path / "out"), "--replicates", "100"]
     return ["evaluate", "classification", *paths, *output, "--prepare-workers", "1"]

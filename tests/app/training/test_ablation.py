@@ -16,6 +16,7 @@ from app.cli import main
 from app.cohort.images import load_study
 from app.cohort.known_patients import known_patients
 from app.cohort.table import CohortStudy, read_cohort
+from app.training import data
 from app.training.ablation import ROWS, compared, forest_on
 from app.training.commands import ROWS as NAMES
 from app.training.tasks import Prepared
@@ -26,6 +27,7 @@ from models.store import load_network
 from operators.classification import classify
 from operators.lesion_segmentation import segment_lesions
 from operators.lung_segmentation import segment_lungs
+from tests.app.noise_slices import NoiseSlices, write_noise_cohort
 from tests.app.training.small import HERE, write_segmentation
 
 SETTINGS = ["epochs=1", "batch=2", "workers=0", "precision=float32", "in_plane=32", "slices_per_study=4"]
@@ -233,6 +235,44 @@ def test_a_wrong_setting_of_a_later_row_is_told_before_the_first_is_trained(
     assert main(ablation(cohort, untrained, tmp_path / "out", "-c", str(tmp_path))) == 64
     (line,) = capsys.readouterr().err.strip().splitlines()
     assert "unknown setting epoch" in line
+
+
+@pytest.fixture
+def noise(tmp_path: Path, untrained: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The forest on a cohort of noise: four studies each to learn from, to validate with, and to test on."""
+    (tmp_path / "cohort").mkdir()
+    write_noise_cohort(tmp_path / "cohort", [*["train"] * 4, *["validation"] * 4, *["test"] * 4])
+    monkeypatch.setattr(data, "slice_preparation", lambda models, in_plane: NoiseSlices({}))
+    return ablation(tmp_path / "cohort", untrained, tmp_path / "out", "--rows", "forest", "--cache", str(tmp_path))
+
+
+def test_test_studies_that_the_system_refuses_are_counted_and_named(noise: list[str], tmp_path: Path) -> None:
+    (tmp_path / "cohort" / "ct9.nii.gz").write_text("refused")
+    assert main(noise) == 0
+    content = json.loads((tmp_path / "out" / "classification.json").read_text("utf-8"))
+    assert content["refused"] == [{"patient": "p9", "study": "ct9.nii.gz", "label": 1, "reason": "NO_LUNGS"}]
+    assert {row["study"] for row in predictions(tmp_path / "out")} == {f"ct{n}.nii.gz" for n in (4, 5, 6, 7, 8, 10, 11)}
+
+
+@pytest.mark.parametrize("refused", [(9, 11), (8, 9, 10, 11)])
+def test_where_those_left_lack_a_class_nothing_is_trained(
+    refused: tuple[int, ...], noise: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for number in refused:
+        (tmp_path / "cohort" / f"ct{number}.nii.gz").write_text("refused")
+    assert main(noise) == 64
+    *told, line = capsys.readouterr().err.strip().splitlines()
+    assert f"refuses {len(refused)} test studies, and the others are not of both classes" in line
+    assert not any("forest" in said for said in told)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_study_to_learn_from_that_is_refused_is_an_error(
+    noise: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "cohort" / "ct5.nii.gz").write_text("refused")
+    assert main(noise) == 64
+    assert "take them out of the table: study ct5.nii.gz: NO_LUNGS" in capsys.readouterr().err.splitlines()[-1]
 
 
 def test_a_cohort_needs_a_cache(cohort: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
