@@ -88,7 +88,9 @@ def in_openvino(
         with torch.inference_mode(), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of what is the same for all sizes and one item
             examples = tuple(torch.rand(shape) for shape in shapes)
-            model = ov.convert_model(_Method(network, method), example_input=examples)
+            # OpenVINO would trace it itself, and then compute it three times to check what tests check.
+            traced = torch.jit.trace(_Method(network, method), examples, check_trace=False)  # type: ignore[no-untyped-call]
+            model = ov.convert_model(traced, example_input=examples)
         if cache is not None:
             _keep(core, model, cache / key)
     options = {
