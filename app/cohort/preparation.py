@@ -28,7 +28,7 @@ from models.record import ModelUnavailable, code_digest, read_model
 from models.runtime import Engine, choose
 from models.training.volumes import COVERAGE, HU, LESIONS, LUNGS, POINTS
 from operators.classification import classifier_input
-from operators.findings import Lesions, Lung
+from operators.findings import Lesions, Lung, Lungs
 from operators.involvement import segment_involvement
 from operators.lesion_segmentation import segment_lesions
 from operators.lung_segmentation import segment_lungs
@@ -165,17 +165,64 @@ class SlicePreparation:
         _check_hu(volume, lungs.mask)
         lesions = segment_lesions(volume, lungs, lesions_network)
         involvement = segment_involvement(volume, lungs, involvement_network)
-        inputs, grid = classifier_input(volume, lungs, lesions, self.in_plane)
-        all_lung = Lesions(lungs.mask.astype(np.uint8), volume.grid)
-        inside, _ = classifier_input(volume, lungs, all_lung, self.in_plane)
-        labels = LESION * (inputs[:, 1] > 0) + LUNG * (inside[:, 1] > 0)
+        arrays, said = _seen(volume, lungs, lesions, self.in_plane)
         percent = 100.0 * float(involvement.mask.sum() / lungs.mask.sum())
-        said = {
+        return arrays, said | {
             "attributes": json.dumps(attributes_of(volume.headers[0])),
             "involvement": f"{percent:.4f}",
-            "spacing": json.dumps(grid.spacing),
         }
-        return {CT: inputs[:, 0].astype(np.float16), LABELS: labels.astype(np.uint8)}, said
+
+
+@dataclass(frozen=True)
+class GivenSlices:
+    """What the classifier would see if the masks of a cohort had been found; see :class:`SlicePreparation`.
+
+    Parameters
+    ----------
+    in_plane : int
+        Size in pixels of the larger side of the slices.
+    """
+
+    in_plane: int
+
+    @property
+    def made_with(self) -> Mapping[str, object]:
+        """Size."""
+        return {"code": code_digest(*_CODE), "in_plane": self.in_plane}
+
+    @property
+    def name(self) -> str:
+        """Say the size."""
+        return f"given-{self.in_plane}"
+
+    def make(self, study: CohortStudy) -> tuple[dict[str, Array], dict[str, str]]:
+        """Prepare a study for :class:`~models.classifier.studies.PreparedStudy`.
+
+        Raises
+        ------
+        StudyRefused
+            If its values are no Hounsfield units, or no slice holds lung.
+        UsageError
+            If it cannot be read or lacks a mask.
+        """
+        volume = load_study(study)
+        lungs = Lungs(_mask(study, LUNGS, volume), volume.grid)
+        lesions = Lesions(_mask(study, LESIONS, volume), volume.grid)
+        try:
+            _check_hu(volume, lungs.mask)
+            return _seen(volume, lungs, lesions, self.in_plane)
+        except InputRefused as refusal:
+            raise StudyRefused(study, refusal) from refusal
+
+
+def _seen(volume: CTVolume, lungs: Lungs, lesions: Lesions, in_plane: int) -> tuple[dict[str, Array], dict[str, str]]:
+    """Return what the classifier sees, and how far its voxels lie apart."""
+    inputs, grid = classifier_input(volume, lungs, lesions, in_plane)
+    all_lung = Lesions(lungs.mask.astype(np.uint8), volume.grid)
+    inside, _ = classifier_input(volume, lungs, all_lung, in_plane)
+    labels = LESION * (inputs[:, 1] > 0) + LUNG * (inside[:, 1] > 0)
+    arrays: dict[str, Array] = {CT: inputs[:, 0].astype(np.float16), LABELS: labels.astype(np.uint8)}
+    return arrays, {"spacing": json.dumps(grid.spacing)}
 
 
 def slice_preparation(models: Path, in_plane: int) -> SlicePreparation:

@@ -153,6 +153,7 @@ def _train(
     from app.training.data import prepared
     from app.training.output import ModelFolder, add_segmentation
     from app.training.run import Devices, Training, run_training
+    from app.training.tasks import masks_given
 
     devices = Devices(arguments.accelerator, arguments.devices)
     check_devices(settings, devices)
@@ -162,7 +163,8 @@ def _train(
     segmentation = None
     if task.spacing is None:
         segmentation = segmentation_hashes(arguments.models)
-        _tell_of_known(arguments.models, SEGMENTING, (*train_studies, *validation_studies))
+        found = validation_studies if masks_given(settings) else (*train_studies, *validation_studies)
+        _tell_of_known(arguments.models, SEGMENTING, found)
     cvae = None
     if task.name == "classifier":
         check_segmentation(arguments.models, arguments.output)

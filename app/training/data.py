@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from app.cohort.cache import Preparation, prepare
-from app.cohort.preparation import VolumePreparation, slice_preparation
+from app.cohort.preparation import GivenSlices, VolumePreparation, slice_preparation
 from app.cohort.table import CohortStudy
 from app.outcome import UsageError
-from app.training.tasks import Prepared, Task, in_plane_of
+from app.training.tasks import Prepared, Task, in_plane_of, masks_given
 from models.record import ModelUnavailable
 from models.training.settings import TrainingSettings
 
@@ -33,8 +33,22 @@ def prepared(
     RunFailed
         If the cache cannot be written, or a process died.
     """
-    paths = prepare(studies, preparation_for(task, settings, models), cache, workers=workers, tell=tell)
-    return tuple(Prepared(path, study.label) for path, study in zip(paths, studies, strict=True))
+    paths: dict[CohortStudy, Path] = {}
+    for how, part in _parts(studies, task, settings, models):
+        paths |= zip(part, prepare(part, how, cache, workers=workers, tell=tell), strict=True)
+    return tuple(Prepared(paths[study], study.label) for study in studies)
+
+
+def _parts(
+    studies: Sequence[CohortStudy], task: Task, settings: TrainingSettings, models: Path
+) -> Iterator[tuple[Preparation, Sequence[CohortStudy]]]:
+    """Part studies by how they are prepared: those to learn from may be with masks of their own."""
+    given = [study for study in studies if masks_given(settings) and study.split == "train"]
+    if given:
+        yield GivenSlices(in_plane_of(settings)), given
+    found = [study for study in studies if study not in given]
+    if found:
+        yield preparation_for(task, settings, models), found
 
 
 def preparation_for(task: Task, settings: TrainingSettings, models: Path) -> Preparation:

@@ -149,3 +149,8 @@ def in_plane_of(settings: TrainingSettings) -> int:
     """Return the size of the slices that a training on studies sees."""
     assert isinstance(settings, StudySettings)  # noqa: S101 - of such a task
     return settings.in_plane
+
+
+def masks_given(settings: TrainingSettings) -> bool:
+    """Say whether a training learns from the masks of the cohort instead of what the segmentation finds."""
+    return isinstance(settings, StudySettings) and settings.masks == "given"

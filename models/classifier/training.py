@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from models.classifier.calibration import platt_scaling
 from models.classifier.cvae import CVAE, PriorInputs
 from models.classifier.losses import ClassFocalLoss
+from models.classifier.mask_errors import with_errors
 from models.classifier.network import CLASSES, Classifier
 from models.classifier.start import fit_clusters, standardise_linear
 from models.classifier.studies import PreparedStudy
@@ -43,10 +44,14 @@ class StudySettings(TrainingSettings):
         Size in pixels of the larger side of the slices.
     slices_per_study : int, optional
         A random subset at each step; None takes all.
+    masks : {"found", "given"}
+        Whose masks it learns from: those that the segmentation finds, or those of the cohort with the errors of a
+        segmentation. It is validated on found ones always.
     """
 
     in_plane: int = Field(ge=32, le=1024)
     slices_per_study: PositiveInt | None
+    masks: Literal["found", "given"]
 
 
 class CVAESettings(StudySettings):
@@ -166,19 +171,23 @@ class StudyRecipe(Recipe):
         """Read a training study and draw its slices."""
         seed = self._settings.seed
         index = epoch_order(seed, number, len(self._training), self.steps * self._settings.batch)
-        slices, label = self._read(self._training[index])
+        study = self._training[index]
+        slices, rng = study.slices(), np.random.default_rng((seed, number))
         count = self._settings.slices_per_study
         if count is not None and len(slices) > count:
-            drawn = np.random.default_rng((seed, number)).permutation(len(slices))[:count]
+            drawn = rng.permutation(len(slices))[:count]
             slices = slices[np.sort(drawn)]  # some networks take them for a volume
-        return slices, label
+        if self._settings.masks == "given":
+            slices = with_errors(slices, rng)
+        return self._seen(slices, study)
 
     def validation_item(self, index: int) -> Item:
         """Read a validation study with all its slices."""
-        return self._read(self._validation[index])
+        study = self._validation[index]
+        return self._seen(study.slices(), study)
 
-    def _read(self, study: PreparedStudy) -> tuple[Tensor, Tensor]:
-        return study.slices()[:, : self._channels], torch.tensor([study.label])
+    def _seen(self, slices: Tensor, study: PreparedStudy) -> tuple[Tensor, Tensor]:
+        return slices[:, : self._channels], torch.tensor([study.label])
 
 
 class CVAERecipe(StudyRecipe):

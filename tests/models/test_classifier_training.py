@@ -131,6 +131,28 @@ def test_a_subset_of_slices_is_drawn_without_repetition(tmp_path: Path) -> None:
     assert len(recipe.validation_item(0)[0]) == 10
 
 
+@pytest.mark.parametrize("task", ["classifier", "cvae"])
+def test_given_masks_are_learned_from_with_errors_and_validated_on_as_they_are(task: str, tmp_path: Path) -> None:
+    made = studies(tmp_path, 2, 1)
+
+    def recipe(masks: str) -> Recipe:
+        size = {"size": 24} if task == "cvae" else {}
+        chosen = settings(task, masks=masks, batch=1, slices_per_study=None, **size)
+        network = TASKS[task].network(**TASKS[task].built_with(chosen))
+        return (ClassifierRecipe if task == "classifier" else CVAERecipe)(network, chosen, made, made)
+
+    true = {int(study.label): study.slices()[:, :2] for study in made}
+    for masks in ("found", "given"):
+        drawn = [recipe(masks)[number] for number in range(8)]
+        varied = [bool((slices[:, 1] != true[int(label[0])][:, 1]).any()) for slices, label in drawn if int(label[0])]
+        assert len(varied) == 4
+        assert any(varied) == (masks == "given")
+        for slices, label in drawn:
+            torch.testing.assert_close(slices[:, 0], true[int(label[0])][:, 0], rtol=0, atol=0)
+        for index, study in enumerate(made):
+            torch.testing.assert_close(recipe(masks).validation_item(index)[0], true[study.label], rtol=0, atol=0)
+
+
 def test_the_autoencoder_learns(tmp_path: Path) -> None:
     chosen = settings("cvae", epochs=8, size=16, slices_per_study=2, batch=2)
     torch.manual_seed(0)

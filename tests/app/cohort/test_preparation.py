@@ -18,8 +18,8 @@ from safetensors.numpy import save_file
 
 from app.cohort import preparation
 from app.cohort.cache import Array, prepare
-from app.cohort.images import load_study
-from app.cohort.preparation import POINTS_KEPT, SlicePreparation, VolumePreparation, slice_preparation
+from app.cohort.images import load_study, write_masks
+from app.cohort.preparation import POINTS_KEPT, GivenSlices, SlicePreparation, VolumePreparation, slice_preparation
 from app.cohort.refusal import StudyRefused
 from app.cohort.table import CohortStudy
 from app.outcome import RunFailed, UsageError
@@ -521,6 +521,51 @@ def test_slices_are_read_as_the_classifier_learns_them(
     np.testing.assert_array_equal(read[:, 0], slices[0]["ct"].astype(np.float32))
     np.testing.assert_array_equal(read[:, 1], np.isin(labels, (LESION, LESION + LUNG)))
     np.testing.assert_array_equal(read[:, 2], np.isin(labels, (LUNG, LESION + LUNG)))
+
+
+def _with_masks(series: CohortStudy, folder: Path) -> CohortStudy:
+    """Give the series masks: left and right lung, and lesions of two types in them."""
+    volume = load_study(series)
+    lung = volume.hu < -400
+    lungs = np.where(lung, 1 + (np.arange(lung.shape[2]) >= 15), 0).astype(np.uint8)
+    lesions = np.zeros_like(lungs)
+    lesions[8:20, 6:12], lesions[20:26, 6:12] = 1, 3
+    (folder / "masks").mkdir()
+    paths = write_masks(folder, "tiny", lungs, lesions * lung, volume.grid)
+    return replace(series, lungs=paths[0], lesions=paths[1])
+
+
+def test_given_slices_hold_what_the_classifier_would_see_of_the_masks_of_the_cohort(
+    series: CohortStudy, slices: tuple[dict[str, Array], dict[str, str]], tmp_path: Path
+) -> None:
+    study = _with_masks(series, tmp_path)
+    arrays, said = GivenSlices(30).make(study)
+    np.testing.assert_array_equal(arrays["ct"], slices[0]["ct"])
+    np.testing.assert_array_equal(arrays["labels"] & LUNG, slices[0]["labels"] & LUNG)
+    lung = load_study(series).hu < -400
+    expected = np.zeros(lung.shape, bool)
+    expected[8:26, 6:12] = lung[8:26, 6:12]
+    np.testing.assert_array_equal(arrays["labels"] & LESION > 0, expected[4:32])
+    assert 100 < expected.sum() < lung.sum()
+    assert said == {"spacing": slices[1]["spacing"]}
+    assert GivenSlices(30).made_with != GivenSlices(32).made_with
+
+
+@pytest.mark.parametrize("mask", ["lungs", "lesions"])
+def test_slices_are_not_given_without_masks(mask: str, series: CohortStudy, tmp_path: Path) -> None:
+    study = replace(_with_masks(series, tmp_path), **{mask: None})
+    with pytest.raises(UsageError, match=f"study tiny has no mask of the {mask}"):
+        GivenSlices(30).make(study)
+
+
+def test_given_slices_without_hounsfield_units_cannot_be_used(
+    series: CohortStudy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    study, volume = _with_masks(series, tmp_path), load_study(series)
+    scaled = replace(volume, hu=np.interp(volume.hu, (-1250, 250), (0, 255)).astype(np.float32))
+    monkeypatch.setattr(preparation, "load_study", lambda study: scaled)
+    with pytest.raises(StudyRefused, match="IMPLAUSIBLE_HU"):
+        GivenSlices(30).make(study)
 
 
 def test_a_study_without_lungs_cannot_be_used(models: Path, tmp_path: Path) -> None:
