@@ -14,7 +14,7 @@ import numpy as np
 
 from app.cohort.images import grid_of, load_mask, load_study
 from app.cohort.refusal import StudyRefused
-from app.cohort.table import CohortStudy
+from app.cohort.table import CohortStudy, names_of
 from app.evaluation.intervals import Estimate, bootstrap, patient_weights
 from app.evaluation.overlap import dice, percent, surface_dice, volume_ml
 from app.evaluation.roc import FloatArray
@@ -101,17 +101,21 @@ def score_cohort(
     if not known:
         raise UsageError("no study of the cohort has masks of lungs and lesions to judge by")
     scores = []
-    for number, study in enumerate(known, start=1):
-        score = _score(study, segment, nothing, partial(look, number))
+    for number, (study, name) in enumerate(zip(known, names_of(known), strict=True), start=1):
+        score = _score(study, name, segment, nothing, partial(look, number))
         scores.append(score)
-        dices = {name: score.measures[f"{name}_dice"] for name in ("lungs", "lesions", "affected")}
-        said = ", ".join(f"{name} {value:.3f}" for name, value in dices.items() if not np.isnan(value))
+        dices = {part: score.measures[f"{part}_dice"] for part in ("lungs", "lesions", "affected")}
+        said = ", ".join(f"{part} {value:.3f}" for part, value in dices.items() if not np.isnan(value))
         tell(f"study {number} of {len(known)}: {score.refused and f'{score.refused}, '}Dice of {said}")
     return scores
 
 
 def _score(
-    study: CohortStudy, segment: Segment, nothing: Nothing | None, look: Callable[[CTVolume, Masks, Masks], None]
+    study: CohortStudy,
+    name: str,
+    segment: Segment,
+    nothing: Nothing | None,
+    look: Callable[[CTVolume, Masks, Masks], None],
 ) -> StudyScore:
     volume: CTVolume | None = None
     try:
@@ -125,7 +129,7 @@ def _score(
     truth = _truth(study, grid)
     if volume is not None:
         look(volume, truth, found)
-    return StudyScore(study.patient, study.path.name, measure(truth, found, grid.spacing), refused)
+    return StudyScore(study.patient, name, measure(truth, found, grid.spacing), refused)
 
 
 def measure(truth: Masks, found: Masks, spacing: tuple[float, float, float]) -> dict[str, float]:

@@ -124,6 +124,16 @@ def test_the_cohort_is_scored_in_its_geometry(cohort: Path, predictions: Path) -
     assert all(score.measures["lungs_surface_dice"] == 1.0 for score in truth)
 
 
+def test_studies_of_one_patient_and_one_name_are_told_apart(cohort: Path, tmp_path: Path) -> None:
+    first, *_ = read_cohort(cohort)
+    studies = []
+    for folder in ("before", "after"):
+        shutil.copytree(first.path, tmp_path / folder / first.path.name)
+        studies.append(replace(first, path=tmp_path / folder / first.path.name))
+    truth = score_cohort(studies, from_folder(cohort / "masks", [first]))
+    assert [score.study for score in truth] == [f"before/{first.path.name}", f"after/{first.path.name}"]
+
+
 def test_images_in_another_order_of_axes_are_the_same(cohort: Path, tmp_path: Path) -> None:
     study = read_cohort(cohort)[0]
     assert study.lungs is not None
