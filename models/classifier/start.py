@@ -1,7 +1,8 @@
-"""The first weights of the classifier beyond its encoder.
+"""The first weights of the encoder and of the classifier.
 
-With the usual random ones, slices hardly differ in their descriptors, every cluster takes the same share of each, and
-NetVLAD is a mean that it does not learn to be more than.
+With the usual random ones, what the gate lets through is the product of two small numbers, and outside the lesions one
+of biases, which max-pooling then finds instead of them; slices hardly differ in their descriptors, every cluster takes
+the same share of each, and NetVLAD is a mean that it does not learn to be more than.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import math
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from models.classifier.network import NetVLAD
@@ -17,6 +19,38 @@ SECOND = 0.01
 """Share that the second nearest cluster is given of the first one's, in the mean (Arandjelovic et al. 2016)."""
 _TINY = 1e-4
 """Standard deviation below which a unit is taken to be constant."""
+
+
+@torch.no_grad()
+def scale_convolutions(encoder: nn.Module, slices: Tensor) -> None:
+    """Scale each convolution so that its outputs have a mean square of 1 where they are not 0; biases become 0.
+
+    In place, in one pass (as Mishkin and Matas 2016, arXiv:1511.06422, but over what there is to see: most of a slice
+    is no lung, and most of a lung no lesion). Without biases, nothing comes of nothing: outside the lesions the gate is
+    closed. An output that is 0 everywhere keeps its scale.
+
+    Parameters
+    ----------
+    encoder : nn.Module
+        Passes through its 2D convolutions once.
+    slices : Tensor, shape (n, 2, H, W)
+        CT and lesion mask, in [0, 1].
+    """
+
+    def scaled(layer: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
+        assert isinstance(layer, nn.Conv2d) and layer.bias is not None  # noqa: S101, PT018 - it is hooked to no other
+        response = F.conv2d(inputs[0], layer.weight, padding=layer.padding)
+        layer.bias.zero_()
+        power = response.square().sum((0, 2, 3)) / (response != 0).sum((0, 2, 3)).clamp(min=1)
+        scale = torch.where(power > _TINY**2, power, 1.0).rsqrt()
+        layer.weight *= scale[:, None, None, None]
+        return response * scale[:, None, None]
+
+    layers = [module for module in encoder.modules() if isinstance(module, nn.Conv2d)]
+    handles = [layer.register_forward_hook(scaled) for layer in layers]
+    encoder(slices)
+    for handle in handles:
+        handle.remove()
 
 
 @torch.no_grad()

@@ -21,12 +21,16 @@ from models.classifier.cvae import CVAE, PriorInputs
 from models.classifier.losses import ClassFocalLoss
 from models.classifier.mask_errors import with_errors
 from models.classifier.network import CLASSES, Classifier
-from models.classifier.start import fit_clusters, standardise_linear
+from models.classifier.start import fit_clusters, scale_convolutions, standardise_linear
 from models.classifier.studies import PreparedStudy
 from models.training.recipe import Item, Objective, Recipe, epoch_order
 from models.training.settings import TrainingSettings
 
 HALF_COVERED = 0.5
+SCALING_STUDIES = 16
+"""Training studies over which the first weights of the encoder are scaled."""
+_SCALING_SLICES = 8
+"""Slices of each of them."""
 STARTING_STUDIES = 64
 """Training studies over which the first weights of the classifier are fitted."""
 _AT_A_TIME = 16
@@ -186,6 +190,12 @@ class StudyRecipe(Recipe):
         study = self._validation[index]
         return self._seen(study.slices(), study)
 
+    def scale(self, encoder: nn.Module, size: int) -> None:
+        """Bring the convolutions of an encoder to scale over slices of the first training studies, of a fixed size."""
+        parts = (self[number][0] for number in range(min(SCALING_STUDIES, len(self._training))))
+        some = (part[torch.linspace(0, len(part) - 1, _SCALING_SLICES).long()] for part in parts)
+        scale_convolutions(encoder, torch.cat([resized_slices(part, size) for part in some]))
+
     def _seen(self, slices: Tensor, study: PreparedStudy) -> tuple[Tensor, Tensor]:
         return slices[:, : self._channels], torch.tensor([study.label])
 
@@ -213,6 +223,11 @@ class CVAERecipe(StudyRecipe):
     def __getitem__(self, number: int, /) -> Item:
         """Read a training study and draw its slices."""
         return self._fitted(*super().__getitem__(number))
+
+    def fit_to_data(self) -> None:
+        """Bring the encoder to scale over the first studies."""
+        assert isinstance(self.objective.network, CVAE)  # noqa: S101 - of this recipe
+        self.scale(self.objective.network.encoder, self._size)
 
     def validation_item(self, index: int) -> Item:
         """Read a validation study with all its slices."""
@@ -263,10 +278,15 @@ class ClassifierRecipe(StudyRecipe):
 
     @torch.no_grad()
     def fit_to_data(self) -> None:
-        """Bring descriptors of the classifier to scale, and its clusters to where they are, over the first studies."""
-        network = self.objective.network
+        """Bring the classifier to scale over the first studies, and its clusters to where their descriptors are.
+
+        An encoder that comes from an autoencoder stays as it is.
+        """
+        network, settings = self.objective.network, self._settings
         if not isinstance(network, Classifier):
             return
+        if isinstance(settings, ClassifierSettings) and settings.initial == "random":
+            self.scale(network.encoder, settings.in_plane)
         numbers = range(min(STARTING_STUDIES, len(self._training)))
         parts = (part for number in numbers for part in torch.split(self[number][0], _AT_A_TIME))
         pooled = torch.cat([network.pyramid(network.encode(part)) for part in parts])
