@@ -1,4 +1,4 @@
-"""First weights of the classifier beyond its encoder."""
+"""First weights of the encoder and of the classifier."""
 
 import math
 from pathlib import Path
@@ -7,9 +7,10 @@ import pytest
 import torch
 from torch import nn
 
-from models.classifier.network import Classifier, NetVLAD
-from models.classifier.start import fit_clusters, standardise_linear
-from models.classifier.training import ClassifierRecipe
+from models.classifier.cvae import CVAE
+from models.classifier.network import Classifier, GatedEncoder, NetVLAD
+from models.classifier.start import fit_clusters, scale_convolutions, standardise_linear
+from models.classifier.training import ClassifierRecipe, CVAERecipe
 from tests.models.test_classifier_training import settings, studies
 
 
@@ -17,6 +18,76 @@ def _clouds(count: int, each: int, features: int, apart: float) -> torch.Tensor:
     generator = torch.Generator().manual_seed(0)
     middles = apart * torch.randn(count, features, generator=generator)
     return (middles[:, None] + torch.randn(count, each, features, generator=generator)).flatten(0, 1)
+
+
+def _lesions_in_lungs(count: int = 6) -> torch.Tensor:
+    """Slices (n, 2, 72, 72): lung of random intensity in the middle, a lesion in it."""
+    slices = torch.zeros(count, 2, 72, 72)
+    slices[:, 0, 24:48, 24:48] = torch.rand(count, 24, 24, generator=torch.Generator().manual_seed(0))
+    slices[:, 1, 30:40, 30:40] = 1.0
+    return slices
+
+
+def test_outputs_of_convolutions_have_a_mean_square_of_1_where_they_are_not_0() -> None:
+    torch.manual_seed(0)
+    encoder, slices = GatedEncoder(), _lesions_in_lungs()
+    directions = [layer.weight.detach().flatten(1).clone() for layer in _convolutions(encoder)]
+    scale_convolutions(encoder, slices)
+    outputs: list[torch.Tensor] = []
+    for layer in _convolutions(encoder):
+        layer.register_forward_hook(lambda module, inputs, output: outputs.append(output.detach()))
+    encoder(slices)
+    assert len(outputs) == 6
+    for output in outputs:
+        for channel in output.unbind(1):
+            there = [value**2 for value in channel.flatten().tolist() if value]
+            assert sum(there) / len(there) == pytest.approx(1.0, rel=1e-3)
+            assert len(there) < channel.numel()
+    for layer, direction in zip(_convolutions(encoder), directions, strict=True):
+        cosines = torch.cosine_similarity(layer.weight.detach().flatten(1), direction)
+        torch.testing.assert_close(cosines, torch.ones_like(cosines))
+
+
+def _convolutions(encoder: nn.Module) -> list[nn.Conv2d]:
+    return [module for module in encoder.modules() if isinstance(module, nn.Conv2d)]
+
+
+def test_outside_the_lesions_nothing_passes_the_gate_at_first() -> None:
+    torch.manual_seed(0)
+    encoder, slices = GatedEncoder(), _lesions_in_lungs()
+    scale_convolutions(encoder, slices)
+    assert encoder(slices).amax((0, 2, 3)).gt(0.1).float().mean() > 0.8
+    assert not encoder(torch.stack([slices[:, 0], torch.zeros_like(slices[:, 1])], dim=1)).any()
+    assert not encoder(torch.stack([torch.zeros_like(slices[:, 0]), slices[:, 1]], dim=1)).any()
+
+
+@pytest.mark.parametrize("side_branch", [True, False])
+def test_slices_that_show_nothing_leave_weights_as_they_are(side_branch: bool) -> None:
+    encoder = GatedEncoder(side_branch)
+    before = [layer.weight.detach().clone() for layer in _convolutions(encoder)]
+    scale_convolutions(encoder, torch.zeros(2, 2, 32, 32))
+    for layer, weight in zip(_convolutions(encoder), before, strict=True):
+        torch.testing.assert_close(layer.weight.detach(), weight, rtol=0, atol=0)
+        assert not layer.bias.any()  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize("initial", ["random", "cvae"])
+def test_an_encoder_of_an_autoencoder_stays_as_it_is(initial: str, tmp_path: Path) -> None:
+    chosen = settings("classifier", in_plane=32, slices_per_study=4, initial=initial)
+    network = Classifier(32)
+    before = [layer.weight.detach().clone() for layer in _convolutions(network.encoder)]
+    made = studies(tmp_path, 4, 1)
+    ClassifierRecipe(network, chosen, made, made[:2]).fit_to_data()
+    kept = [torch.equal(layer.weight, old) for layer, old in zip(_convolutions(network.encoder), before, strict=True)]
+    assert kept == [initial == "cvae"] * 6
+
+
+def test_an_autoencoder_begins_with_an_encoder_at_scale(tmp_path: Path) -> None:
+    chosen = settings("cvae", size=24, slices_per_study=4)
+    network = CVAE(24)
+    made = studies(tmp_path, 4, 1)
+    CVAERecipe(network, chosen, made, made[:2]).fit_to_data()
+    assert not any(layer.bias.any() for layer in _convolutions(network.encoder))  # type: ignore[union-attr]
 
 
 def test_outputs_are_standardised_and_constant_ones_keep_their_scale() -> None:
