@@ -25,7 +25,7 @@ def slices(intensity: float = SOLID, lesion: bool = True) -> Tensor:
     return made
 
 
-def drawn(made: Tensor, count: int = 40) -> Tensor:
+def drawn(made: Tensor, count: int = 20) -> Tensor:
     """Masks (count, n, H, W), each by another seed."""
     return torch.stack([with_errors(made, np.random.default_rng(seed))[:, 1] for seed in range(count)])
 

@@ -21,6 +21,7 @@ SCANNERS = 50
 BROKEN = 300
 
 
+@pytest.mark.whole
 def test_fifty_scanners_at_once_lose_nothing(site: Site, tmp_path: Path) -> None:
     site.start()
     studies = [
