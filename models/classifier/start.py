@@ -10,7 +10,6 @@ from __future__ import annotations
 import math
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from models.classifier.network import NetVLAD
@@ -38,15 +37,16 @@ def scale_convolutions(encoder: nn.Module, slices: Tensor) -> None:
     """
 
     def scaled(layer: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
-        assert isinstance(layer, nn.Conv2d) and layer.bias is not None  # noqa: S101, PT018 - it is hooked to no other
-        response = F.conv2d(inputs[0], layer.weight, padding=layer.padding)
-        layer.bias.zero_()
-        power = response.square().sum((0, 2, 3)) / (response != 0).sum((0, 2, 3)).clamp(min=1)
+        assert isinstance(layer, nn.Conv2d)  # noqa: S101 - it is hooked to no other
+        power = output.square().sum((0, 2, 3)) / (output != 0).sum((0, 2, 3)).clamp(min=1)
         scale = torch.where(power > _TINY**2, power, 1.0).rsqrt()
         layer.weight *= scale[:, None, None, None]
-        return response * scale[:, None, None]
+        return output * scale[:, None, None]
 
     layers = [module for module in encoder.modules() if isinstance(module, nn.Conv2d)]
+    for layer in layers:
+        assert layer.bias is not None  # noqa: S101 - as in every encoder
+        layer.bias.zero_()
     handles = [layer.register_forward_hook(scaled) for layer in layers]
     encoder(slices)
     for handle in handles:
