@@ -10,6 +10,8 @@ import numpy as np
 import numpy.typing as npt
 from scipy import ndimage
 
+from models.morphology import bounding_box
+
 Field = npt.NDArray[np.float32]
 Mask = npt.NDArray[np.bool_]
 Point = tuple[float, float, float]
@@ -75,7 +77,11 @@ class Space:
 
     def depth(self, mask: Mask) -> Field:
         """Return how deep in the mask each voxel lies, in mm."""
-        return np.asarray(ndimage.distance_transform_edt(mask, sampling=self.step), dtype=np.float32)
+        depth = np.zeros(mask.shape, dtype=np.float32)
+        if mask.any():
+            box = bounding_box(mask, (1, 1, 1))  # what lies further away is not nearest to any of its voxels
+            depth[box] = ndimage.distance_transform_edt(mask[box], sampling=self.step)
+        return depth
 
     def ellipsoid(self, centre: Point, radii: Point, turn: float = 0.0) -> Mask:
         """Return an ellipsoid; centre and radii as x, y, z, turned by ``turn`` degrees in the axial plane."""
