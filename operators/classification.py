@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from monai.deploy.core import ExecutionContext, Fragment, InputContext, Operator, OperatorSpec, OutputContext
 
-from models.classifier.network import IN_PLANE, Classifier
+from models.classifier.network import HU_RANGE, IN_PLANE, Classifier
 from operators.findings import Classification, Lesions, Lungs
 from operators.journal import Journal
 from operators.orientation import standard_lesions, standard_lungs, standard_volume
@@ -19,7 +19,6 @@ from operators.refusal import no_lungs
 from operators.resampling import at_least, resample, shape_at
 from operators.volume import CTVolume, FloatArray, Grid
 
-HU_RANGE = (-1000.0, 400.0)
 SLICE_MM = 3.0
 HALF_COVERED = 0.5
 ANY_LABEL = (0, 1)

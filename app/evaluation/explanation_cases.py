@@ -12,7 +12,8 @@ from scipy import ndimage
 from app.cohort.images import bare_volume
 from app.cohort.slices import AnnotatedSlices, to_hounsfield
 from app.phantom import make_phantom
-from operators.classification import HU_RANGE, classifier_input
+from models.classifier.network import HU_RANGE
+from operators.classification import classifier_input
 from operators.findings import Lesions, Lungs
 from operators.volume import BoolArray, FloatArray
 

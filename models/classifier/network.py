@@ -20,6 +20,8 @@ CLUSTERS = 64
 CLASSES = 2
 IN_PLANE = 256
 """Usual size in pixels of the larger side of the slices."""
+HU_RANGE = (-1000.0, 400.0)
+"""Hounsfield units that become intensities 0 and 1."""
 
 
 class Branch(nn.Module):

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
-from safetensors.torch import load_file
+from safetensors import safe_open
 from torch import Tensor
 
 CT, LABELS = "ct", "labels"
@@ -31,9 +33,25 @@ class PreparedStudy:
     path: Path
     label: int
 
-    def slices(self) -> Tensor:
-        """Read the slices, float32 (n, 3, H, W) in [0, 1]: CT, lesion mask, lung mask; the classifier sees two."""
-        tensors = load_file(self.path)
-        labels = tensors[LABELS]
+    def __len__(self) -> int:
+        """Count the slices."""
+        with safe_open(self.path, framework="pt") as file:
+            return int(file.get_slice(CT).get_shape()[0])
+
+    def slices(self, chosen: Sequence[int] | None = None) -> Tensor:
+        """Read slices, float32 (n, 3, H, W) in [0, 1]: CT, lesion mask, lung mask; the classifier sees two.
+
+        Parameters
+        ----------
+        chosen : sequence of int, optional
+            Which; all by default.
+        """
+        with safe_open(self.path, framework="pt") as file:
+            ct, labels = (_read(file.get_slice(name), chosen) for name in (CT, LABELS))
         masks = [(labels & bit > 0).float() for bit in (LESION, LUNG)]
-        return torch.stack([tensors[CT].float(), *masks], dim=1)
+        return torch.stack([ct.float(), *masks], dim=1)
+
+
+def _read(array: Any, chosen: Sequence[int] | None) -> Tensor:
+    read: Tensor = array[:] if chosen is None else torch.stack([array[index] for index in chosen])
+    return read

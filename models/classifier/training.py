@@ -23,6 +23,7 @@ from models.classifier.mask_errors import with_errors
 from models.classifier.network import CLASSES, Classifier
 from models.classifier.start import fit_clusters, scale_convolutions, standardise_linear
 from models.classifier.studies import PreparedStudy
+from models.classifier.variation import varied
 from models.training.recipe import Item, Objective, Recipe, epoch_order
 from models.training.settings import TrainingSettings
 
@@ -51,11 +52,14 @@ class StudySettings(TrainingSettings):
     masks : {"found", "given"}
         Whose masks it learns from: those that the segmentation finds, or those of the cohort with the errors of a
         segmentation. It is validated on found ones always.
+    augment : bool
+        Vary the slices that it learns from in position, size and image quality.
     """
 
     in_plane: int = Field(ge=32, le=1024)
     slices_per_study: PositiveInt | None
     masks: Literal["found", "given"]
+    augment: bool
 
 
 class CVAESettings(StudySettings):
@@ -175,12 +179,10 @@ class StudyRecipe(Recipe):
         """Read a training study and draw its slices."""
         seed = self._settings.seed
         index = epoch_order(seed, number, len(self._training), self.steps * self._settings.batch)
-        study = self._training[index]
-        slices, rng = study.slices(), np.random.default_rng((seed, number))
-        count = self._settings.slices_per_study
-        if count is not None and len(slices) > count:
-            drawn = rng.permutation(len(slices))[:count]
-            slices = slices[np.sort(drawn)]  # some networks take them for a volume
+        study, rng = self._training[index], np.random.default_rng((seed, number))
+        slices = study.slices(_drawn(len(study), self._settings.slices_per_study, rng))
+        if self._settings.augment:
+            slices = varied(slices, rng)
         if self._settings.masks == "given":
             slices = with_errors(slices, rng)
         return self._seen(slices, study)
@@ -323,6 +325,11 @@ def start_from_cvae(classifier: Classifier, cvae: CVAE) -> None:
     if (classifier.encoder.side_branch is None) != (cvae.encoder.side_branch is None):
         raise ValueError("the classifier and its autoencoder must both have a side branch, or neither")
     classifier.encoder.load_state_dict(cvae.encoder.state_dict())
+
+
+def _drawn(slices: int, count: int | None, rng: np.random.Generator) -> list[int] | None:
+    """Draw which slices to take, in the order in which they lie: some networks take them for a volume."""
+    return None if count is None or slices <= count else sorted(rng.permutation(slices)[:count].tolist())
 
 
 def resized_slices(slices: Tensor, size: int) -> Tensor:

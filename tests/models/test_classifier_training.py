@@ -153,6 +153,32 @@ def test_given_masks_are_learned_from_with_errors_and_validated_on_as_they_are(t
             torch.testing.assert_close(recipe(masks).validation_item(index)[0], true[study.label], rtol=0, atol=0)
 
 
+@pytest.mark.parametrize("task", ["classifier", "cvae"])
+def test_slices_are_varied_where_wanted_but_never_to_validate(task: str, tmp_path: Path) -> None:
+    made = studies(tmp_path, 2, 1)
+
+    def recipe(augment: bool) -> Recipe:
+        size = {"size": 24} if task == "cvae" else {}
+        chosen = settings(task, augment=augment, batch=1, slices_per_study=None, **size)
+        network = TASKS[task].network(**TASKS[task].built_with(chosen))
+        return (ClassifierRecipe if task == "classifier" else CVAERecipe)(network, chosen, made, made)
+
+    for number in range(4):
+        plain, varied = (recipe(augment)[number][0] for augment in (False, True))
+        assert not torch.equal(plain[:, 0], varied[:, 0])
+        torch.testing.assert_close(recipe(True)[number][0], varied, rtol=0, atol=0)
+    for index in range(2):
+        plain, varied = (recipe(augment).validation_item(index)[0] for augment in (False, True))
+        torch.testing.assert_close(plain, varied, rtol=0, atol=0)
+
+
+def test_some_slices_of_a_study_are_read_as_all_are(tmp_path: Path) -> None:
+    study = studies(tmp_path, 1, 3)[0]
+    every = study.slices()
+    assert len(study) == len(every)
+    torch.testing.assert_close(study.slices([0, 2, len(every) - 1]), every[[0, 2, -1]], rtol=0, atol=0)
+
+
 def test_the_autoencoder_learns(tmp_path: Path) -> None:
     chosen = settings("cvae", epochs=8, size=16, slices_per_study=2, batch=2)
     torch.manual_seed(0)
