@@ -123,6 +123,14 @@ def _parser() -> argparse.ArgumentParser:
     phantom.add_argument(
         "--coarse", action="store_true", help="voxels of 6 x 2.8 x 2.8 mm instead of 3 x 1.4 x 1.4, to try things out"
     )
+    phantom.add_argument(
+        "--kinds",
+        nargs="+",
+        choices=("healthy", "lobar", "bronchopneumonia", "aspiration", "oedema", "covid"),
+        metavar="KIND",
+        help="with --cohort: these kinds of patients alone, of "
+        "healthy, lobar, bronchopneumonia, aspiration, oedema and, as the positive ones, covid",
+    )
     phantom.set_defaults(command=_phantom)
     cohort = commands.add_parser("cohort", help="check the table of a cohort, say what it holds, and divide it")
     cohort.add_argument("folder", metavar="FOLDER", type=Path, help="folder with cohort.csv")
@@ -311,24 +319,37 @@ def _cohort(arguments: argparse.Namespace) -> None:
 
 def _phantom(arguments: argparse.Namespace) -> None:
     from app.phantom import COARSE_MM, SPACING_MM, write_phantom
+    from app.phantom.disease import ALL, both_labels
 
     made, spacing = arguments.output, COARSE_MM if arguments.coarse else SPACING_MM
     if arguments.cohort is not None:
         need_training_packages()
     if arguments.varied and arguments.bodies is None:
         raise UsageError("--varied needs --bodies")
+    if arguments.kinds is not None:
+        if arguments.cohort is None:
+            raise UsageError("--kinds needs --cohort N")
+        if not both_labels(arguments.kinds):
+            raise UsageError("--kinds needs covid, and one kind besides")
+    kinds = arguments.kinds or ALL
     if arguments.bodies is not None:
         from app.phantom.bodies import write_diseased
 
         if arguments.cohort is None or arguments.coarse:
             raise UsageError("--bodies needs --cohort N, and takes the voxels of the CTs as they are")
         write_diseased(
-            arguments.output, arguments.bodies, arguments.cohort, arguments.seed, varied=arguments.varied, tell=tell
+            arguments.output,
+            arguments.bodies,
+            arguments.cohort,
+            arguments.seed,
+            varied=arguments.varied,
+            kinds=kinds,
+            tell=tell,
         )
     elif arguments.cohort is not None:
         from app.phantom.cohort import write_cohort
 
-        write_cohort(arguments.output, arguments.cohort, arguments.seed, spacing, tell)
+        write_cohort(arguments.output, arguments.cohort, arguments.seed, spacing, tell, kinds=kinds)
     else:
         try:
             arguments.output.mkdir(parents=True, exist_ok=True)

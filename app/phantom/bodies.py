@@ -12,7 +12,7 @@ from app.cohort.lung_masks import draw_lungs
 from app.cohort.table import CohortStudy, stem
 from app.outcome import UsageError
 from app.phantom.cohort import Patient, write_patients
-from app.phantom.disease import draw_co_rads, draw_kind, fall_ill, involvement_percent
+from app.phantom.disease import ALL, Kind, draw_co_rads, draw_kind, fall_ill, involvement_percent
 from app.phantom.mimics import insert_dependent_density, insert_effusion, insert_mimics
 from app.phantom.scanner import scanned
 from models.hounsfield import whole
@@ -31,6 +31,7 @@ def write_diseased(
     seed: int = 0,
     *,
     varied: bool = False,
+    kinds: Sequence[Kind] = ALL,
     tell: Callable[[str], None] = lambda line: None,
 ) -> None:
     """Write a cohort of studies made from few CTs: ``cohort.csv``, CT and two masks for each as NIfTI, ``truth.csv``.
@@ -50,6 +51,8 @@ def write_diseased(
         Another seed, other diseases.
     varied : bool
         Of each study, vary kernel, slice thickness and noise; its disease stays the same.
+    kinds : sequence of str
+        Which there are, of both labels.
     tell : callable
         Receives a line for each study.
 
@@ -72,7 +75,9 @@ def write_diseased(
             lungs[path] = draw_lungs(volume, path.name)
             tell(f"body {path.name}: lungs drawn")
         scanner = np.random.default_rng((seed, number, 1)) if varied else None
-        return _write(folder, number, turn % 2, stem(path), volume, lungs[path], seed, scanner)
+        rng = np.random.default_rng((seed, number))
+        kind = draw_kind(turn % 2, rng, kinds)
+        return _write(folder, number, turn % 2, stem(path), volume, lungs[path], kind, rng, scanner)
 
     write_patients(folder, studies, write, tell)
 
@@ -84,11 +89,10 @@ def _write(
     patient: str,
     volume: CTVolume,
     lungs: LabelArray,
-    seed: int,
+    kind: Kind,
+    rng: np.random.Generator,
     scanner: np.random.Generator | None,
 ) -> Patient:
-    rng = np.random.default_rng((seed, number))
-    kind = draw_kind(label, rng)
     hu, left_over = volume.hu.astype(np.float32), lungs.copy()
     box = bounding_box(lungs > 0)
     hu[box], left_over[box] = _with_other_findings(hu[box], lungs[box], volume.grid.spacing, rng)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import csv
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,7 +14,7 @@ from app.cohort.table import CohortStudy, new_cohort, write_table
 from app.outcome import UsageError
 from app.phantom import make_phantom, origin_of, study_name
 from app.phantom.dicom import write_ct_series
-from app.phantom.disease import Kind, draw_co_rads, draw_kind, fall_ill, involvement_percent
+from app.phantom.disease import ALL, Kind, draw_co_rads, draw_kind, fall_ill, involvement_percent
 from models.hounsfield import whole
 
 TRUTH = "truth.csv"
@@ -51,6 +51,8 @@ def write_cohort(
     seed: int = 0,
     spacing: tuple[float, float, float] = (3.0, 1.4, 1.4),
     tell: Callable[[str], None] = lambda line: None,
+    *,
+    kinds: Sequence[Kind] = ALL,
 ) -> None:
     """Write a cohort: ``cohort.csv``, a DICOM series and two masks for each patient, and ``truth.csv``.
 
@@ -69,6 +71,8 @@ def write_cohort(
         Voxel size along z, y, x in mm.
     tell : callable
         Receives a line for each patient.
+    kinds : sequence of str
+        Which there are, of both labels.
 
     Raises
     ------
@@ -77,7 +81,9 @@ def write_cohort(
     """
     if patients < 2 * len(SITES):
         raise UsageError(f"a cohort needs at least {2 * len(SITES)} patients")
-    write_patients(folder, patients, lambda number: _write_patient(folder, number, patients, seed, spacing), tell)
+    write_patients(
+        folder, patients, lambda number: _write_patient(folder, number, patients, seed, spacing, kinds), tell
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,11 +128,18 @@ def write_patients(folder: Path, count: int, write: Callable[[int], Patient], te
         write_table(folder, [each.study for each in patients])  # last: the cohort is complete when its table is there
 
 
-def _write_patient(folder: Path, number: int, patients: int, seed: int, spacing: tuple[float, float, float]) -> Patient:
+def _write_patient(
+    folder: Path,
+    number: int,
+    patients: int,
+    seed: int,
+    spacing: tuple[float, float, float],
+    kinds: Sequence[Kind],
+) -> Patient:
     rng = np.random.default_rng((seed, number))
     site = SITES[number % len(SITES)]
     label = label_of(number, patients, seed)
-    kind = draw_kind(label, rng)
+    kind = draw_kind(label, rng, kinds)
     name = f"p{number:03d}"
     person = int(rng.integers(2**31))
     phantom = make_phantom(person, spacing, False, lambda hu, lungs: fall_ill(hu, lungs, spacing, kind, rng))

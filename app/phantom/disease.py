@@ -4,37 +4,52 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from math import log, prod
-from typing import Literal
+from typing import Literal, get_args
 
 import numpy as np
 
 from app.phantom.insertion import Pattern, insert_lesions
-from app.phantom.patterns import bronchopneumonia, covid_like, lobar_pneumonia, oedema
+from app.phantom.patterns import aspiration, bronchopneumonia, covid_like, lobar_pneumonia, oedema
 from models.morphology import Spacing
 from operators.volume import FloatArray, LabelArray
 
-Kind = Literal["healthy", "lobar", "bronchopneumonia", "oedema", "covid"]
+Kind = Literal["healthy", "lobar", "bronchopneumonia", "aspiration", "oedema", "covid"]
 KINDS: Mapping[int, Sequence[tuple[Kind, float]]] = {
-    0: (("healthy", 0.3), ("lobar", 0.25), ("bronchopneumonia", 0.25), ("oedema", 0.2)),
+    0: (("healthy", 0.25), ("lobar", 0.2), ("bronchopneumonia", 0.2), ("aspiration", 0.2), ("oedema", 0.15)),
     1: (("covid", 1.0),),
 }
 """By label, how often each kind is drawn."""
+ALL: tuple[Kind, ...] = get_args(Kind)
 EXTENT = (0.003, 0.4)
 """Least and largest share of the lungs that is affected, the same for both labels: how large a disease is must not tell
 what it is."""
 _PATTERNS: Mapping[Kind, Callable[[float, float, np.random.Generator], Pattern]] = {
     "lobar": lobar_pneumonia,
     "bronchopneumonia": bronchopneumonia,
+    "aspiration": aspiration,
     "oedema": oedema,
     "covid": covid_like,
 }
 
 
-def draw_kind(label: int, rng: np.random.Generator) -> Kind:
-    """Draw the kind of a negative (0) or positive (1) patient."""
-    kinds, chances = zip(*KINDS[label], strict=True)
-    kind: Kind = kinds[int(rng.choice(len(kinds), p=chances))]
-    return kind
+def draw_kind(label: int, rng: np.random.Generator, among: Sequence[Kind] = ALL) -> Kind:
+    """Draw the kind of a negative (0) or positive (1) patient.
+
+    Parameters
+    ----------
+    label : int
+    rng : numpy Generator
+    among : sequence of str
+        Kinds to draw from, as often in proportion to each other as of all; see :func:`both_labels`.
+    """
+    kinds, chances = zip(*((kind, chance) for kind, chance in KINDS[label] if kind in among), strict=True)
+    drawn: Kind = kinds[int(rng.choice(len(kinds), p=np.array(chances) / sum(chances)))]
+    return drawn
+
+
+def both_labels(kinds: Sequence[Kind]) -> bool:
+    """Tell whether both negative and positive patients can be drawn from some kinds."""
+    return all(any(kind in kinds for kind, _ in of_label) for of_label in KINDS.values())
 
 
 def fall_ill(
@@ -57,5 +72,5 @@ def involvement_percent(lungs: LabelArray, lesions: LabelArray) -> float:
 def draw_co_rads(kind: Kind, involvement: float, rng: np.random.Generator) -> int:
     """Suspicion as a radiologist might state it: by pattern and extent, one class off now and then."""
     extent = 2 + (involvement > 0.6) + (involvement > 1.5) + (involvement > 5.0)
-    usual = {"healthy": 1, "lobar": 2, "bronchopneumonia": 2, "oedema": 3, "covid": extent}[kind]
+    usual = {"healthy": 1, "lobar": 2, "bronchopneumonia": 2, "aspiration": 3, "oedema": 3, "covid": extent}[kind]
     return int(np.clip(usual + int(rng.choice((-1, 0, 1), p=(0.15, 0.7, 0.15))), 1, 5))

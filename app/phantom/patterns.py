@@ -52,6 +52,17 @@ def bronchopneumonia(extent: float, lungs_ml: float, rng: np.random.Generator) -
     )
 
 
+def aspiration(extent: float, lungs_ml: float, rng: np.random.Generator) -> Pattern:
+    """Many dense patches in both lungs, at the pleura as often as lesions of COVID-19: what they consist of tells."""
+    return _pattern(
+        extent,
+        lungs_ml,
+        int(rng.integers(4, 17)),
+        weights=(0.15, 0.7, 0.0, 0.15),
+        subpleural=float(rng.uniform(0.4, 1.0)),
+    )
+
+
 def oedema(extent: float, lungs_ml: float, rng: np.random.Generator) -> Pattern:
     """Perihilar ground glass with thickened septa, in both lungs, away from the pleura."""
     return _pattern(

@@ -6,13 +6,13 @@ import numpy as np
 import pytest
 
 from app.phantom import disease
-from app.phantom.disease import EXTENT, KINDS, Kind, draw_kind, fall_ill
+from app.phantom.disease import ALL, EXTENT, KINDS, Kind, both_labels, draw_kind, fall_ill
 from app.phantom.insertion import CONSOLIDATION, Pattern, insert_lesions
-from app.phantom.patterns import bronchopneumonia, covid_like, lobar_pneumonia, oedema
+from app.phantom.patterns import aspiration, bronchopneumonia, covid_like, lobar_pneumonia, oedema
 from models.morphology import distance_to
 
 SPACING = (4.0, 3.0, 3.0)
-ILL: list[Kind] = ["lobar", "bronchopneumonia", "oedema", "covid"]
+ILL: list[Kind] = ["lobar", "bronchopneumonia", "aspiration", "oedema", "covid"]
 
 
 def _lungs() -> tuple[np.ndarray, np.ndarray, float]:
@@ -24,7 +24,7 @@ def _lungs() -> tuple[np.ndarray, np.ndarray, float]:
 
 
 @pytest.mark.parametrize("extent", [0.005, 0.05, 0.3])
-@pytest.mark.parametrize("pattern", [lobar_pneumonia, bronchopneumonia, oedema, covid_like])
+@pytest.mark.parametrize("pattern", [lobar_pneumonia, bronchopneumonia, aspiration, oedema, covid_like])
 def test_as_much_of_the_lungs_is_affected_as_is_asked_for(pattern: Any, extent: float) -> None:
     hu, lungs, lungs_ml = _lungs()
     rng = np.random.default_rng(5)
@@ -51,7 +51,7 @@ def test_the_diseases_differ_as_radiologists_say() -> None:
     hu, lungs, lungs_ml = _lungs()
     depth = distance_to(lungs == 0, SPACING)
     found: dict[str, list[tuple[float, float, bool]]] = {}
-    for pattern in (lobar_pneumonia, bronchopneumonia, oedema, covid_like):
+    for pattern in (lobar_pneumonia, bronchopneumonia, aspiration, oedema, covid_like):
         for seed in range(6):
             rng = np.random.default_rng(seed)
             _, labels = insert_lesions(hu, lungs, SPACING, pattern(0.05, lungs_ml, rng), rng)
@@ -61,10 +61,11 @@ def test_the_diseases_differ_as_radiologists_say() -> None:
             found.setdefault(pattern.__name__, []).append((float(depth[ill].mean()), dense, both))
     mean = {name: np.mean(values, axis=0) for name, values in found.items()}
     assert not any(both for *_, both in found["lobar_pneumonia"])
-    assert all(both for name in ("covid_like", "bronchopneumonia", "oedema") for *_, both in found[name])
+    assert all(both for name in ("covid_like", "bronchopneumonia", "aspiration", "oedema") for *_, both in found[name])
     assert mean["covid_like"][0] < 0.7 * min(mean["bronchopneumonia"][0], mean["oedema"][0])
     assert max(mean["covid_like"][1], mean["oedema"][1]) < 0.3
-    assert min(mean["lobar_pneumonia"][1], mean["bronchopneumonia"][1]) > 0.5
+    assert min(mean[name][1] for name in ("lobar_pneumonia", "bronchopneumonia", "aspiration")) > 0.5
+    assert mean["aspiration"][0] < 1.3 * mean["covid_like"][0], "where they lie does not tell one from the other"
 
 
 def test_lesions_that_are_to_lie_deep_do_so_where_they_can() -> None:
@@ -85,3 +86,20 @@ def test_kinds_are_drawn_as_often_as_the_table_says() -> None:
         assert sum(share for _, share in shares) == pytest.approx(1.0)
         for kind, share in shares:
             assert drawn.count(kind) / len(drawn) == pytest.approx(share, abs=0.03)
+
+
+def test_where_only_some_kinds_are_wanted_they_keep_their_proportions() -> None:
+    rng = np.random.default_rng(0)
+    drawn = [draw_kind(0, rng, ("oedema", "lobar", "covid")) for _ in range(2000)]
+    shares = dict(KINDS[0])
+    wanted = shares["lobar"] / (shares["lobar"] + shares["oedema"])
+    assert set(drawn) == {"oedema", "lobar"}
+    assert drawn.count("lobar") / len(drawn) == pytest.approx(wanted, abs=0.04)
+    assert {draw_kind(1, rng, ("covid", "oedema")) for _ in range(20)} == {"covid"}
+
+
+def test_both_labels_are_there_with_covid_and_another_kind() -> None:
+    assert both_labels(ALL)
+    assert both_labels(("covid", "aspiration"))
+    assert not both_labels(("covid",))
+    assert not both_labels(("healthy", "oedema"))
