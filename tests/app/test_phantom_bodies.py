@@ -123,6 +123,8 @@ def test_the_command_gives_the_same_for_the_same_seed(
         (["--cohort", "2", "--bodies", "nowhere"], "the body nowhere does not exist"),
         (["--bodies", "."], "--bodies needs --cohort N"),
         (["--cohort", "4", "--varied"], "--varied needs --bodies"),
+        (["--kinds", "covid", "oedema"], "--kinds needs --cohort N"),
+        (["--cohort", "4", "--kinds", "covid"], "--kinds needs covid, and one kind besides"),
         (["--cohort", "2", "--coarse", "--bodies", "."], "--bodies needs --cohort N"),
         (["--cohort", "2", "--bodies", "a/x", "b/x"], "two bodies have the same name"),
         (["--cohort", "2", "--bodies", "flat.nii.gz"], "study flat.nii.gz: no lungs found"),
