@@ -15,7 +15,7 @@ from operators.volume import FloatArray, LabelArray
 
 Kind = Literal["healthy", "lobar", "bronchopneumonia", "aspiration", "oedema", "covid"]
 KINDS: Mapping[int, Sequence[tuple[Kind, float]]] = {
-    0: (("healthy", 0.25), ("lobar", 0.2), ("bronchopneumonia", 0.2), ("aspiration", 0.2), ("oedema", 0.15)),
+    0: (("healthy", 0.24), ("lobar", 0.2), ("bronchopneumonia", 0.2), ("aspiration", 0.2), ("oedema", 0.16)),
     1: (("covid", 1.0),),
 }
 """By label, how often each kind is drawn."""
