@@ -698,7 +698,7 @@ def test_the_lesion_network_is_calibrated_in_the_whole_lungs_of_the_validation(d
     """Blocks as in use, and the odds of every voxel of the lungs: recomputed here for the very volume."""
     recipe = lesions_recipe(data, augment=False)
     torch.manual_seed(0)
-    network = LesionNetwork(patch=(8, 16, 8)).eval()
+    network = LesionNetwork(patch=(16, 48, 48)).eval()
     hu, lungs, lesions = (data[2].whole(name) for name in ("hu", "lungs", "lesions"))
     (box,) = ndimage.find_objects((lungs > 0).astype(np.uint8))
     z, y, x = (slice(max(s.start - m, 0), s.stop + m) for s, m in zip(box, (5, 8, 8), strict=True))
