@@ -17,7 +17,6 @@ from torch import Tensor
 
 from models.classifier.network import HU_RANGE
 from models.training.patches import INFLATED, INFLATION, NOISE_HU, OFFSET_HU, ROTATION, SCALE, inflate
-from models.training.recipe import seed_of
 
 SHIFT = 0.04
 """Share of the slice by which it is moved at most."""
@@ -47,12 +46,12 @@ def varied(slices: Tensor, rng: np.random.Generator) -> Tensor:
         factor = float(np.exp(rng.uniform(*np.log(INFLATION))))
         ct = (inflate(ct * _RANGE + _LEAST, lung, factor) - _LEAST) / _RANGE
     vary = _variation(ct.shape[-2:])
-    vary.set_random_state(seed_of(int(rng.integers(2**62))) % 2**32)
+    vary.set_random_state(int(rng.integers(2**32)))
     seen: dict[str, Tensor] = vary({_CT: ct, _SHARE: lung, _LESION: lesion, _LUNG: lung})
     inside = (seen[_LUNG] > 0.5) & (seen[_SHARE] > 0.5)
     intensity = (seen[_CT] / seen[_SHARE].where(inside, 1.0)).where(inside, 0.0)
     noisy = _noise()
-    noisy.set_random_state(seed_of(int(rng.integers(2**62))) % 2**32)
+    noisy.set_random_state(int(rng.integers(2**32)))
     intensity = noisy({_CT: intensity})[_CT].clamp(0.0, 1.0).where(inside, 0.0)
     marked = (seen[_LESION] > 0.5) & inside
     return torch.stack([intensity, marked.to(slices.dtype), inside.to(slices.dtype)], dim=1)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -131,15 +131,20 @@ def test_a_subset_of_slices_is_drawn_without_repetition(tmp_path: Path) -> None:
     assert len(recipe.validation_item(0)[0]) == 10
 
 
+def whole_studies(task: str, made: Sequence[PreparedStudy], **changes: object) -> Recipe:
+    """A recipe that takes all slices of one study at each step."""
+    size = {"size": 24} if task == "cvae" else {}
+    chosen = settings(task, batch=1, slices_per_study=None, **size, **changes)
+    network = TASKS[task].network(**TASKS[task].built_with(chosen))
+    return (ClassifierRecipe if task == "classifier" else CVAERecipe)(network, chosen, made, made)
+
+
 @pytest.mark.parametrize("task", ["classifier", "cvae"])
 def test_given_masks_are_learned_from_with_errors_and_validated_on_as_they_are(task: str, tmp_path: Path) -> None:
     made = studies(tmp_path, 2, 1)
 
     def recipe(masks: str) -> Recipe:
-        size = {"size": 24} if task == "cvae" else {}
-        chosen = settings(task, masks=masks, batch=1, slices_per_study=None, **size)
-        network = TASKS[task].network(**TASKS[task].built_with(chosen))
-        return (ClassifierRecipe if task == "classifier" else CVAERecipe)(network, chosen, made, made)
+        return whole_studies(task, made, masks=masks)
 
     true = {int(study.label): study.slices()[:, :2] for study in made}
     for masks in ("found", "given"):
@@ -158,10 +163,7 @@ def test_slices_are_varied_where_wanted_but_never_to_validate(task: str, tmp_pat
     made = studies(tmp_path, 2, 1)
 
     def recipe(augment: bool) -> Recipe:
-        size = {"size": 24} if task == "cvae" else {}
-        chosen = settings(task, augment=augment, batch=1, slices_per_study=None, **size)
-        network = TASKS[task].network(**TASKS[task].built_with(chosen))
-        return (ClassifierRecipe if task == "classifier" else CVAERecipe)(network, chosen, made, made)
+        return whole_studies(task, made, augment=augment)
 
     for number in range(4):
         plain, varied = (recipe(augment)[number][0] for augment in (False, True))
