@@ -16,12 +16,22 @@ from monai.transforms.utility.dictionary import EnsureTyped
 from torch import Tensor
 
 from models.classifier.network import HU_RANGE
-from models.training.patches import INFLATED, INFLATION, NOISE_HU, OFFSET_HU, ROTATION, SCALE, inflate
+from models.training.patches import (
+    KERNEL_CHANGED,
+    NOISE_HU,
+    OFFSET_HU,
+    OVERSHOOT,
+    ROTATION,
+    SCALE,
+    SHARP,
+    SOFT,
+    draw_inflation,
+    inflate,
+)
 
 SHIFT = 0.04
 """Share of the slice by which it is moved at most."""
 _LEAST, _RANGE = HU_RANGE[0], HU_RANGE[1] - HU_RANGE[0]
-_SOFT, _SHARP = (0.3, 1.0), (0.2, 0.3)
 _CT, _SHARE, _LESION, _LUNG = "ct", "share", "lesion", "lung"
 
 
@@ -42,8 +52,7 @@ def varied(slices: Tensor, rng: np.random.Generator) -> Tensor:
         Of the same shape.
     """
     ct, lesion, lung = slices.unbind(1)
-    if rng.random() < INFLATED:
-        factor = float(np.exp(rng.uniform(*np.log(INFLATION))))
+    if (factor := draw_inflation(rng)) is not None:
         ct = (inflate(ct * _RANGE + _LEAST, lung, factor) - _LEAST) / _RANGE
     vary = _variation(ct.shape[-2:])
     vary.set_random_state(int(rng.integers(2**32)))
@@ -63,15 +72,15 @@ def _variation(size: torch.Size) -> Compose:
     names = (*linear, _LESION, _LUNG)
     return Compose(
         [
-            RandGaussianSmoothd(linear, sigma_x=_SOFT, sigma_y=_SOFT, prob=0.4),
+            RandGaussianSmoothd(linear, sigma_x=SOFT, sigma_y=SOFT, prob=KERNEL_CHANGED),
             RandGaussianSharpend(
                 linear,
-                sigma1_x=_SHARP,
-                sigma1_y=_SHARP,
-                sigma2_x=_SOFT,
-                sigma2_y=_SOFT,
-                alpha=(0.1, 0.8),
-                prob=0.4,
+                sigma1_x=SHARP,
+                sigma1_y=SHARP,
+                sigma2_x=SOFT,
+                sigma2_y=SOFT,
+                alpha=OVERSHOOT,
+                prob=KERNEL_CHANGED,
             ),
             RandAffined(
                 names,

@@ -33,6 +33,8 @@ INFLATION, INFLATED = (0.35, 2.0), 0.7
 """Least and greatest factor of the tissue in aerated lung, and how often it varies: as patients breathe in, and age."""
 SOLID_HU, AERATED_HU = 20.0, -850.0
 """What is denser than the first does not change with the air of the lungs; the second is lung as it usually is."""
+SOFT, SHARP, OVERSHOOT, KERNEL_CHANGED = (0.3, 1.0), (0.2, 0.3), (0.1, 0.8), 0.4
+"""Standard deviations in pixels of soft and sharp kernels, how much the latter overshoot, and how often each comes."""
 THICK = (0.4, 1.3)
 """Standard deviation in slices of the blur between them where slices are thick."""
 CUT, SHORTEST = 0.3, 6
@@ -139,8 +141,8 @@ def cut_patch(
     patch = {name: torch.from_numpy(volume.box(name, start, room).astype(np.float32))[None] for name in names}
     if rng is None:
         return patch
-    if rng.random() < INFLATED:  # before the scanner: else its noise would tell lesions from lung
-        patch[HU] = inflate(patch[HU], _lung_share(patch), float(np.exp(rng.uniform(*np.log(INFLATION)))))
+    if (factor := draw_inflation(rng)) is not None:  # before the scanner: else its noise would tell lesions from lung
+        patch[HU] = inflate(patch[HU], _lung_share(patch), factor)
     vary = variation(size, names)
     vary.set_random_state(seed_of(int(rng.integers(2**62))) % 2**32)
     varied: dict[str, Tensor] = vary(patch)
@@ -167,6 +169,11 @@ def inflate(hu: Tensor, lung: Tensor, factor: float) -> Tensor:
     """
     change = (factor - 1.0) * (AERATED_HU + 1000.0) / (SOLID_HU - AERATED_HU)
     return hu + change * (SOLID_HU - hu).clamp_min(0.0) * lung
+
+
+def draw_inflation(rng: np.random.Generator) -> float | None:
+    """Draw a factor for :func:`inflate`, or leave the air in the lungs as it is."""
+    return float(np.exp(rng.uniform(*np.log(INFLATION)))) if rng.random() < INFLATED else None
 
 
 def cut_short(patch: Mapping[str, Tensor], rng: np.random.Generator) -> dict[str, Tensor]:
@@ -203,21 +210,21 @@ def variation(size: Size, names: Sequence[str]) -> Compose:
     flat = size[0] == 1
     turn, tilt = np.deg2rad(ROTATION), 0.0 if flat else np.deg2rad(_TILT)
     scale = (-SCALE, SCALE)
-    still, sharp, soft = (0.01, 0.01), (0.2, 0.3), (0.3, 1.0)
+    still = (0.01, 0.01)
     return Compose(
         [
             RandGaussianSmoothd(HU, sigma_x=THICK, sigma_y=still, sigma_z=still, prob=0.0 if flat else 0.3),
-            RandGaussianSmoothd(HU, sigma_x=still, sigma_y=soft, sigma_z=soft, prob=0.4),
+            RandGaussianSmoothd(HU, sigma_x=still, sigma_y=SOFT, sigma_z=SOFT, prob=KERNEL_CHANGED),
             RandGaussianSharpend(
                 HU,
                 sigma1_x=still,  # MONAI's x is the first axis: between slices nothing is sharpened
-                sigma1_y=sharp,
-                sigma1_z=sharp,
+                sigma1_y=SHARP,
+                sigma1_z=SHARP,
                 sigma2_x=still,
-                sigma2_y=soft,
-                sigma2_z=soft,
-                alpha=(0.1, 0.8),
-                prob=0.4,
+                sigma2_y=SOFT,
+                sigma2_z=SOFT,
+                alpha=OVERSHOOT,
+                prob=KERNEL_CHANGED,
             ),
             RandAffined(
                 names,

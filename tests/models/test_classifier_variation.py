@@ -87,7 +87,7 @@ def test_all_slices_of_a_study_are_varied_alike() -> None:
 
 @pytest.mark.usefixtures("quiet")
 def test_the_rim_of_the_lungs_is_not_mixed_with_what_is_cut_out(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(variation, "INFLATED", 0.0)
+    monkeypatch.setattr(patches, "INFLATED", 0.0)
     for made in drawn(30):
         outside = made[:, 2] - made[:, 1]  # lung, but no lesion
         near_lesion = torch.nn.functional.max_pool2d(made[:, 1:2], 13, 1, 6)[:, 0]
