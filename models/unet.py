@@ -1,4 +1,4 @@
-"""The U-Net family: the 3D lesion network and the 2D involvement network differ in widths only."""
+"""The U-Net family: the 3D lesion network and the 2D involvement network differ in widths and in normalisation."""
 
 from __future__ import annotations
 
@@ -44,18 +44,17 @@ class Conv3d(nn.Conv3d):
 
 
 class _DoubleConv(nn.Sequential):
-    """Two times: convolution 3 ("same"), instance normalisation, leaky ReLU."""
+    """Two times: convolution 3 ("same"), instance normalisation where it is wanted, leaky ReLU."""
 
-    def __init__(self, dimensions: Literal[2, 3], channels: int, first: int, second: int) -> None:
+    def __init__(self, dimensions: Literal[2, 3], normalised: bool, channels: int, first: int, second: int) -> None:
         conv = nn.Conv2d if dimensions == 2 else Conv3d
-        super().__init__(
-            conv(channels, first, 3, padding=1, bias=False),
-            InstanceNorm(first),
-            nn.LeakyReLU(0.01, inplace=True),
-            conv(first, second, 3, padding=1, bias=False),
-            InstanceNorm(second),
-            nn.LeakyReLU(0.01, inplace=True),
-        )
+        layers: list[nn.Module] = []
+        for before, after in ((channels, first), (first, second)):
+            layers.append(conv(before, after, 3, padding=1, bias=not normalised))
+            if normalised:
+                layers.append(InstanceNorm(after))
+            layers.append(nn.LeakyReLU(0.01, inplace=True))
+        super().__init__(*layers)
 
 
 class UNet(nn.Module):
@@ -68,9 +67,14 @@ class UNet(nn.Module):
         Features after the first and the second convolution of each level, finest first.
     classes : int
         Output channels.
+    normalised : bool
+        Whether instance normalisation follows each convolution but the last. Without it, what a voxel is taken for does
+        not hang on what else is in the image.
     """
 
-    def __init__(self, dimensions: Literal[2, 3], widths: Sequence[tuple[int, int]], classes: int) -> None:
+    def __init__(
+        self, dimensions: Literal[2, 3], widths: Sequence[tuple[int, int]], classes: int, *, normalised: bool
+    ) -> None:
         super().__init__()
         self._mode = "bilinear" if dimensions == 2 else "trilinear"
         self._format = torch.channels_last if dimensions == 2 else torch.channels_last_3d
@@ -79,10 +83,10 @@ class UNet(nn.Module):
         """Every spatial size of the input must be a multiple of this."""
         channels = [1] + [second for _, second in widths]
         self.encoder = nn.ModuleList(
-            _DoubleConv(dimensions, channels[level], *pair) for level, pair in enumerate(widths)
+            _DoubleConv(dimensions, normalised, channels[level], *pair) for level, pair in enumerate(widths)
         )
         self.decoder = nn.ModuleList(
-            _DoubleConv(dimensions, channels[level + 2] + skip, skip, skip)
+            _DoubleConv(dimensions, normalised, channels[level + 2] + skip, skip, skip)
             for level, (_, skip) in reversed(list(enumerate(widths[:-1])))
         )
         conv = nn.Conv2d if dimensions == 2 else Conv3d

@@ -38,7 +38,7 @@ class InvolvementNetwork(UNet):
     heavy: ClassVar[Mapping[str, tuple[tuple[int, ...], ...]]] = {"forward": ((1, 1, 32, 32),)}
 
     def __init__(self, pixel_mm: float = PIXEL_MM, patch: Sequence[int] = PATCH) -> None:
-        super().__init__(2, WIDTHS, classes=1)
+        super().__init__(2, WIDTHS, classes=1, normalised=True)
         self.pixel_mm = float(pixel_mm)
         rows, columns = map(int, patch)
         if any(size < self.factor or size % self.factor for size in (rows, columns)) or rows == columns == self.factor:

@@ -19,14 +19,17 @@ UNKNOWN_TYPE = CLASSES
 PATCH = (16, 80, 80)
 """Usual patch to learn from, in voxels (z, y, x)."""
 DEEPER = 1.5
-"""A block in use spans the plane and has so many times the slices of a patch: the instance norms see more of the lungs,
-and fewer voxels are computed twice (docs/reference_weights.md, "Larger blocks in use")."""
+"""A block in use spans the plane and has so many times the slices of a patch: fewer voxels are computed twice
+(docs/reference_weights.md, "Larger blocks in use")."""
 SPACING = (3.0, 2.0, 2.0)
 """Usual working resolution in mm along z, y, x."""
 
 
 class LesionNetwork(UNet):
     """3D U-Net of four levels with 32 features on the first and 16.3 M parameters.
+
+    Without the instance normalisation of the paper: it takes the attenuation of a block away, which tells lesions from
+    lung, and their types from each other (docs/reference_weights.md, "3D U-Net without instance normalisation").
 
     Parameters
     ----------
@@ -40,7 +43,7 @@ class LesionNetwork(UNet):
     heavy: ClassVar[Mapping[str, tuple[tuple[int, ...], ...]]] = {"forward": ((1, 1, 16, 16, 16),)}
 
     def __init__(self, spacing: Sequence[float] = SPACING, patch: Sequence[int] = PATCH) -> None:
-        super().__init__(3, WIDTHS, CLASSES)
+        super().__init__(3, WIDTHS, CLASSES, normalised=False)
         z, y, x = map(float, spacing)
         self.spacing = (z, y, x)
         depth, rows, columns = map(int, patch)

@@ -18,6 +18,7 @@ from models.morphology import BoolArray, bounding_box
 from models.training.patches import Kinds, PatchRecipe, cut_patch, draw_centre
 from models.training.recipe import Item, Objective
 from models.training.settings import PatchSettings
+from models.training.standardisation import standardise
 from models.training.volumes import HU, LESIONS, LUNGS, Volume
 
 _TYPES = tuple(f"lesion_{kind}" for kind in range(1, UNKNOWN_TYPE))
@@ -57,8 +58,8 @@ class LesionSettings(PatchSettings):
     @field_validator("patch")
     @classmethod
     def _multiples(cls, patch: tuple[int, int, int]) -> tuple[int, int, int]:
-        if any(size < 8 or size % 8 for size in patch) or max(patch) == 8:  # of one voxel there is no instance norm
-            raise ValueError("three multiples of 8 are needed, one of them larger than 8")
+        if any(size < 8 or size % 8 for size in patch):
+            raise ValueError("three multiples of 8 are needed")
         return patch
 
     @field_validator("distances")
@@ -126,6 +127,10 @@ class LesionRecipe(PatchRecipe):
     ) -> None:
         super().__init__(LesionObjective(network, settings), settings, training, validation)
         self._settings = settings
+
+    def fit_to_data(self) -> None:
+        """Standardise what each convolution gives over the first patches."""
+        standardise(self.objective.network, self.first_images())
 
     def patch(self, volumes: Sequence[Volume], rng: np.random.Generator, vary: bool) -> Item:
         """Return intensities, labels and lungs, each (1, 1, z, y, x)."""

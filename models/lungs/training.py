@@ -15,6 +15,7 @@ from models.lungs.network import HALO, DeepMedic, normalise
 from models.training.patches import Kinds, PatchRecipe, cut_patch, draw_centre
 from models.training.recipe import Item, Objective
 from models.training.settings import PatchSettings
+from models.training.standardisation import standardise
 from models.training.volumes import COVERAGE, HU, Volume
 
 AERATED = 0.6
@@ -34,8 +35,6 @@ POCKETED = 0.4
 """How often tissue in a varied patch holds pockets of gas."""
 FARTHER_HU = 50.0
 """By how much more than others patches are shifted at most: lungs are known by shape, not by attenuation."""
-STANDARDISING_ITEMS = 4
-"""Training items over which the first weights are standardised."""
 JITTER_MM = 30.0
 """By how much the middle of a patch lies off its voxel at most, along each axis."""
 
@@ -98,7 +97,7 @@ class LungRecipe(PatchRecipe):
 
     def fit_to_data(self) -> None:
         """Standardise what each convolution gives over the first patches."""
-        standardise(self.objective.network, torch.cat([self[number][0] for number in range(STANDARDISING_ITEMS)]))
+        standardise(self.objective.network, self.first_images())
 
     def patch(self, volumes: Sequence[Volume], rng: np.random.Generator, vary: bool) -> Item:
         """Return intensities (1, 1, z + 36, y + 66, x + 66) and the share of lung in each voxel (1, 1, z, y, x)."""
@@ -174,38 +173,6 @@ def _texture(shape: Sequence[int], scale: float, rng: np.random.Generator) -> Te
 def _stuff(shape: Sequence[int], rng: np.random.Generator) -> Tensor:
     """Draw Hounsfield units of something as light as lung."""
     return rng.uniform(*LITTER_HU) + rng.uniform(0.0, 80.0) * _texture(shape, rng.uniform(1.5, 6.0), rng)
-
-
-@torch.no_grad()
-def standardise(network: nn.Module, images: Tensor) -> None:
-    """Scale and shift each 3D convolution but the last so that its channels have mean 0 and variance 1.
-
-    In place, in one pass, as the network is used (no dropout). Without normalisation layers, this is what lets a deep
-    network learn from the start (Mishkin and Matas 2016, arXiv:1511.06422; Salimans and Kingma 2016, arXiv:1602.07868).
-
-    Parameters
-    ----------
-    network : nn.Module
-        Passes through its convolutions once, in order.
-    images : Tensor, shape (batch, 1, z, y, x)
-        What they are standardised over.
-    """
-
-    def rescaled(layer: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
-        assert isinstance(layer, nn.Conv3d) and layer.bias is not None  # noqa: S101, PT018 - it is hooked to no other
-        over = (0, 2, 3, 4)
-        mean, deviation = (value[:, None, None, None] for value in (output.mean(over), output.std(over)))
-        layer.weight /= deviation[..., None]
-        layer.bias.copy_((layer.bias - mean.flatten()) / deviation.flatten())
-        return (output - mean) / deviation
-
-    *layers, _ = (module for module in network.modules() if isinstance(module, nn.Conv3d))
-    handles = [layer.register_forward_hook(rescaled) for layer in layers]
-    training = network.training
-    network.eval()(images)
-    network.train(training)
-    for handle in handles:
-        handle.remove()
 
 
 def _interior(patch: Tensor) -> Tensor:

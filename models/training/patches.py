@@ -40,6 +40,8 @@ THICK = (0.4, 1.3)
 CUT, SHORTEST = 0.3, 6
 """How often the scan, or its field of view, ends inside a varied patch, and the fewest slices that it has."""
 _TILT = ROTATION / 3.0
+_FIRST = 4
+"""Patches over which first weights are brought to scale."""
 _RIM = 5
 """Voxels at the sides that smoothing spoils, for MONAI pads with zeros: they are cut off after it."""
 
@@ -70,6 +72,10 @@ class PatchRecipe(Recipe):
     def __getitem__(self, number: int, /) -> Item:
         """Draw a patch of the training volumes."""
         return self.patch(self._training, np.random.default_rng((self._seed, number)), self._augment)
+
+    def first_images(self) -> Tensor:
+        """Return the images of the first patches, together, to bring first weights to scale over."""
+        return torch.cat([self[number][0] for number in range(_FIRST)])
 
     def validation_item(self, index: int) -> Item:
         """Return a patch of the validation volumes, as it is."""

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from models.hounsfield import AIR_HU
 from models.lungs.network import HALO, DeepMedic, normalise, predict
-from models.lungs.training import standardise
+from models.training.standardisation import standardise
 from tests.app.tiny_run import threshold_network
 
 

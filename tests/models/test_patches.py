@@ -26,6 +26,7 @@ from models.lesions.network import UNKNOWN_TYPE, LesionNetwork, predict
 from models.lesions.training import LesionRecipe, LesionSettings
 from models.lung_region import lung_region
 from models.lungs import training as lung_training
+from models.lungs.network import DeepMedic
 from models.lungs.training import (
     FARTHER_HU,
     GAS_HU,
@@ -139,7 +140,7 @@ def test_two_in_three_patches_hold_a_lesion_whatever_types_a_study_has(tmp_path:
     ("task", "settings", "patch", "message"),
     [
         ("lesions", LesionSettings, (12, 16, 16), "three multiples of 8"),
-        ("lesions", LesionSettings, (8, 8, 8), "three multiples of 8"),
+        ("lesions", LesionSettings, (16, 0, 16), "three multiples of 8"),
         ("involvement", InvolvementSettings, (24, 32), "two multiples of 16"),
         ("involvement", InvolvementSettings, (16, 16), "two multiples of 16"),
     ],
@@ -609,6 +610,31 @@ def lesions_recipe(data: list[Volume], seed: int = 0, augment: bool = True, **ch
 def involvement_recipe(data: list[Volume], seed: int = 0, augment: bool = True) -> InvolvementRecipe:
     settings = InvolvementSettings.model_validate(settings_of("involvement", patches=2, seed=seed, augment=augment))
     return InvolvementRecipe(nn.Identity(), settings, data[:2], data[2:])  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(("task", "build"), [("lungs", DeepMedic), ("lesions", LesionNetwork)])
+def test_first_weights_are_standardised_over_the_first_patches(
+    data: list[Volume], task: str, build: type[nn.Module]
+) -> None:
+    torch.manual_seed(0)
+    recipe = RECIPES[task](data)
+    network = build()
+    recipe.objective.network = network
+    recipe.fit_to_data()
+    *convolutions, _ = (module for module in network.modules() if isinstance(module, nn.Conv3d))
+    seen: list[Tensor] = []
+
+    def see(layer: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+        seen.append(output.movedim(1, 0).flatten(1).clone())  # before the activation changes it in place
+
+    for convolution in convolutions:
+        convolution.register_forward_hook(see)
+    with torch.no_grad():
+        network.eval()(torch.cat([recipe[number][0] for number in range(4)]))
+    assert len(seen) == len(convolutions) >= 14
+    for values in seen:
+        torch.testing.assert_close(values.mean(1), torch.zeros(len(values)), atol=2e-3, rtol=0.0)
+        torch.testing.assert_close(values.std(1), torch.ones(len(values)), atol=2e-3, rtol=0.0)
 
 
 def test_lung_patches_are_shifted_farther_than_others(monkeypatch: pytest.MonkeyPatch, data: list[Volume]) -> None:

@@ -1,4 +1,4 @@
-"""The two U-Nets: sizes, shapes, and instance normalisation."""
+"""The two U-Nets: sizes, shapes, with and without instance normalisation."""
 
 import itertools
 from collections.abc import Mapping
@@ -41,7 +41,7 @@ def test_involvement_network_has_five_levels_and_16_features() -> None:
 
 @pytest.mark.parametrize(("dimensions", "shape"), [(2, (16, 24)), (3, (8, 16, 24))])
 def test_output_has_the_size_of_the_input(dimensions: int, shape: tuple[int, ...]) -> None:
-    network = UNet(dimensions, ((4, 4), (8, 8), (8, 16)), classes=3)  # type: ignore[arg-type]
+    network = UNet(dimensions, ((4, 4), (8, 8), (8, 16)), classes=3, normalised=True)  # type: ignore[arg-type]
     assert network(torch.rand(2, 1, *shape)).shape == (2, 3, *shape)
 
 
@@ -59,17 +59,27 @@ def _convolved(x: Tensor, weights: Tensor) -> Tensor:
 
 
 def _double_convolution(x: Tensor, weights: Mapping[str, Tensor], name: str) -> Tensor:
+    if f"{name}.0.bias" in weights:
+        for convolution in (0, 2):
+            offset = _by_channel(weights[f"{name}.{convolution}.bias"], x)
+            x = _leaky(_convolved(x, weights[f"{name}.{convolution}.weight"]) + offset)
+        return x
     spatial = tuple(range(2, x.ndim))
     for convolution, norm in ((0, 1), (3, 4)):
         x = _convolved(x, weights[f"{name}.{convolution}.weight"])
         mean = x.mean(spatial, keepdim=True)
         variance = (x - mean).square().mean(spatial, keepdim=True)
-        factor, offset = (
-            weights[f"{name}.{norm}.{kind}"].reshape(-1, *(1 for _ in spatial)) for kind in ("weight", "bias")
-        )
-        x = (x - mean) / (variance + 1e-5).sqrt() * factor + offset
-        x = torch.where(x > 0, x, x / 100)
+        factor, offset = (_by_channel(weights[f"{name}.{norm}.{kind}"], x) for kind in ("weight", "bias"))
+        x = _leaky((x - mean) / (variance + 1e-5).sqrt() * factor + offset)
     return x
+
+
+def _by_channel(values: Tensor, x: Tensor) -> Tensor:
+    return values.reshape(-1, *(1 for _ in x.shape[2:]))
+
+
+def _leaky(x: Tensor) -> Tensor:
+    return torch.where(x > 0, x, x / 100)
 
 
 def _largest_of_two(x: Tensor) -> Tensor:
@@ -96,15 +106,18 @@ def _u_net(x: Tensor, weights: Mapping[str, Tensor]) -> Tensor:
     middle = _double_convolution(torch.cat([_twice_as_fine(coarse), middle], 1), weights, "decoder.0")
     fine = _double_convolution(torch.cat([_twice_as_fine(middle), fine], 1), weights, "decoder.1")
     head = weights["head.weight"].flatten(1)
-    bias = weights["head.bias"].reshape(-1, *(1 for _ in x.shape[2:]))
-    return torch.einsum("oi,bi...->bo...", head, fine) + bias
+    return torch.einsum("oi,bi...->bo...", head, fine) + _by_channel(weights["head.bias"], x)
 
 
+@pytest.mark.parametrize("normalised", [False, True])
 @pytest.mark.parametrize("batch", [1, 2])
 @pytest.mark.parametrize("shape", [(12, 20), (8, 12, 16)])
-def test_the_network_is_the_u_net_that_is_written_out_here(batch: int, shape: tuple[int, ...]) -> None:
+def test_the_network_is_the_u_net_that_is_written_out_here(
+    normalised: bool, batch: int, shape: tuple[int, ...]
+) -> None:
     torch.manual_seed(0)
-    network = UNet(len(shape), ((4, 4), (8, 8), (8, 16)), classes=3).double().eval()  # type: ignore[arg-type]
+    network = UNet(len(shape), ((4, 4), (8, 8), (8, 16)), classes=3, normalised=normalised)  # type: ignore[arg-type]
+    network.double().eval()
     with torch.no_grad():
         for module in network.modules():
             if isinstance(module, InstanceNorm):
@@ -150,13 +163,13 @@ def test_instance_norm_keeps_channels_last(batch: int) -> None:
 def test_bfloat16_gradients_are_those_of_float32(depth: int) -> None:
     """Also on two slices, where PyTorch's own gradient of the weights holds what was in memory before."""
     torch.manual_seed(0)
-    convolution = Conv3d(16, 32, 3, padding=1, bias=False).to(memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
+    convolution = Conv3d(16, 32, 3, padding=1).to(memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
     x, weights = torch.rand(1, 16, depth, 12, 12).requires_grad_(), torch.randn(1, 32, depth, 12, 12)
 
     def gradients(lowered: bool) -> tuple[torch.Tensor, ...]:
         with torch.autocast("cpu", torch.bfloat16, enabled=lowered):
             output = convolution(x)
-        return torch.autograd.grad((output.float() * weights).sum(), [x, convolution.weight])
+        return torch.autograd.grad((output.float() * weights).sum(), [x, convolution.weight, convolution.bias])
 
     exact = gradients(lowered=False)
     for _ in range(10):
@@ -165,9 +178,21 @@ def test_bfloat16_gradients_are_those_of_float32(depth: int) -> None:
             assert float((got - want).abs().max()) < 0.02 * float(want.abs().max())
 
 
-def test_images_of_a_batch_do_not_see_each_other() -> None:
+@pytest.mark.parametrize("training", [False, True])
+def test_attenuation_is_not_normalised_away(training: bool) -> None:
+    """What a block holds far away does not change what a voxel is taken for, in training either."""
     torch.manual_seed(0)
-    network = UNet(2, ((4, 4), (8, 8)), classes=1).eval()
+    network = LesionNetwork().train(training)
+    x = torch.rand(1, 1, 8, 8, 128)
+    other = x.clone()
+    other[..., 120:] = 1.0
+    torch.testing.assert_close(network(x)[..., :8], network(other)[..., :8], rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("normalised", [False, True])
+def test_images_of_a_batch_do_not_see_each_other(normalised: bool) -> None:
+    torch.manual_seed(0)
+    network = UNet(2, ((4, 4), (8, 8)), classes=1, normalised=normalised).eval()
     x = torch.rand(2, 1, 8, 8)
     torch.testing.assert_close(network(x)[:1], network(x[:1]), rtol=1e-4, atol=1e-5)
 
@@ -215,7 +240,7 @@ def test_a_patch_that_involvement_cannot_be_used_on_is_refused(patch: tuple[int,
 
 def test_involvement_is_a_probability_for_any_size() -> None:
     torch.manual_seed(0)
-    network = UNet(2, ((4, 4), (8, 8)), classes=1).eval().double()
+    network = UNet(2, ((4, 4), (8, 8)), classes=1, normalised=True).eval().double()
     network.patch = (64, 48)  # type: ignore[assignment]
     image = torch.rand(5, 150, 40, dtype=torch.float64)
     got = predict_2d(network, image, batch=4)  # type: ignore[arg-type]
