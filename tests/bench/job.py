@@ -146,7 +146,7 @@ def r231_seconds(slices: int, measured: int = 4) -> float:
 
     from models.unet import UNet
 
-    network = UNet(2, R231, classes=3).eval()
+    network = UNet(2, R231, classes=3, normalised=True).eval()
     x = torch.rand(1, 1, 256, 256)
     with torch.inference_mode():
         network(x)
