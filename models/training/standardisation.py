@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-_TINY = 1e-6
+_TINY = 1e-4
 """Standard deviation below which a channel is taken to be constant."""
 
 
