@@ -152,3 +152,11 @@ def test_standardised_convolutions_have_mean_0_and_variance_1(contrast: float) -
         torch.testing.assert_close(mean, torch.zeros_like(mean), atol=2e-3, rtol=0.0)
         torch.testing.assert_close(deviation, torch.ones_like(deviation), atol=2e-3, rtol=0.0)
     assert torch.equal(network.head[-1].weight, before), "the last one is not standardised"
+
+
+def test_what_is_constant_keeps_its_scale() -> None:
+    network = _network()
+    before = [module.weight.clone() for module in network.modules() if isinstance(module, nn.Conv3d)]
+    standardise(network, torch.full((1, 1, 3 + 2 * HALO[0], 3 + 2 * HALO[1], 3 + 2 * HALO[2]), 0.5))
+    after = [module.weight for module in network.modules() if isinstance(module, nn.Conv3d)]
+    assert all(torch.equal(*pair) for pair in zip(before, after, strict=True))
