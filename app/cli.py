@@ -152,6 +152,13 @@ def _parser() -> argparse.ArgumentParser:
         metavar="FILE",
         help="make the cohort, in a new folder, from an NPZ file of annotated slices, see docs/evaluation.md",
     )
+    cohort.add_argument(
+        "--upside-down",
+        type=count(0, 2**31),
+        nargs="+",
+        metavar="STUDY",
+        help="with --from-slices: numbers of studies whose slices lie with the spine on top: look at them",
+    )
     cohort.add_argument("--seed", type=count(0, 2**31), default=0, help="another seed, other splits (default 0)")
     cohort.set_defaults(command=_cohort)
     picture = commands.add_parser("picture", help="turn a secondary capture into a PNG file")
@@ -296,11 +303,14 @@ def _cohort(arguments: argparse.Namespace) -> None:
     if arguments.from_slices is not None:
         if arguments.draw_lungs or arguments.split is not None:
             raise UsageError("--from-slices makes a cohort with its own masks of the lungs: run again to divide it")
-        from app.cohort.slices import read_slices, write_slices_cohort
+        from app.cohort.slices import read_slices, turned_over, write_slices_cohort
 
-        write_slices_cohort(arguments.folder, read_slices(arguments.from_slices), tell)
+        slices = turned_over(read_slices(arguments.from_slices), arguments.upside_down or ())
+        write_slices_cohort(arguments.folder, slices, tell)
         print(arguments.folder)
         return
+    if arguments.upside_down:
+        raise UsageError("--upside-down says how the slices of --from-slices lie")
     studies, problems = inspect_cohort(arguments.folder)
     for problem in problems:
         tell(f"{TABLE}: {problem}")

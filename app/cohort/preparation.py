@@ -207,7 +207,7 @@ class GivenSlices:
         """
         volume = load_study(study)
         lungs = Lungs(_mask(study, LUNGS, volume), volume.grid)
-        lesions = Lesions(_mask(study, LESIONS, volume), volume.grid)
+        lesions = Lesions((_mask(study, LESIONS, volume) > 0).astype(np.uint8), volume.grid)  # of known type or not
         try:
             _check_hu(volume, lungs.mask)
             return _seen(volume, lungs, lesions, self.in_plane)

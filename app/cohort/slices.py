@@ -5,8 +5,8 @@ from __future__ import annotations
 import tokenize
 import zipfile
 import zlib
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Collection
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -83,6 +83,22 @@ def read_slices(path: Path) -> AnnotatedSlices:
     if ct.ndim != 3 or ct.dtype != np.uint8 or min(ct.shape[1:]) < _SMALLEST or study.shape != ct.shape[:1]:
         raise UsageError(f"the arrays in {path} are not as documented in docs/evaluation.md")
     return AnnotatedSlices(ct, lungs, infection & lungs, study)
+
+
+def turned_over(slices: AnnotatedSlices, studies: Collection[int]) -> AnnotatedSlices:
+    """Turn the rows of some studies to the back, where they lie to the front: public archives mix both.
+
+    Raises
+    ------
+    UsageError
+        If there is no such study.
+    """
+    missing = sorted(set(studies) - set(slices.study.tolist()))
+    if missing:
+        raise UsageError(f"there is no study {missing[0]} among the slices")
+    over = np.isin(slices.study, list(studies))[:, None, None]
+    ct, lungs, infection = (np.where(over, a[:, ::-1], a) for a in (slices.ct, slices.lungs, slices.infection))
+    return replace(slices, ct=ct, lungs=lungs, infection=infection)
 
 
 def write_slices_cohort(folder: Path, slices: AnnotatedSlices, tell: Callable[[str], None] = lambda line: None) -> None:

@@ -18,7 +18,7 @@ from safetensors.numpy import save_file
 
 from app.cohort import preparation
 from app.cohort.cache import Array, prepare
-from app.cohort.images import load_study, write_masks
+from app.cohort.images import load_mask, load_study, write_masks
 from app.cohort.preparation import POINTS_KEPT, GivenSlices, SlicePreparation, VolumePreparation, slice_preparation
 from app.cohort.refusal import StudyRefused
 from app.cohort.table import CohortStudy
@@ -26,7 +26,7 @@ from app.outcome import RunFailed, UsageError
 from models.classifier.studies import LESION, LUNG, PreparedStudy
 from models.involvement.network import InvolvementNetwork
 from models.involvement.network import predict as involvement_probability
-from models.lesions.network import LesionNetwork
+from models.lesions.network import UNKNOWN_TYPE, LesionNetwork
 from models.lesions.network import predict as lesions_probability
 from models.lung_region import normalise
 from models.lungs.network import DeepMedic
@@ -549,6 +549,20 @@ def test_given_slices_hold_what_the_classifier_would_see_of_the_masks_of_the_coh
     assert 100 < expected.sum() < lung.sum()
     assert said == {"spacing": slices[1]["spacing"]}
     assert GivenSlices(30).made_with != GivenSlices(32).made_with
+
+
+def test_given_lesions_may_be_of_unknown_type(series: CohortStudy, tmp_path: Path) -> None:
+    study = _with_masks(series, tmp_path)
+    assert study.lesions is not None
+    expected, _ = GivenSlices(30).make(study)
+    volume = load_study(study)
+    unknown = UNKNOWN_TYPE * (load_mask(study.lesions, volume.grid, UNKNOWN_TYPE) > 0)
+    (tmp_path / "other" / "masks").mkdir(parents=True)
+    lungs = np.where(volume.hu < -400, 1, 0).astype(np.uint8)
+    _, lesions = write_masks(tmp_path / "other", "tiny", lungs, unknown.astype(np.uint8), volume.grid)
+    arrays, _ = GivenSlices(30).make(replace(study, lesions=lesions))
+    np.testing.assert_array_equal(arrays["labels"], expected["labels"])
+    assert (arrays["labels"] & LESION).any()
 
 
 @pytest.mark.parametrize("mask", ["lungs", "lesions"])

@@ -10,7 +10,7 @@ import pytest
 
 from app.cli import main
 from app.cohort.images import load_mask, load_study
-from app.cohort.slices import LUNG_HU, TISSUE_HU, read_slices, slice_gap, to_hounsfield
+from app.cohort.slices import LUNG_HU, TISSUE_HU, read_slices, slice_gap, to_hounsfield, turned_over
 from app.cohort.table import inspect_cohort
 from app.outcome import UsageError
 
@@ -54,6 +54,20 @@ def test_infection_outside_the_lungs_does_not_count(tmp_path: Path) -> None:
     everywhere = np.packbits(np.ones(lungs.shape, bool))
     slices = read_slices(_write(tmp_path / "slices.npz", infection=everywhere))
     np.testing.assert_array_equal(slices.infection, lungs)
+
+
+def test_studies_that_lie_upside_down_are_turned_over(tmp_path: Path) -> None:
+    ct, lungs, infection = _slices()
+    slices = read_slices(_write(tmp_path / "slices.npz", volume_guess=np.array([3, 5, 3, 9], np.uint8)))
+    turned = turned_over(slices, [3, 9])
+    for number, over in enumerate((True, False, True, True)):
+        way = -1 if over else 1
+        for found, given in ((turned.ct, ct), (turned.lungs, lungs), (turned.infection, infection)):
+            np.testing.assert_array_equal(found[number], given[number][::way], strict=True)
+    np.testing.assert_array_equal(turned.study, slices.study, strict=True)
+    np.testing.assert_array_equal(turned_over(slices, ()).ct, ct, strict=True)
+    with pytest.raises(UsageError, match="there is no study 4 among the slices"):
+        turned_over(slices, [3, 4])
 
 
 def _spoil(path: Path, kind: str) -> None:
@@ -222,3 +236,20 @@ def test_slices_become_a_cohort(tmp_path: Path, capsys: pytest.CaptureFixture[st
     assert main(["cohort", str(tmp_path / "more"), "--from-slices", str(path), "--split", "1", "1", "1"]) == 64
     assert "--from-slices makes a cohort with its own masks" in capsys.readouterr().err
     assert not (tmp_path / "more").exists()
+
+
+def test_a_cohort_of_slices_that_lie_upside_down(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = _write(tmp_path / "slices.npz", 6, volume_guess=np.array([4, 4, 4, 7, 7, 7]))
+    options = ["--from-slices", str(path), "--upside-down"]
+    assert main(["cohort", str(tmp_path / "out"), *options, "7"]) == 0
+    slices = read_slices(path)
+    for study, way in zip(inspect_cohort(tmp_path / "out")[0], (1, -1), strict=True):
+        assert study.lesions is not None
+        own = slices.infection[slices.study == int(study.patient[-3:])]
+        np.testing.assert_array_equal(load_mask(study.lesions, load_study(study).grid, 5) > 0, own[:, ::way])
+    capsys.readouterr()
+    assert main(["cohort", str(tmp_path / "more"), *options, "5"]) == 64
+    assert "there is no study 5 among the slices" in capsys.readouterr().err
+    assert not (tmp_path / "more").exists()
+    assert main(["cohort", str(tmp_path / "out"), "--upside-down", "7"]) == 64
+    assert "--upside-down says how the slices of --from-slices lie" in capsys.readouterr().err
