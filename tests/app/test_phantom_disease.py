@@ -8,7 +8,15 @@ import pytest
 from app.phantom import disease
 from app.phantom.disease import ALL, EXTENT, KINDS, Kind, both_labels, draw_kind, fall_ill
 from app.phantom.insertion import CONSOLIDATION, Pattern, insert_lesions
-from app.phantom.patterns import aspiration, bronchopneumonia, covid_like, lobar_pneumonia, oedema
+from app.phantom.patterns import (
+    MOST_LESIONS,
+    ONE_SIDED,
+    aspiration,
+    bronchopneumonia,
+    covid_like,
+    lobar_pneumonia,
+    oedema,
+)
 from models.morphology import distance_to
 
 SPACING = (4.0, 3.0, 3.0)
@@ -61,11 +69,25 @@ def test_the_diseases_differ_as_radiologists_say() -> None:
             found.setdefault(pattern.__name__, []).append((float(depth[ill].mean()), dense, both))
     mean = {name: np.mean(values, axis=0) for name, values in found.items()}
     assert not any(both for *_, both in found["lobar_pneumonia"])
-    assert all(both for name in ("covid_like", "bronchopneumonia", "aspiration", "oedema") for *_, both in found[name])
+    assert all(both for name in ("bronchopneumonia", "aspiration", "oedema") for *_, both in found[name])
+    assert any(both for *_, both in found["covid_like"])
     assert mean["covid_like"][0] < 0.7 * min(mean["bronchopneumonia"][0], mean["oedema"][0])
     assert max(mean["covid_like"][1], mean["oedema"][1]) < 0.3
     assert min(mean[name][1] for name in ("lobar_pneumonia", "bronchopneumonia", "aspiration")) > 0.5
     assert mean["aspiration"][0] < 1.3 * mean["covid_like"][0], "where they lie does not tell one from the other"
+
+
+def test_covid_19_is_in_one_lung_as_often_as_in_annotated_patients() -> None:
+    """Else a classifier learns that what is one-sided is no COVID-19, which it is in one of three real patients."""
+    rng = np.random.default_rng(0)
+    drawn = [covid_like(0.05, 4000.0, rng) for _ in range(900)]
+    one_sided = [pattern for pattern in drawn if len(pattern.sides) == 1]
+    assert len(one_sided) / len(drawn) == pytest.approx(ONE_SIDED, abs=0.05)
+    assert {pattern.sides for pattern in drawn} == {(1,), (2,), (1, 2)}
+    few = {pattern.count[0] // MOST_LESIONS for pattern in one_sided}
+    many = {pattern.count[0] // MOST_LESIONS for pattern in drawn if len(pattern.sides) == 2}
+    assert few == {1, 2, 3}
+    assert many == set(range(4, 17))
 
 
 def test_lesions_that_are_to_lie_deep_do_so_where_they_can() -> None:
