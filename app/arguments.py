@@ -15,6 +15,17 @@ def add_assignments(parser: argparse.ArgumentParser, what: str) -> None:
     parser.add_argument("--set", metavar="NAME=VALUE", action="append", default=[], dest="assignments", help=what)
 
 
+def add_upside_down(parser: argparse.ArgumentParser, option: str) -> None:
+    """Declare ``--upside-down STUDY ...``: which annotated studies of ``option`` lie with the spine on top."""
+    parser.add_argument(
+        "--upside-down",
+        type=count(0, 2**31),
+        nargs="+",
+        metavar="STUDY",
+        help=f"with {option}: numbers of studies whose slices lie with the spine on top: look at them",
+    )
+
+
 def count(lowest: int, highest: int) -> Callable[[str], int]:
     """Return a type for whole numbers in a range, for ``argparse``."""
 

@@ -15,7 +15,7 @@ from pathlib import Path
 from types import FrameType
 from typing import NoReturn
 
-from app.arguments import add_assignments, count, models_folder
+from app.arguments import add_assignments, add_upside_down, count, models_folder
 from app.console import quieten_unless_debugging, tell, trace
 from app.evaluation.commands import add_evaluate_arguments
 from app.gateway.commands import add_fetch_arguments, add_gateway_arguments
@@ -152,13 +152,7 @@ def _parser() -> argparse.ArgumentParser:
         metavar="FILE",
         help="make the cohort, in a new folder, from an NPZ file of annotated slices, see docs/evaluation.md",
     )
-    cohort.add_argument(
-        "--upside-down",
-        type=count(0, 2**31),
-        nargs="+",
-        metavar="STUDY",
-        help="with --from-slices: numbers of studies whose slices lie with the spine on top: look at them",
-    )
+    add_upside_down(cohort, "--from-slices")
     cohort.add_argument("--seed", type=count(0, 2**31), default=0, help="another seed, other splits (default 0)")
     cohort.set_defaults(command=_cohort)
     picture = commands.add_parser("picture", help="turn a secondary capture into a PNG file")

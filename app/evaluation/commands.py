@@ -11,7 +11,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from app.arguments import count, models_folder
+from app.arguments import add_upside_down, count, models_folder
 from app.console import tell
 from app.outcome import UsageError
 
@@ -29,6 +29,7 @@ def add_evaluate_arguments(parser: argparse.ArgumentParser) -> None:
     add("-m", "--model", type=Path, default=models_folder(), help="folder of the models")
     add("--phantoms", type=count(0, 100), default=4, metavar="N", help="synthetic studies (default 4)")
     add("--slices", type=Path, metavar="FILE", help="NPZ file of annotated slices, see docs/evaluation.md")
+    add_upside_down(explanation, "--slices")
     add("--studies", type=count(1, 100), default=4, metavar="N", help="studies of that file (default 4)")
     add("--in-plane", type=count(32, 1024), metavar="N", help="size of the phantoms (default: what it learned from)")
     explanation.set_defaults(command=evaluate_explanation)
@@ -98,7 +99,7 @@ def evaluate_explanation(arguments: argparse.Namespace) -> None:
         import captum  # noqa: F401
     except ImportError as error:
         raise UsageError("captum is needed to compare with: pip install -c constraints.txt '.[evaluation]'") from error
-    from app.cohort.slices import read_slices
+    from app.cohort.slices import read_slices, turned_over
     from app.evaluation.explanation_cases import phantom_cases, slice_cases
     from app.evaluation.explanation_quality import evaluate
     from app.evaluation.explanation_report import write_report
@@ -113,7 +114,11 @@ def evaluate_explanation(arguments: argparse.Namespace) -> None:
         raise UsageError(str(error)) from error
     if network.encoder.side_branch is None:
         raise UsageError("the classifier has no side branch: there is nothing to explain on the mask")
-    slices = None if arguments.slices is None else read_slices(arguments.slices)
+    if arguments.slices is None and arguments.upside_down:
+        raise UsageError("--upside-down says how the slices of --slices lie")
+    slices = (
+        None if arguments.slices is None else turned_over(read_slices(arguments.slices), arguments.upside_down or ())
+    )
     with new_folder(output) as results:
         cases = [phantom_cases(arguments.phantoms, arguments.in_plane or network.in_plane)]
         if slices is not None:

@@ -226,6 +226,7 @@ def test_evaluation_writes_tables_and_pictures(tmp_path: Path) -> None:
     [
         (["--phantoms", "0"], "no study with lesions"),
         (["--slices", "nowhere.npz"], "nowhere.npz holds no annotated slices"),
+        (["--upside-down", "7"], "--upside-down says how the slices of --slices lie"),
         (["-m", "nowhere"], "nowhere"),
     ],
 )
@@ -236,6 +237,13 @@ def test_wrong_usage_is_told_before_any_work(
     assert main(["evaluate", "explanation", "-o", str(out), *arguments]) == ExitStatus.USAGE
     assert message in capsys.readouterr().err
     assert not out.exists()
+
+
+def test_studies_that_lie_upside_down_must_be_there(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    slices = annotated(tmp_path / "slices.npz", 4)
+    arguments = ["--slices", str(slices), "--upside-down", "0", "7"]
+    assert main(["evaluate", "explanation", "-o", str(tmp_path / "out"), *arguments]) == ExitStatus.USAGE
+    assert "there is no study 7 among the slices" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
