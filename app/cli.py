@@ -126,10 +126,10 @@ def _parser() -> argparse.ArgumentParser:
     phantom.add_argument(
         "--kinds",
         nargs="+",
-        choices=("healthy", "lobar", "bronchopneumonia", "aspiration", "oedema", "covid"),
+        choices=("healthy", "lobar", "bronchopneumonia", "bronchiolitis", "aspiration", "oedema", "covid"),
         metavar="KIND",
         help="with --cohort: these kinds of patients alone, of "
-        "healthy, lobar, bronchopneumonia, aspiration, oedema and, as the positive ones, covid",
+        "healthy, lobar, bronchopneumonia, bronchiolitis, aspiration, oedema and, as the positive ones, covid",
     )
     phantom.set_defaults(command=_phantom)
     cohort = commands.add_parser("cohort", help="check the table of a cohort, say what it holds, and divide it")

@@ -9,13 +9,20 @@ from typing import Literal, get_args
 import numpy as np
 
 from app.phantom.insertion import Pattern, insert_lesions
-from app.phantom.patterns import aspiration, bronchopneumonia, covid_like, lobar_pneumonia, oedema
+from app.phantom.patterns import aspiration, bronchiolitis, bronchopneumonia, covid_like, lobar_pneumonia, oedema
 from models.morphology import Spacing
 from operators.volume import FloatArray, LabelArray
 
-Kind = Literal["healthy", "lobar", "bronchopneumonia", "aspiration", "oedema", "covid"]
+Kind = Literal["healthy", "lobar", "bronchopneumonia", "bronchiolitis", "aspiration", "oedema", "covid"]
 KINDS: Mapping[int, Sequence[tuple[Kind, float]]] = {
-    0: (("healthy", 0.24), ("lobar", 0.2), ("bronchopneumonia", 0.2), ("aspiration", 0.2), ("oedema", 0.16)),
+    0: (
+        ("healthy", 0.2),
+        ("lobar", 0.2),
+        ("bronchopneumonia", 0.16),
+        ("bronchiolitis", 0.12),
+        ("aspiration", 0.2),
+        ("oedema", 0.12),
+    ),
     1: (("covid", 1.0),),
 }
 """By label, how often each kind is drawn."""
@@ -26,6 +33,7 @@ what it is."""
 _PATTERNS: Mapping[Kind, Callable[[float, float, np.random.Generator], Pattern]] = {
     "lobar": lobar_pneumonia,
     "bronchopneumonia": bronchopneumonia,
+    "bronchiolitis": bronchiolitis,
     "aspiration": aspiration,
     "oedema": oedema,
     "covid": covid_like,
@@ -72,5 +80,6 @@ def involvement_percent(lungs: LabelArray, lesions: LabelArray) -> float:
 def draw_co_rads(kind: Kind, involvement: float, rng: np.random.Generator) -> int:
     """Suspicion as a radiologist might state it: by pattern and extent, one class off now and then."""
     extent = 2 + (involvement > 0.6) + (involvement > 1.5) + (involvement > 5.0)
-    usual = {"healthy": 1, "lobar": 2, "bronchopneumonia": 2, "aspiration": 3, "oedema": 3, "covid": extent}[kind]
+    negative = {"healthy": 1, "lobar": 2, "bronchopneumonia": 2, "bronchiolitis": 2, "aspiration": 3, "oedema": 3}
+    usual = negative.get(kind, extent)
     return int(np.clip(usual + int(rng.choice((-1, 0, 1), p=(0.15, 0.7, 0.15))), 1, 5))

@@ -37,13 +37,13 @@ def covid_like(extent: float, lungs_ml: float, rng: np.random.Generator) -> Patt
 
 
 def lobar_pneumonia(extent: float, lungs_ml: float, rng: np.random.Generator) -> Pattern:
-    """One to three dense lesions in one lung, wherever: what bacterial pneumonia mostly looks like."""
+    """One to three dense lesions in one lung, at the pleura or not: what bacterial pneumonia mostly looks like."""
     return _pattern(
         extent,
         lungs_ml,
         int(rng.integers(1, 4)),
         weights=(0.1, 0.8, 0.0, 0.1),
-        subpleural=float(rng.uniform(0.0, 0.5)),
+        subpleural=float(rng.uniform(0.0, 1.0)),
         sides=(int(rng.integers(1, 3)),),
     )
 
@@ -57,6 +57,22 @@ def bronchopneumonia(extent: float, lungs_ml: float, rng: np.random.Generator) -
         weights=(0.25, 0.65, 0.0, 0.1),
         subpleural=float(rng.uniform(0.0, 0.2)),
         deep=float(rng.uniform(8.0, 15.0)),
+    )
+
+
+def bronchiolitis(extent: float, lungs_ml: float, rng: np.random.Generator) -> Pattern:
+    """Very many small dense foci in one lung or both, which flow together where much is affected.
+
+    As of infected small airways: centrilobular nodules are atypical of COVID-19 (Simpson et al. 2020).
+    """
+    one_sided = bool(rng.random() < ONE_SIDED)
+    return _pattern(
+        extent,
+        lungs_ml,
+        int(rng.integers(24, 61)),
+        weights=(0.25, 0.65, 0.0, 0.1),
+        subpleural=float(rng.uniform(0.0, 0.5)),
+        sides=(int(rng.integers(1, 3)),) if one_sided else (1, 2),
     )
 
 
