@@ -120,9 +120,10 @@ def evaluate_explanation(arguments: argparse.Namespace) -> None:
         None if arguments.slices is None else turned_over(read_slices(arguments.slices), arguments.upside_down or ())
     )
     with new_folder(output) as results:
-        cases = [phantom_cases(arguments.phantoms, arguments.in_plane or network.in_plane)]
+        in_plane = arguments.in_plane or network.in_plane
+        cases = [phantom_cases(arguments.phantoms, in_plane)]
         if slices is not None:
-            cases.append(slice_cases(slices, arguments.studies))
+            cases.append(slice_cases(slices, arguments.studies, in_plane))
         evaluation = evaluate(network, (case for source in cases for case in source), tell)
         if not evaluation.scores:
             raise UsageError("there is no study with lesions and healthy lung to evaluate on")

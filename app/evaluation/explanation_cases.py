@@ -10,12 +10,11 @@ import numpy as np
 from scipy import ndimage
 
 from app.cohort.images import bare_volume
-from app.cohort.slices import AnnotatedSlices, to_hounsfield
+from app.cohort.slices import PIXEL_MM, AnnotatedSlices, to_hounsfield
 from app.phantom import make_phantom
-from models.classifier.network import HU_RANGE
-from operators.classification import classifier_input
+from operators.classification import SLICE_MM, classifier_input
 from operators.findings import Lesions, Lungs
-from operators.volume import BoolArray, FloatArray
+from operators.volume import BoolArray, CTVolume, FloatArray, LabelArray
 
 Mask = Literal["complete", "half"]
 FIRST_SEED = 101
@@ -66,24 +65,32 @@ def phantom_cases(count: int, in_plane: int) -> Iterator[Case]:
     for number in range(count):
         phantom = make_phantom(FIRST_SEED + number)
         volume = bare_volume(phantom.hu, phantom.spacing)
-        lungs = Lungs(phantom.lungs, volume.grid)
-        inputs, _ = classifier_input(volume, lungs, Lesions(phantom.lesions, volume.grid), in_plane)
-        # The lungs as the classifier's input has them: where the mask of all lung would be.
-        all_lung = Lesions((phantom.lungs > 0).astype(np.uint8), volume.grid)
-        inside, _ = classifier_input(volume, lungs, all_lung, in_plane)
-        yield from _both_masks(f"phantom {number + 1}", inputs[:, 0], inside[:, 1] > 0, inputs[:, 1] > 0)
+        yield from _both_masks(f"phantom {number + 1}", *_seen(volume, phantom.lungs, phantom.lesions, in_plane))
 
 
-def slice_cases(slices: AnnotatedSlices, count: int) -> Iterator[Case]:
-    """Take the first studies of annotated slices, each with both kinds of mask."""
-    low, high = HU_RANGE
+def slice_cases(slices: AnnotatedSlices, count: int, in_plane: int) -> Iterator[Case]:
+    """Take the first studies of annotated slices, as if as far apart as the classifier's, with both kinds of mask."""
     for number, name in enumerate(np.unique(slices.study)[:count]):
         places = np.flatnonzero(slices.study == name)
         places = places[:: -(-places.size // MOST_SLICES)]
         ct, lungs, lesions = slices.ct[places], slices.lungs[places], slices.infection[places]
+        if not lungs.any():
+            continue
         hu = np.stack([to_hounsfield(*each) for each in zip(ct, lungs, strict=True)])
-        seen = np.where(lungs, (np.clip(hu, low, high) - low) / (high - low), 0.0).astype(np.float32)
-        yield from _both_masks(f"slices {number + 1}", seen, lungs, lesions)
+        volume = bare_volume(hu, (SLICE_MM, PIXEL_MM, PIXEL_MM))
+        seen = _seen(volume, lungs.astype(np.uint8), lesions.astype(np.uint8), in_plane)
+        yield from _both_masks(f"slices {number + 1}", *seen)
+
+
+def _seen(
+    volume: CTVolume, lungs: LabelArray, lesions: LabelArray, in_plane: int
+) -> tuple[FloatArray, BoolArray, BoolArray]:
+    """Return CT, lungs and lesions as the classifier's input has them."""
+    found = Lungs(lungs, volume.grid)
+    inputs, _ = classifier_input(volume, found, Lesions(lesions, volume.grid), in_plane)
+    # the lungs are where the mask would be if all of them were lesion
+    inside, _ = classifier_input(volume, found, Lesions((lungs > 0).astype(np.uint8), volume.grid), in_plane)
+    return inputs[:, 0], inside[:, 1] > 0, inputs[:, 1] > 0
 
 
 def _both_masks(name: str, ct: FloatArray, lungs: BoolArray, lesions: BoolArray) -> Iterator[Case]:

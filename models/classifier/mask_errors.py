@@ -1,7 +1,7 @@
 """Lesion masks as a segmentation might have found them, for classifiers that learn from true ones.
 
-In use a classifier sees what the segmentation found: faint and thin parts are missing, borders lie elsewhere, and
-vessels are taken for lesions. One that has learned from true masks alone does not know that.
+In use a classifier sees what the segmentation found: faint and thin parts and whole lesions are missing, borders lie
+elsewhere, and vessels are taken for lesions. One that has learned from true masks alone does not know that.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 import numpy as np
 import torch
 import torch.nn.functional as F
+from scipy import ndimage
 from torch import Tensor
 
 CUT = (0.15, 0.6)
@@ -29,6 +30,12 @@ VESSEL = 0.3
 """Intensity (-580 HU) above which lung may be taken for a lesion."""
 SPURIOUS = 0.6
 """It is where errors are above one less this, at most."""
+OVERLOOKED = 0.5
+"""How often lesions are missed as a whole."""
+LEAST_SEEN = 0.1
+"""Share of the lesions that are seen then, at least in the mean."""
+ONE_SIDE = 0.4
+"""How often those of one half of the slices alone are seen then."""
 
 
 def with_errors(slices: Tensor, rng: np.random.Generator) -> Tensor:
@@ -46,6 +53,8 @@ def with_errors(slices: Tensor, rng: np.random.Generator) -> Tensor:
         A copy with another lesion mask, within the lungs.
     """
     ct, lesion, lung = slices.unbind(1)
+    if rng.random() < OVERLOOKED:
+        lesion = _some_lesions(lesion, rng)
     moved, faintness, spurious = rng.uniform(0.0, (MOVED, FAINTNESS, SPURIOUS))
     cut = rng.uniform(*CUT)
     near = F.avg_pool2d(lesion[:, None], WIDTH, stride=1, padding=WIDTH // 2)[:, 0]
@@ -54,6 +63,23 @@ def with_errors(slices: Tensor, rng: np.random.Generator) -> Tensor:
     taken = (ct > VESSEL) & (_errors(ct, rng) > 1.0 - spurious)
     found = (marked | taken) & (lung > 0.0)
     return torch.stack([ct, found.to(slices.dtype), lung], dim=1)
+
+
+def _some_lesions(lesion: Tensor, rng: np.random.Generator) -> Tensor:
+    """Keep some lesions of a mask (n, H, W), of one half of the slices or both; at least one where there are any."""
+    labels, count = ndimage.label(lesion.numpy(), np.ones((3, 3, 3)))
+    if not count:
+        return lesion
+    seen = np.append(False, rng.random(count) < rng.uniform(LEAST_SEEN, 1.0))
+    if rng.random() < ONE_SIDE:
+        middle = labels.shape[2] // 2
+        halves = (np.bincount(half.ravel(), minlength=count + 1) for half in np.split(labels, [middle], axis=2))
+        left = np.greater_equal(*halves)
+        seen &= left if rng.random() < 0.5 else ~left
+    if not seen.any():
+        sizes = np.bincount(labels.ravel(), minlength=count + 1)[1:]
+        seen[1 + rng.choice(count, p=sizes / sizes.sum())] = True
+    return torch.from_numpy(seen[labels]).to(lesion)
 
 
 def _errors(like: Tensor, rng: np.random.Generator) -> Tensor:

@@ -2,7 +2,8 @@
 
 With the usual random ones, what the gate lets through is the product of two small numbers, and outside the lesions one
 of biases, which max-pooling then finds instead of them; slices hardly differ in their descriptors, every cluster takes
-the same share of each, and NetVLAD is a mean that it does not learn to be more than.
+the same share of each, and NetVLAD is a mean that it does not learn to be more than. What the last layer must learn is
+shared among more than 30,000 weights, each of which a step changes as much as any other weight of the network.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ import math
 import torch
 from torch import Tensor, nn
 
-from models.classifier.network import NetVLAD
+from models.classifier.network import CLASSES, NetVLAD
 
 SECOND = 0.01
 """Share that the second nearest cluster is given of the first one's, in the mean (Arandjelovic et al. 2016)."""
@@ -104,4 +105,45 @@ def fit_clusters(aggregation: NetVLAD, descriptors: Tensor, seed: int) -> bool:
     aggregation.centroids.copy_(centroids)
     aggregation.assignment.weight.copy_(2.0 * alpha * centroids)
     aggregation.assignment.bias.copy_(-alpha * centroids.square().sum(1))
+    return True
+
+
+@torch.no_grad()
+def fit_output(output: nn.Linear, inputs: Tensor, labels: Tensor, penalty: float) -> bool:
+    """Set a last layer, in place, to the logistic regression of labels on its inputs.
+
+    It minimises the mean logistic loss plus ``penalty / 2`` times the squared norm of its weights, on inputs less their
+    mean, in units of their root mean squared norm. There are far more weights than studies: with too small a penalty it
+    knows them by heart.
+
+    Parameters
+    ----------
+    output : nn.Linear
+        Gives the logits of negative and positive.
+    inputs : Tensor, shape (n, features)
+    labels : Tensor of int, shape (n,)
+        0 negative, 1 positive.
+    penalty : float
+        Above 0.
+
+    Returns
+    -------
+    bool
+        False, and nothing is changed, where there is one label alone or all inputs are the same.
+    """
+    from sklearn.linear_model import LogisticRegression  # noqa: PLC0415 - an optional dependency
+
+    mean = inputs.double().mean(0)
+    apart = inputs.double() - mean
+    size = float(apart.square().sum(1).mean().sqrt())
+    if set(labels.tolist()) != set(range(CLASSES)) or size < _TINY:
+        return False
+    # the weights are a combination of the inputs: it is found in the space that they span
+    along, lengths, directions = torch.linalg.svd(apart / size, full_matrices=False)
+    strength = 1.0 / (penalty * len(labels))
+    fitted = LogisticRegression(C=strength, tol=1e-8, max_iter=10_000).fit((along * lengths).numpy(), labels.numpy())
+    odds = torch.from_numpy(fitted.coef_[0]) @ directions / size
+    offset = float(fitted.intercept_[0]) - float(odds @ mean)
+    output.weight.copy_(torch.stack([-odds, odds]) / 2.0)
+    output.bias.copy_(torch.tensor([-offset, offset]) / 2.0)
     return True

@@ -21,7 +21,7 @@ from models.classifier.cvae import CVAE, PriorInputs
 from models.classifier.losses import ClassFocalLoss
 from models.classifier.mask_errors import with_errors
 from models.classifier.network import CLASSES, Classifier
-from models.classifier.start import fit_clusters, scale_convolutions, standardise_linear
+from models.classifier.start import fit_clusters, fit_output, scale_convolutions, standardise_linear
 from models.classifier.studies import PreparedStudy
 from models.classifier.variation import varied
 from models.training.recipe import Item, Objective, Recipe, epoch_order
@@ -108,11 +108,18 @@ class ClassifierSettings(FocalSettings):
     ----------
     initial : {"cvae", "random"}
         Where the weights of the encoder come from.
+    output_penalty : float, optional
+        On the last layer, which starts from what :func:`~models.classifier.start.fit_output` makes of the training
+        studies; None leaves it random.
+    output_draws : int
+        How often each study is drawn for that.
     side_branch : bool
         False leaves the side branch out.
     """
 
     initial: Literal["cvae", "random"]
+    output_penalty: PositiveFloat | None
+    output_draws: PositiveInt
     side_branch: bool
 
 
@@ -282,7 +289,8 @@ class ClassifierRecipe(StudyRecipe):
     def fit_to_data(self) -> None:
         """Bring the classifier to scale over the first studies, and its clusters to where their descriptors are.
 
-        An encoder that comes from an autoencoder stays as it is.
+        An encoder that comes from an autoencoder stays as it is. Where it is asked for, the last layer is fitted to all
+        studies.
         """
         network, settings = self.objective.network, self._settings
         if not isinstance(network, Classifier):
@@ -295,6 +303,13 @@ class ClassifierRecipe(StudyRecipe):
         if len(pooled) > 1:
             standardise_linear(network.descriptor, pooled)
             fit_clusters(network.aggregation, F.relu(network.descriptor(pooled)), self._settings.seed)
+        if isinstance(settings, ClassifierSettings) and settings.output_penalty is not None:
+            seen, labels = [], []
+            for number in range(settings.output_draws * len(self._training)):
+                slices, label = self[number]
+                seen.append(network.aggregation(network.describe(slices, chunk=_AT_A_TIME)))
+                labels.append(label)
+            fit_output(network.output, torch.stack(seen), torch.cat(labels), settings.output_penalty)
 
     @torch.inference_mode()
     def calibrate(self, network: nn.Module) -> Mapping[str, float]:

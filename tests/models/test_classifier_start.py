@@ -9,7 +9,7 @@ from torch import nn
 
 from models.classifier.cvae import CVAE
 from models.classifier.network import Classifier, GatedEncoder, NetVLAD
-from models.classifier.start import fit_clusters, scale_convolutions, standardise_linear
+from models.classifier.start import fit_clusters, fit_output, scale_convolutions, standardise_linear
 from models.classifier.training import ClassifierRecipe, CVAERecipe
 from tests.models.test_classifier_training import settings, studies
 
@@ -151,3 +151,75 @@ def test_a_classifier_that_starts_so_tells_slices_apart(tmp_path: Path) -> None:
     again = Classifier(chosen.in_plane)
     ClassifierRecipe(again, chosen, made, made[:2]).fit_to_data()
     assert all(torch.equal(value, first[name]) for name, value in again.state_dict().items())
+
+
+def _patients(count: int = 40, features: int = 300) -> tuple[torch.Tensor, torch.Tensor]:
+    """More features than patients, not centred; the first differs between the labels."""
+    generator = torch.Generator().manual_seed(1)
+    labels = torch.arange(count) % 2
+    inputs = 3.0 + 0.2 * torch.randn(count, features, generator=generator)
+    inputs[:, 0] += 0.5 * labels
+    return inputs, labels
+
+
+@pytest.mark.parametrize("penalty", [1.0, 0.05, 0.002])
+def test_the_last_layer_minimises_the_penalised_logistic_loss(penalty: float) -> None:
+    """Against the gradient of that loss, written down: it vanishes at the minimum, which is the only one."""
+    inputs, labels = _patients()
+    output = nn.Linear(300, 2)
+    assert fit_output(output, inputs, labels, penalty)
+    mean = inputs.double().mean(0)
+    size = math.sqrt(sum(float(((row - mean) ** 2).sum()) for row in inputs.double()) / len(inputs))
+    weights = (output.weight[1] - output.weight[0]).detach().double() * size
+    logits = output(inputs).detach().double().diff().flatten()
+    pull, sum_of_errors = penalty * weights, 0.0
+    for row, logit, label in zip(inputs.double(), logits.tolist(), labels.tolist(), strict=True):
+        error = 1.0 / (1.0 + math.exp(-logit)) - label
+        pull = pull + error * (row - mean) / size / len(inputs)
+        sum_of_errors += error
+    assert float(pull.norm()) < 1e-3 * penalty * float(weights.norm()) + 1e-5
+    assert sum_of_errors == pytest.approx(0.0, abs=1e-2)
+    assert float(output.weight.detach().sum(0).abs().max()) == pytest.approx(0.0, abs=1e-6)
+
+
+def test_a_larger_penalty_gives_smaller_weights() -> None:
+    inputs, labels = _patients()
+    norms = []
+    for penalty in (0.01, 0.1, 1.0):
+        output = nn.Linear(300, 2)
+        fit_output(output, inputs, labels, penalty)
+        norms.append(float(output.weight.detach().norm()))
+    assert norms[0] > 1.5 * norms[1] > 1.5 * 1.5 * norms[2]
+
+
+@pytest.mark.parametrize("case", ["one label", "one input"])
+def test_the_last_layer_stays_as_it_is_where_nothing_can_be_learned(case: str) -> None:
+    inputs, labels = _patients()
+    if case == "one label":
+        labels = torch.zeros_like(labels)
+    else:
+        inputs = inputs[:1].repeat(len(inputs), 1)
+    output = nn.Linear(300, 2)
+    before = {name: value.clone() for name, value in output.state_dict().items()}
+    assert not fit_output(output, inputs, labels, 0.1)
+    assert all(torch.equal(value, before[name]) for name, value in output.state_dict().items())
+
+
+def test_the_last_layer_of_a_classifier_starts_from_all_studies_where_it_is_asked_for(tmp_path: Path) -> None:
+    """Each is drawn anew as often as is said, with what augmentation and errors of masks make of it."""
+    made = studies(tmp_path, 12, 1, slices=20)
+    odds = {}
+    for penalty in (None, 0.01):
+        chosen = settings("classifier", in_plane=32, output_penalty=penalty, output_draws=2)
+        torch.manual_seed(0)
+        network = Classifier(chosen.in_plane)
+        before = network.output.weight.detach().clone()
+        ClassifierRecipe(network, chosen, made, made[:2]).fit_to_data()
+        assert torch.equal(network.output.weight, before) == (penalty is None)
+        with torch.no_grad():
+            odds[penalty] = [float(network(study.slices()[:, :2]).diff()) for study in made]
+    fitted = odds[0.01]
+    positive = [value for value, study in zip(fitted, made, strict=True) if study.label]
+    negative = [value for value, study in zip(fitted, made, strict=True) if not study.label]
+    assert min(positive) > max(negative)
+    assert max(odds[None]) - min(odds[None]) < 0.1 * (max(fitted) - min(fitted))

@@ -51,7 +51,7 @@ def test_the_same_numbers_give_the_same_errors() -> None:
 
 def test_faint_lesions_are_missed_more_than_solid_ones() -> None:
     inside = (slice(None), slice(4, 12), slice(34, 66), slice(34, 66))
-    solid, faint = (drawn(slices(intensity))[inside].mean().item() for intensity in (SOLID, FAINT))
+    solid, faint = (drawn(slices(intensity), 80)[inside].mean().item() for intensity in (SOLID, FAINT))
     assert 0.9 < solid < 1.0
     assert faint < solid - 0.1
     assert faint > 0.4
@@ -73,6 +73,52 @@ def test_without_a_lesion_dense_lung_alone_is_taken_for_one_now_and_then() -> No
     assert min(shares) == 0.0
     assert 0.002 < max(shares) < 0.05
     assert not masks[:, made[:, 0] <= mask_errors.VESSEL].any()
+
+
+def _lesions(count: int) -> Tensor:
+    """A mask of so many small lesions in rows, half of them in each half of the slices."""
+    mask = torch.zeros(4, 64, 64)
+    for number in range(count):
+        row, column = divmod(number, 8)
+        mask[1:3, 2 + 8 * row : 6 + 8 * row, 2 + 8 * column : 6 + 8 * column] = 1.0
+    return mask
+
+
+def test_lesions_are_overlooked_whole_and_never_all_of_them() -> None:
+    mask = _lesions(16)
+    shares, halves = [], set()
+    for seed in range(300):
+        seen = mask_errors._some_lesions(mask, np.random.default_rng(seed))
+        squares = [
+            float(seen[1:3, 2 + 8 * (n // 8) : 6 + 8 * (n // 8), 2 + 8 * (n % 8) : 6 + 8 * (n % 8)].mean())
+            for n in range(16)
+        ]
+        assert set(squares) <= {0.0, 1.0}
+        assert float(seen.sum()) == 32.0 * sum(squares)
+        shares.append(sum(squares) / 16)
+        halves.add((bool(seen[..., :32].any()), bool(seen[..., 32:].any())))
+    assert min(shares) == 1 / 16
+    assert max(shares) > 0.9
+    assert halves == {(True, True), (True, False), (False, True)}
+
+
+@pytest.mark.parametrize("count", [0, 1])
+def test_a_single_lesion_is_never_overlooked_and_none_is_made(count: int) -> None:
+    mask = _lesions(count)
+    for seed in range(30):
+        assert torch.equal(mask_errors._some_lesions(mask, np.random.default_rng(seed)), mask)
+
+
+def test_a_large_lesion_is_seen_before_a_small_one_where_chance_would_miss_both(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(mask_errors, "LEAST_SEEN", 0.0)
+    mask = torch.zeros(2, 32, 32)
+    mask[:, 2:4, 2:4] = 1.0
+    mask[:, 10:30, 2:12] = 1.0
+    seen = [mask_errors._some_lesions(mask, np.random.default_rng(seed)) for seed in range(200)]
+    large, small = (sum(bool(each[0, row, 3]) for each in seen) for row in (20, 3))
+    assert large > 1.3 * small
 
 
 def test_errors_are_smooth_and_centred() -> None:

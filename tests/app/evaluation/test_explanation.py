@@ -64,7 +64,7 @@ def annotated(path: Path, slices: int, **more: np.ndarray) -> Path:
 
 def test_annotated_slices_by_study(tmp_path: Path) -> None:
     studies = np.array([0] * 5 + [1] * 4, np.uint8)
-    cases = list(slice_cases(read_slices(annotated(tmp_path / "slices.npz", 9, volume_guess=studies)), 5))
+    cases = list(slice_cases(read_slices(annotated(tmp_path / "slices.npz", 9, volume_guess=studies)), 5, 64))
     assert [(case.name, case.data, len(case.inputs), case.mask) for case in cases] == [
         ("slices 1", "slices", 5, "complete"),
         ("slices 1", "slices", 5, "half"),
@@ -78,8 +78,18 @@ def test_annotated_slices_by_study(tmp_path: Path) -> None:
     assert not first.inputs[:, 0][~first.lungs].any()
 
 
+def test_annotated_slices_are_seen_at_the_size_of_the_classifier(tmp_path: Path) -> None:
+    """At another size it would be judged on pixels of another size than it learned from."""
+    slices = read_slices(annotated(tmp_path / "slices.npz", 4))
+    half, whole = (next(slice_cases(slices, 1, size)) for size in (16, 32))
+    assert (half.inputs.shape, whole.inputs.shape) == ((4, 2, 16, 16), (4, 2, 32, 32))
+    np.testing.assert_array_equal(whole.lungs, slices.lungs)
+    np.testing.assert_array_equal(whole.lesions, slices.infection)
+    np.testing.assert_array_equal(half.lungs, slices.lungs[:, ::2, ::2])
+
+
 def test_a_long_study_is_thinned(tmp_path: Path) -> None:
-    complete, _ = slice_cases(read_slices(annotated(tmp_path / "slices.npz", 2 * MOST_SLICES + 1)), 1)
+    complete, _ = slice_cases(read_slices(annotated(tmp_path / "slices.npz", 2 * MOST_SLICES + 1)), 1, 64)
     assert len(complete.inputs) == 67
 
 
@@ -87,7 +97,7 @@ def test_a_study_without_lesions_or_without_healthy_lung_is_no_case(tmp_path: Pa
     slices = read_slices(annotated(tmp_path / "slices.npz", 4, volume_guess=np.array([0, 1, 2, 2])))
     slices.infection[0] = False
     slices.infection[1] = slices.lungs[1]
-    assert {case.name for case in slice_cases(slices, 3)} == {"slices 3"}
+    assert {case.name for case in slice_cases(slices, 3, 64)} == {"slices 3"}
 
 
 def broken(path: Path, kind: str) -> None:
