@@ -14,6 +14,7 @@ from app.cohort.slices import PIXEL_MM, AnnotatedSlices, to_hounsfield
 from app.phantom import make_phantom
 from operators.classification import SLICE_MM, classifier_input
 from operators.findings import Lesions, Lungs
+from operators.refusal import InputRefused
 from operators.volume import BoolArray, CTVolume, FloatArray, LabelArray
 
 Mask = Literal["complete", "half"]
@@ -74,11 +75,12 @@ def slice_cases(slices: AnnotatedSlices, count: int, in_plane: int) -> Iterator[
         places = np.flatnonzero(slices.study == name)
         places = places[:: -(-places.size // MOST_SLICES)]
         ct, lungs, lesions = slices.ct[places], slices.lungs[places], slices.infection[places]
-        if not lungs.any():
-            continue
         hu = np.stack([to_hounsfield(*each) for each in zip(ct, lungs, strict=True)])
         volume = bare_volume(hu, (SLICE_MM, PIXEL_MM, PIXEL_MM))
-        seen = _seen(volume, lungs.astype(np.uint8), lesions.astype(np.uint8), in_plane)
+        try:
+            seen = _seen(volume, lungs.astype(np.uint8), lesions.astype(np.uint8), in_plane)
+        except InputRefused:  # no lung, at this size
+            continue
         yield from _both_masks(f"slices {number + 1}", *seen)
 
 

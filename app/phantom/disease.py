@@ -80,6 +80,13 @@ def involvement_percent(lungs: LabelArray, lesions: LabelArray) -> float:
 def draw_co_rads(kind: Kind, involvement: float, rng: np.random.Generator) -> int:
     """Suspicion as a radiologist might state it: by pattern and extent, one class off now and then."""
     extent = 2 + (involvement > 0.6) + (involvement > 1.5) + (involvement > 5.0)
-    negative = {"healthy": 1, "lobar": 2, "bronchopneumonia": 2, "bronchiolitis": 2, "aspiration": 3, "oedema": 3}
-    usual = negative.get(kind, extent)
+    usual = {
+        "healthy": 1,
+        "lobar": 2,
+        "bronchopneumonia": 2,
+        "bronchiolitis": 2,
+        "aspiration": 3,
+        "oedema": 3,
+        "covid": extent,
+    }[kind]
     return int(np.clip(usual + int(rng.choice((-1, 0, 1), p=(0.15, 0.7, 0.15))), 1, 5))

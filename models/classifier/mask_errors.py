@@ -33,9 +33,9 @@ SPURIOUS = 0.6
 OVERLOOKED = 0.5
 """How often lesions are missed as a whole."""
 LEAST_SEEN = 0.1
-"""Share of the lesions that are seen then, at least in the mean."""
+"""Least chance of each lesion to be seen then; it is drawn from here to 1, for all alike."""
 ONE_SIDE = 0.4
-"""How often those of one half of the slices alone are seen then."""
+"""How often only those of one half of the slices, which holds some, may be seen then."""
 
 
 def with_errors(slices: Tensor, rng: np.random.Generator) -> Tensor:
@@ -66,20 +66,23 @@ def with_errors(slices: Tensor, rng: np.random.Generator) -> Tensor:
 
 
 def _some_lesions(lesion: Tensor, rng: np.random.Generator) -> Tensor:
-    """Keep some lesions of a mask (n, H, W), of one half of the slices or both; at least one where there are any."""
+    """Keep some lesions of a mask (n, H, W), of one half of the slices or both; at least one where there are any.
+
+    What touches from one of the given slices to the next is one lesion, however far apart these lie in the patient.
+    """
     labels, count = ndimage.label(lesion.numpy(), np.ones((3, 3, 3)))
     if not count:
         return lesion
-    seen = np.append(False, rng.random(count) < rng.uniform(LEAST_SEEN, 1.0))
+    sizes = np.bincount(labels.ravel(), minlength=count + 1)[1:].astype(float)
     if rng.random() < ONE_SIDE:
-        middle = labels.shape[2] // 2
-        halves = (np.bincount(half.ravel(), minlength=count + 1) for half in np.split(labels, [middle], axis=2))
-        left = np.greater_equal(*halves)
-        seen &= left if rng.random() < 0.5 else ~left
+        half = labels[..., : labels.shape[2] // 2]
+        left = 2 * np.bincount(half.ravel(), minlength=count + 1)[1:] >= sizes
+        sides = [side for side in (left, ~left) if side.any()]
+        sizes *= sides[int(rng.integers(len(sides)))]
+    seen = (sizes > 0) & (rng.random(count) < rng.uniform(LEAST_SEEN, 1.0))
     if not seen.any():
-        sizes = np.bincount(labels.ravel(), minlength=count + 1)[1:]
-        seen[1 + rng.choice(count, p=sizes / sizes.sum())] = True
-    return torch.from_numpy(seen[labels]).to(lesion)
+        seen[rng.choice(count, p=sizes / sizes.sum())] = True
+    return torch.from_numpy(np.append(False, seen)[labels]).to(lesion)
 
 
 def _errors(like: Tensor, rng: np.random.Generator) -> Tensor:

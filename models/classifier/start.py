@@ -2,8 +2,8 @@
 
 With the usual random ones, what the gate lets through is the product of two small numbers, and outside the lesions one
 of biases, which max-pooling then finds instead of them; slices hardly differ in their descriptors, every cluster takes
-the same share of each, and NetVLAD is a mean that it does not learn to be more than. What the last layer must learn is
-shared among more than 30,000 weights, each of which a step changes as much as any other weight of the network.
+the same share of each, and NetVLAD is a mean that it does not learn to be more than. The last layer has more than
+30,000 weights for each class: from random ones it learns slowly at rates at which the layers before it are stable.
 """
 
 from __future__ import annotations

@@ -112,7 +112,7 @@ class ClassifierSettings(FocalSettings):
         On the last layer, which starts from what :func:`~models.classifier.start.fit_output` makes of the training
         studies; None leaves it random.
     output_draws : int
-        How often each study is drawn for that.
+        How often each study is drawn for that, at least.
     side_branch : bool
         False leaves the side branch out.
     """
@@ -305,7 +305,7 @@ class ClassifierRecipe(StudyRecipe):
             fit_clusters(network.aggregation, F.relu(network.descriptor(pooled)), self._settings.seed)
         if isinstance(settings, ClassifierSettings) and settings.output_penalty is not None:
             seen, labels = [], []
-            for number in range(settings.output_draws * len(self._training)):
+            for number in range(settings.output_draws * self.steps * settings.batch):
                 slices, label = self[number]
                 seen.append(network.aggregation(network.describe(slices, chunk=_AT_A_TIME)))
                 labels.append(label)

@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import nn
 
+from models.classifier import training
 from models.classifier.cvae import CVAE
 from models.classifier.network import Classifier, GatedEncoder, NetVLAD
 from models.classifier.start import fit_clusters, fit_output, scale_convolutions, standardise_linear
@@ -205,10 +206,13 @@ def test_the_last_layer_stays_as_it_is_where_nothing_can_be_learned(case: str) -
     assert all(torch.equal(value, before[name]) for name, value in output.state_dict().items())
 
 
-def test_the_last_layer_of_a_classifier_starts_from_all_studies_where_it_is_asked_for(tmp_path: Path) -> None:
-    """Each is drawn anew as often as is said, with what augmentation and errors of masks make of it."""
+def test_the_last_layer_of_a_classifier_starts_from_all_studies_where_it_is_asked_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(training, "STARTING_STUDIES", 6)
     made = studies(tmp_path, 12, 1, slices=20)
-    odds = {}
+    odds, fitted_to = {}, []
+    monkeypatch.setattr(training, "fit_output", lambda *args: fitted_to.append(args[1:3]) or fit_output(*args))
     for penalty in (None, 0.01):
         chosen = settings("classifier", in_plane=32, output_penalty=penalty, output_draws=2)
         torch.manual_seed(0)
@@ -218,6 +222,9 @@ def test_the_last_layer_of_a_classifier_starts_from_all_studies_where_it_is_aske
         assert torch.equal(network.output.weight, before) == (penalty is None)
         with torch.no_grad():
             odds[penalty] = [float(network(study.slices()[:, :2]).diff()) for study in made]
+    ((inputs, labels),) = fitted_to
+    assert inputs.shape == (24, 512 * 64)
+    assert labels.tolist().count(1) == 12
     fitted = odds[0.01]
     positive = [value for value, study in zip(fitted, made, strict=True) if study.label]
     negative = [value for value, study in zip(fitted, made, strict=True) if not study.label]

@@ -102,6 +102,28 @@ def test_lesions_are_overlooked_whole_and_never_all_of_them() -> None:
     assert halves == {(True, True), (True, False), (False, True)}
 
 
+def test_errors_overlook_lesions_as_often_as_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[int] = []
+    monkeypatch.setattr(mask_errors, "_some_lesions", lambda lesion, rng: calls.append(1) or torch.zeros_like(lesion))
+    masks = drawn(slices(), 200)
+    assert len(calls) / 200 == pytest.approx(mask_errors.OVERLOOKED, abs=0.1)
+    inside = masks[:, 4:12, 40:60, 45:55].mean((1, 2, 3))
+    assert (inside < 0.5).sum() == pytest.approx(len(calls), abs=10), "what is overlooked is marked by chance alone"
+
+
+def test_only_one_half_is_seen_now_and_then_and_only_one_that_holds_lesions(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(mask_errors, "LEAST_SEEN", 1.0)  # all that may be seen is
+    both, one = _lesions(32), _lesions(32)
+    one[..., 32:] = 0.0
+    shares = []
+    for seed in range(1000):
+        seen = mask_errors._some_lesions(both, np.random.default_rng(seed))
+        shares.append(float(seen.sum() / both.sum()))
+        assert torch.equal(mask_errors._some_lesions(one, np.random.default_rng(seed)), one)
+    assert set(shares) == {0.5, 1.0}
+    assert shares.count(0.5) / 1000 == pytest.approx(mask_errors.ONE_SIDE, abs=0.05)
+
+
 @pytest.mark.parametrize("count", [0, 1])
 def test_a_single_lesion_is_never_overlooked_and_none_is_made(count: int) -> None:
     mask = _lesions(count)

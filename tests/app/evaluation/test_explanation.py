@@ -100,6 +100,15 @@ def test_a_study_without_lesions_or_without_healthy_lung_is_no_case(tmp_path: Pa
     assert {case.name for case in slice_cases(slices, 3, 64)} == {"slices 3"}
 
 
+def test_a_study_without_lung_is_no_case(tmp_path: Path) -> None:
+    """Neither without any, nor where so little is left at the size of the classifier."""
+    slices = read_slices(annotated(tmp_path / "slices.npz", 4, volume_guess=np.array([0, 1, 2, 2])))
+    for number, kept in ((0, 0), (1, 1)):
+        slices.lungs[number] = slices.infection[number] = False
+        slices.lungs[number, 12, 8 : 8 + kept] = True
+    assert {case.name for case in slice_cases(slices, 3, 16)} == {"slices 3"}
+
+
 def broken(path: Path, kind: str) -> None:
     if kind == "empty":
         path.write_bytes(b"")
