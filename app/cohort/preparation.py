@@ -35,7 +35,7 @@ from operators.lung_segmentation import segment_lungs
 from operators.orientation import standard_arrangement, standard_volume
 from operators.refusal import InputRefused, ReasonCode
 from operators.resampling import resample, shape_at
-from operators.volume import BoolArray, CTVolume, LabelArray
+from operators.volume import BoolArray, CTVolume, FloatArray, Grid, LabelArray
 
 POINTS_KEPT = 2000
 """Voxels of each kind to centre patches on that are kept of a study, evenly over all."""
@@ -217,12 +217,26 @@ class GivenSlices:
 
 def _seen(volume: CTVolume, lungs: Lungs, lesions: Lesions, in_plane: int) -> tuple[dict[str, Array], dict[str, str]]:
     """Return what the classifier sees, and how far its voxels lie apart."""
-    inputs, grid = classifier_input(volume, lungs, lesions, in_plane)
-    all_lung = Lesions(lungs.mask.astype(np.uint8), volume.grid)
-    inside, _ = classifier_input(volume, lungs, all_lung, in_plane)
-    labels = LESION * (inputs[:, 1] > 0) + LUNG * (inside[:, 1] > 0)
+    inputs, inside, grid = input_and_lung(volume, lungs, lesions, in_plane)
+    labels = LESION * (inputs[:, 1] > 0) + LUNG * inside
     arrays: dict[str, Array] = {CT: inputs[:, 0].astype(np.float16), LABELS: labels.astype(np.uint8)}
     return arrays, {"spacing": json.dumps(grid.spacing)}
+
+
+def input_and_lung(
+    volume: CTVolume, lungs: Lungs, lesions: Lesions, in_plane: int
+) -> tuple[FloatArray, BoolArray, Grid]:
+    """Return the classifier's input, where it holds lung (slices, rows, columns), and its grid.
+
+    Raises
+    ------
+    InputRefused
+        NO_LUNGS if no slice holds lung.
+    """
+    inputs, grid = classifier_input(volume, lungs, lesions, in_plane)
+    # the lungs are where the mask would be if all of them were lesion
+    inside, _ = classifier_input(volume, lungs, Lesions(lungs.mask.astype(np.uint8), volume.grid), in_plane)
+    return inputs, inside[:, 1] > 0, grid
 
 
 def slice_preparation(models: Path, in_plane: int) -> SlicePreparation:

@@ -10,9 +10,10 @@ import numpy as np
 from scipy import ndimage
 
 from app.cohort.images import bare_volume
+from app.cohort.preparation import input_and_lung
 from app.cohort.slices import PIXEL_MM, AnnotatedSlices, to_hounsfield
 from app.phantom import make_phantom
-from operators.classification import SLICE_MM, classifier_input
+from operators.classification import SLICE_MM
 from operators.findings import Lesions, Lungs
 from operators.refusal import InputRefused
 from operators.volume import BoolArray, CTVolume, FloatArray, LabelArray
@@ -88,11 +89,8 @@ def _seen(
     volume: CTVolume, lungs: LabelArray, lesions: LabelArray, in_plane: int
 ) -> tuple[FloatArray, BoolArray, BoolArray]:
     """Return CT, lungs and lesions as the classifier's input has them."""
-    found = Lungs(lungs, volume.grid)
-    inputs, _ = classifier_input(volume, found, Lesions(lesions, volume.grid), in_plane)
-    # the lungs are where the mask would be if all of them were lesion
-    inside, _ = classifier_input(volume, found, Lesions((lungs > 0).astype(np.uint8), volume.grid), in_plane)
-    return inputs[:, 0], inside[:, 1] > 0, inputs[:, 1] > 0
+    inputs, inside, _ = input_and_lung(volume, Lungs(lungs, volume.grid), Lesions(lesions, volume.grid), in_plane)
+    return inputs[:, 0], inside, inputs[:, 1] > 0
 
 
 def _both_masks(name: str, ct: FloatArray, lungs: BoolArray, lesions: BoolArray) -> Iterator[Case]:
