@@ -173,10 +173,10 @@ def _train(fabric: Fabric, training: Training, finish: Finish, parent: int) -> N
     recipe = task.recipe(network, settings, training.training, training.validation)
     start = time.monotonic()
     try:
-        if training.start is None:
+        checkpoint = Checkpoint(training.folder, training.identity)
+        if training.start is None and not checkpoint.there:  # whose weights would replace what is fitted
             recipe.fit_to_data()
         with _board(training.folder, first) as board:
-            checkpoint = Checkpoint(training.folder, training.identity)
             pictures = recipe.pictures
             report = _reporter(say, board, pictures, settings.epochs)
             trained = fit(recipe, settings, fabric, checkpoint, tell=say, report=report)

@@ -57,6 +57,11 @@ class Checkpoint:
     folder: Path
     identity: str
 
+    @property
+    def there(self) -> bool:
+        """Whether a state is kept, of this run or another."""
+        return (self.folder / _NAME).exists()
+
     def save(self, modules: dict[str, nn.Module], optimiser: torch.optim.Optimizer, stage: Stage) -> None:
         """Write the state; the file is whole at any moment."""
         tensors = {f"{key}/{name}": value for key, module in modules.items() for name, value in _of(module).items()}
@@ -82,7 +87,7 @@ class Checkpoint:
             If it is damaged or of another run.
         """
         path = self.folder / _NAME
-        if not path.exists():
+        if not self.there:
             return Stage()
         try:
             with safe_open(path, framework="pt") as file:

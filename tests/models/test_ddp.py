@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -20,7 +21,9 @@ from app.training.configuration import load_training_settings
 from app.training.run import Devices, Finish, Training, _train, run_training
 from app.training.tasks import TASKS, Prepared
 from models.classifier.studies import LESION, LUNG
+from models.classifier.training import ClassifierRecipe
 from models.training.loop import Trained
+from models.training.recipe import Recipe
 
 SMALL: Mapping[str, Mapping[str, object]] = {
     "classifier": {"in_plane": 32, "initial": "random", "epochs": 2, "learning_rate": 1e-3, "slices_per_study": 2},
@@ -202,6 +205,27 @@ def test_an_error_in_this_process_is_the_same_line(tmp_path: Path) -> None:
     write_study(made.training[2].path, 2, broken=True)
     with pytest.raises(RunFailed, match=r"^classifier: the loss is no longer finite: lower the learning rate$"):
         run_training(made, CPU, partial(keep, tmp_path))
+
+
+def test_first_weights_are_not_fitted_where_a_training_is_gone_on_with(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = training("classifier", tmp_path, tmp_path / "states")
+    for name in ("once", "again"):
+        (tmp_path / name).mkdir()
+    run_training(made, CPU, partial(keep, tmp_path / "once"))
+    fitted: list[Recipe] = []
+
+    def note(recipe: Recipe) -> None:
+        fitted.append(recipe)
+
+    monkeypatch.setattr(ClassifierRecipe, "fit_to_data", note)
+    run_training(made, CPU, partial(keep, tmp_path / "again"))
+    assert not fitted
+    once, again = (load_file(tmp_path / name / "classifier.safetensors") for name in ("once", "again"))
+    assert all(torch.equal(tensor, again[name]) for name, tensor in once.items())
+    run_training(replace(made, states=tmp_path / "new"), CPU, partial(keep, tmp_path / "again"))
+    assert len(fitted) == 1
 
 
 @pytest.mark.parametrize("damage", ["gone", "cut off"])
